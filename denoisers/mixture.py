@@ -1,0 +1,139 @@
+"""Gaussian mixtures: the exact denoiser, for truth in tests and for benchmarks without a network's error."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .protocol import Path, rows_per_condition
+
+
+def _column(values: Tensor | Sequence[float] | float, count: int, name: str) -> Tensor:
+    column = torch.as_tensor(values, dtype=torch.float64)
+    column = column.expand(count) if column.ndim == 0 else column
+    if column.shape != (count,) or not bool((torch.isfinite(column) & (column > 0)).all()):
+        raise ValueError(f"{name} must be {count} positive finite numbers (one per mean) or one for all, got {values}")
+    return column
+
+
+class GaussianMixture:
+    r"""Exact posterior mean of x0 ~ sum_k w_k N(mu_k, s_k^2 I), for x = alpha x0 + sigma eps.
+
+    v_k = alpha^2 s_k^2 + sigma^2;  g_k = softmax_k(log w_k - |x - alpha mu_k|^2 / (2 v_k) - d/2 log v_k);
+    D(x, sigma) = sum_k g_k (mu_k + alpha s_k^2 / v_k (x - alpha mu_k)), alpha = 1 (`ve`) or 1 - sigma (`flow`).
+
+    It computes in the dtype of x; constants are kept in float64.
+
+    Args:
+        means: (M, *S).
+        stds: (M,) or one number, > 0; in the units of the data.
+        weights: (M,) or one number, > 0; normalised here.
+        path: `ve` or `flow`.
+        labels: (M,) class of each component; `bind` then conditions on a class.
+        sigma_min, sigma_max: the range that trainers and comparisons use.
+
+    Raises:
+        ValueError: for shapes, signs or an unknown path, naming the value.
+    """
+
+    def __init__(
+        self,
+        means: Tensor,
+        stds: Tensor | Sequence[float] | float,
+        weights: Tensor | Sequence[float] | float = 1.0,
+        path: Path = "ve",
+        labels: Tensor | None = None,
+        sigma_min: float = 0.002,
+        sigma_max: float | None = None,
+        name: str = "mixture",
+    ) -> None:
+        if path not in ("ve", "flow"):
+            raise ValueError(f"path = {path!r} is unknown: give 've' or 'flow'")
+        means = torch.as_tensor(means, dtype=torch.float64)
+        if means.ndim < 2 or not bool(torch.isfinite(means).all()):
+            raise ValueError(f"means must be finite with shape (M, *S), got shape {tuple(means.shape)}")
+        self.name, self.path, self.guidance, self.device = name, path, 1.0, "cpu"
+        self.sigma_min = sigma_min
+        self.sigma_max = sigma_max if sigma_max is not None else (80.0 if path == "ve" else 1.0)
+        self.shape = tuple(means.shape[1:])
+        self.means = means.flatten(1)  # (M, d)
+        self.variances = _column(stds, len(means), "stds") ** 2
+        weights = _column(weights, len(means), "weights")
+        self.log_weights = (weights / weights.sum()).log()  # (M,)
+        if labels is not None and labels.shape != (len(means),):
+            raise ValueError(f"labels must have shape ({len(means)},), one per mean, got {tuple(labels.shape)}")
+        self.labels = labels
+        # With one common width |x|^2 and log v cancel in the softmax: leaving them out is faster and more accurate.
+        self._common = bool((self.variances == self.variances[0]).all())
+        self._condition: Tensor | None = None  # (B, M) log-weights, -inf outside the class
+        self._cache: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+
+    def bind(self, labels: Tensor | Sequence[int], guidance: float = 1.0) -> GaussianMixture:
+        """This mixture conditioned row by row: D = D_u + guidance (D_c - D_u), D_c over the label's components.
+
+        Args:
+            labels: (B,) classes; a call then has B rows, or B x K rows sample-major.
+            guidance: 1 is plain conditioning.
+        """
+        if self.labels is None:
+            raise ValueError("this mixture has no classes to bind: give labels= when it is made")
+        wanted = torch.as_tensor(labels)
+        inside = self.labels[None] == wanted[:, None]
+        if not bool(inside.any(1).all()):
+            raise ValueError(f"labels {wanted.tolist()} hold a class that no component has: {self.labels.unique().tolist()}")
+        bound = copy.copy(self)
+        bound.guidance = float(guidance)
+        bound._condition = self.log_weights.masked_fill(~inside, -math.inf)
+        bound._cache = {}
+        return bound
+
+    def for_seeds(self, seeds: Sequence[int]) -> GaussianMixture:
+        """The mixture itself: a seed stands for no condition here."""
+        return self
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Pictures in [0, 1] of states in [-1, 1]."""
+        return (x / 2 + 0.5).clamp(0, 1)
+
+    def _constants(self, x: Tensor) -> tuple[Tensor, ...]:
+        key = (x.dtype, x.device)
+        if key not in self._cache:
+            condition = self.log_weights[:0] if self._condition is None else self._condition
+            parts = (self.means, self.means.square().sum(1), self.variances, self.log_weights, condition)
+            self._cache[key] = tuple(p.to(device=x.device, dtype=x.dtype) for p in parts)
+        return self._cache[key]
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        means, norms, variances, log_weights, condition = self._constants(x)
+        flat = x.flatten(1)
+        # Where sigma^2 is tiny against alpha^2 s^2 nothing cancels, so float64 scalars may be rounded to x's dtype.
+        sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).reshape(-1, 1)
+        alpha = (torch.ones_like(sigma) if self.path == "ve" else 1 - sigma).to(x.dtype)
+        sigma = sigma.to(x.dtype)
+        spread = alpha**2 * (variances[:1] if self._common else variances) + sigma**2  # (B or 1, M or 1)
+        distance = alpha**2 * norms - 2 * alpha * (flat @ means.T)
+        if not self._common:
+            distance = distance + flat.square().sum(1, keepdim=True)
+        logits = -distance / (2 * spread)
+        if not self._common:
+            logits = logits - flat.shape[1] / 2 * spread.log()
+        gain = alpha * (variances[:1] if self._common else variances) / spread
+        pull = sigma**2 / spread  # = 1 - alpha gain, without the cancellation at small sigma
+        if self._condition is None:
+            return self._mean(flat, means, pull, gain, logits + log_weights).reshape(x.shape)
+        repeat = rows_per_condition(len(x), len(condition))
+        denoised = self._mean(flat, means, pull, gain, logits + condition.repeat_interleave(repeat, 0))
+        if self.guidance != 1.0:
+            free = self._mean(flat, means, pull, gain, logits + log_weights)
+            denoised = free + self.guidance * (denoised - free)
+        return denoised.reshape(x.shape)
+
+    def _mean(self, flat: Tensor, means: Tensor, pull: Tensor, gain: Tensor, logits: Tensor) -> Tensor:
+        share = logits.softmax(1)  # (B, M)
+        if self._common:
+            return share @ means * pull + gain * flat
+        return (share * pull) @ means + (share * gain).sum(1, keepdim=True) * flat

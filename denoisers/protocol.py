@@ -1,0 +1,84 @@
+"""The two contracts of this room: what a solver knows of a model, and what a trainer knows of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+Path = Literal["ve", "flow"]
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    r"""The one thing that a solver knows of a model: `denoised = denoiser(x, sigma)`, an estimate of E[x0 | x].
+
+    On every path x = alpha x0 + sigma eps with alpha = 1 + c sigma (variance exploding: c = 0; rectified flow: c = -1)
+    the probability-flow ODE is dx/dsigma = (x - denoised) / sigma.
+
+    Args:
+        x: state (B, *S), any floating dtype; the result has its shape and dtype.
+        sigma: noise level, 0-d or (B,), float64.
+    """
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor: ...
+
+
+class Model(Denoiser, Protocol):
+    """A denoiser that also knows its frame: what training, sampling and comparing need beside the evaluation.
+
+    A sample is its seed: seed -> noise (`unit_noise`) and seed -> condition (`for_seeds`), so that nothing depends on
+    how samples are batched or on which process they land.
+    """
+
+    @property
+    def name(self) -> str:
+        """What tables record as the model that they were learned for."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """`ve` or `flow`."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        ...
+
+    @property
+    def sigma_min(self) -> float: ...
+
+    @property
+    def sigma_max(self) -> float: ...
+
+    @property
+    def guidance(self) -> float:
+        """Guidance scale that is bound by `for_seeds`; 1 means none."""
+        ...
+
+    @property
+    def device(self) -> str: ...
+
+    def for_seeds(self, seeds: Sequence[int]) -> Denoiser:
+        """The denoiser for the samples with these seeds, bound to the condition that each seed stands for."""
+        ...
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) in [0, 1] of finished states."""
+        ...
+
+
+def rows_per_condition(rows: int, conditions: int) -> int:
+    """How often each bound condition is repeated (sample-major) to serve a call of this many rows.
+
+    Raises:
+        ValueError: if `rows` is not a positive multiple of `conditions`.
+    """
+    if rows == 0 or rows % conditions:
+        raise ValueError(
+            f"a call of {rows} rows cannot be served by {conditions} bound conditions: "
+            "rows must be conditions x parallel points, sample-major; bind the denoiser to this batch"
+        )
+    return rows // conditions

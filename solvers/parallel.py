@@ -1,0 +1,145 @@
+"""The learned rule: an anchor, a fan of parallel look-ahead points, memory of earlier slopes, one or two calls a step.
+
+One rule serves every learned family. With look-ahead weights of Adams-Bashforth it is EPD (order 1) and EPD-Plugin
+(arXiv 2507.14797); without a fan and with learned memory it is the S4S / BNS family; DPM-Solver-2, AMED and iPNDM
+are special cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .loop import Ask, History, Rule, Steps, expand
+from .rules import analytic_slope
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """A table's numbers as float64 tensors, unchecked and differentiable; each may end in a sample axis B.
+
+    N steps, J fan points, m remembered steps. A step's slopes are kept as 1 + J slots (anchor, fan points), so memory
+    has M = m (1 + J) columns, newest step first.
+
+    Args:
+        sigmas: (N+1,).
+        nodes: (N, J), where in log sigma each fan point sits: sigma'^r sigma^(1-r).
+        weights: (N, J) of the fan slopes in the update (slope scale included).
+        sigma_scale: (N, J), the network is told this times the point's sigma.
+        anchor: (N,) weight of the anchor slope in the update.
+        memory: (N, M) weights of remembered slopes in the update.
+        lookahead: (N, J, 1 + M) weights of [anchor, memory] in the direction to each fan point.
+        calls: per step, 2 (anchor, then fan) or 1 (anchor and fan together).
+        afs: analytic first slope; in a two-call step it replaces the anchor, in a one-call step it is the first memory.
+        used: per step, which of [update memory (M,), look-ahead of each point (J, 1 + M)] can be non-zero.
+    """
+
+    sigmas: Tensor
+    nodes: Tensor
+    weights: Tensor
+    sigma_scale: Tensor
+    anchor: Tensor
+    memory: Tensor
+    lookahead: Tensor
+    calls: tuple[int, ...]
+    afs: bool
+    used: tuple[Used, ...]
+
+
+@dataclass(frozen=True)
+class Used:
+    """Which weights of one step can be non-zero: known beforehand, so that zeros cost nothing."""
+
+    anchor: bool
+    memory: tuple[int, ...]
+    lookahead: tuple[tuple[int, ...], ...]  # per fan point, indices into [anchor, memory]; empty: no such point
+
+
+def combine(weights: Sequence[Tensor] | Tensor, terms: Sequence[Tensor], used: Sequence[int]) -> Tensor:
+    """sum_k weights[k] terms[k] over the used k; element by element, so that a sample's bits ignore its batch."""
+    total = expand(weights[used[0]], terms[used[0]]) * terms[used[0]]
+    for k in used[1:]:
+        total = total + expand(weights[k], terms[k]) * terms[k]
+    return total
+
+
+def parallel(c: Coefficients) -> Rule:
+    """The rule of a learned table. Reference: arXiv 2507.14797, Eqs. 8-10 (anchor = 0, no memory).
+
+    Two-call step n: d = slope(x, sigma); p_j = x + (tau_j - sigma) sum lookahead[n, j] [d, memory];
+    mean = anchor[n] d + sum_j weights[n, j] slope(p_j, tau_j) + sum memory[n] memory.
+    """
+    columns, width = c.memory.shape[1], c.nodes.shape[1]
+
+    def rule(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
+        used = c.used[n]
+        analytic = c.afs and n == 0
+        if c.calls[n] == 2:
+            anchor = analytic_slope(x, sigma) if analytic else (yield Ask(x[None], sigma[None]))[0]
+            fan = (yield _ask(_fan(c, x, sigma, sigma_next, n, (anchor, *history)))).unbind()
+        else:
+            if analytic:
+                history = (analytic_slope(x, sigma),) * min(columns, 1 + width)
+            ahead = _fan(c, x, sigma, sigma_next, n, (x, *history))  # slot 0, the anchor, is not known yet nor used
+            anchor, *fan = (yield _ask([(x, sigma, torch.ones_like(sigma)), *ahead])).unbind()
+        slots = [j for j, inside in enumerate(used.lookahead) if inside]
+        weights = [c.anchor[n], *(c.weights[n, j] for j in slots), *c.memory[n].unbind()]
+        wanted = [0] * used.anchor + [*range(1, 1 + len(slots)), *(1 + len(slots) + k for k in used.memory)]
+        mean = combine(weights, (anchor, *fan, *history), wanted)
+        return mean, _remember(anchor, dict(zip(slots, fan, strict=True)), history, columns, width)
+
+    return rule
+
+
+Point = tuple[Tensor, Tensor, Tensor]  # where, its sigma, its sigma scale
+
+
+def _ask(points: Sequence[Point]) -> Ask:
+    x, sigma, scale = zip(*points, strict=True)
+    return Ask(torch.stack(x), *(torch.stack(torch.broadcast_tensors(*column)) for column in (sigma, scale)))
+
+
+def _fan(
+    c: Coefficients, x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, directions: Sequence[Tensor]
+) -> list[Point]:
+    """The look-ahead points of step n."""
+    points = []
+    for j, inside in enumerate(c.used[n].lookahead):
+        if inside:
+            mid = sigma_next ** c.nodes[n, j] * sigma ** (1 - c.nodes[n, j])
+            ahead = x + expand(mid - sigma, x) * combine(c.lookahead[n, j], directions, inside)
+            points.append((ahead, mid, c.sigma_scale[n, j]))
+    return points
+
+
+def _remember(anchor: Tensor, fan: dict[int, Tensor], history: History, columns: int, width: int) -> History:
+    """The memory for the next step: this step's 1 + J slots before the older ones, cut to M columns."""
+    # A point that was not evaluated leaves its slot unused; the anchor only fills the place.
+    newest = (anchor, *(fan.get(j, anchor) for j in range(width)))
+    return (*newest, *history)[:columns]
+
+
+def availability(num_steps: int, width: int, columns: int, calls: Sequence[int], afs: bool) -> tuple[Used, ...]:
+    """Per step, which weights have something to weigh: early steps have little memory, and a one-call first step
+    without AFS has no direction to look ahead along, so it evaluates its anchor only.
+
+    Args:
+        width: J, fan points a step.
+        columns: M, memory columns.
+    """
+    out: list[Used] = []
+    fans: list[bool] = []  # newest last: was the fan of that (pseudo-)step evaluated?
+    if afs and calls[0] == 1:
+        fans.append(False)
+    for n in range(num_steps):
+        memory = []
+        for k, evaluated in enumerate(reversed(fans)):
+            memory += [k * (1 + width) + s for s in range(1 + width) if s == 0 or evaluated]
+        memory = [k for k in memory if k < columns]
+        inside = [0] * (calls[n] == 2) + [1 + k for k in memory]
+        out.append(Used(True, tuple(memory), (tuple(inside),) * width))
+        fans.append(bool(inside) and width > 0)
+    return tuple(out)

@@ -1,0 +1,145 @@
+"""Schedules: functions of the number of steps whose value is a float64 tensor of N + 1 decreasing sigmas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def _ramp(num_steps: int) -> Tensor:
+    if num_steps < 1:
+        raise ValueError(f"num_steps = {num_steps} is below 1: a schedule has at least one step")
+    return torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+
+
+def _check_range(sigma_min: float, sigma_max: float) -> None:
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise ValueError(f"need 0 < sigma_min < sigma_max < inf, got sigma_min = {sigma_min}, sigma_max = {sigma_max}")
+
+
+def _pinned(sigmas: Tensor, first: float, last: float) -> Tensor:
+    # Powers and logarithms round the ends; tables and teachers compare them exactly.
+    sigmas = sigmas.clone()
+    sigmas[0], sigmas[-1] = first, last
+    return sigmas
+
+
+def given(sigmas: Tensor | Sequence[float]) -> Tensor:
+    """Any given sigmas, checked: (N+1,), finite, strictly decreasing, > 0 (the last may be 0).
+
+    Raises:
+        ValueError: naming the first offending index and both values.
+    """
+    out = torch.as_tensor(sigmas, dtype=torch.float64)
+    if out.ndim != 1 or len(out) < 2:
+        raise ValueError(f"sigmas must be one row of at least 2 numbers, got shape {tuple(out.shape)}")
+    rows = out.tolist()
+    for i, value in enumerate(rows):
+        if not math.isfinite(value) or value < 0 or (value == 0 and i < len(rows) - 1):
+            raise ValueError(f"sigmas[{i}] = {value} must be finite and positive (only the last may be 0)")
+    for i in range(1, len(rows)):
+        if rows[i] >= rows[i - 1]:
+            raise ValueError(f"sigmas must decrease: sigmas[{i - 1}] = {rows[i - 1]}, sigmas[{i}] = {rows[i]}; sort them")
+    return out
+
+
+def polynomial(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """EDM's grid: (smax^(1/rho) + i/N (smin^(1/rho) - smax^(1/rho)))^rho. Reference: arXiv 2206.00364, Eq. 5."""
+    _check_range(sigma_min, sigma_max)
+    if rho <= 0:
+        raise ValueError(f"rho = {rho} must be positive; 7 is usual")
+    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return _pinned((top + _ramp(num_steps) * (bottom - top)) ** rho, sigma_max, sigma_min)
+
+
+def logsnr(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
+    """Uniform in log sigma. Reference: DPM-Solver, arXiv 2206.00927, Section 3.4."""
+    _check_range(sigma_min, sigma_max)
+    ends = math.log(sigma_max), math.log(sigma_min)
+    return _pinned((ends[0] + _ramp(num_steps) * (ends[1] - ends[0])).exp(), sigma_max, sigma_min)
+
+
+def time_uniform(
+    num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 1.0, epsilon: float = 1e-3
+) -> Tensor:
+    """Uniform in t^(1/rho) of the VP process whose sigma(epsilon) = sigma_min and sigma(1) = sigma_max.
+
+    sigma(t) = sqrt(exp(bd t^2 / 2 + bm t) - 1). Reference: arXiv 2011.13456, Appendix B; EDM Table 1.
+    """
+    _check_range(sigma_min, sigma_max)
+    low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
+    bd = 2 * (low / epsilon - high) / (epsilon - 1)
+    bm = high - bd / 2
+    t = (1 + _ramp(num_steps) * (epsilon ** (1 / rho) - 1)) ** rho
+    return _pinned(torch.expm1(bd * t**2 / 2 + bm * t).sqrt(), sigma_max, sigma_min)
+
+
+def log_alpha_knots(alphas_cumprod: Tensor | Sequence[float]) -> Tensor:
+    """log alpha = 0.5 log(alphas_cumprod) on the training timesteps, float64 (T,)."""
+    knots = 0.5 * torch.as_tensor(alphas_cumprod, dtype=torch.float64).log()
+    if knots.ndim != 1 or len(knots) < 2 or not bool((knots.diff() < 0).all()):
+        raise ValueError("alphas_cumprod must be one decreasing row of at least 2 numbers in (0, 1)")
+    return knots
+
+
+def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """Piecewise linear through increasing knots xs; the outermost segments extrapolate."""
+    right = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
+    slope = (ys[right] - ys[right - 1]) / (xs[right] - xs[right - 1])
+    return ys[right - 1] + (x - xs[right - 1]) * slope
+
+
+def sigma_to_timestep(sigma: Tensor, knots: Tensor) -> Tensor:
+    """Fractional training timestep (0 = the first knot) of a noise level, log alpha piecewise linear."""
+    log_alpha = -0.5 * torch.log1p(sigma.to(torch.float64) ** 2)
+    index = torch.arange(len(knots), dtype=torch.float64, device=knots.device)
+    return _interpolate(log_alpha, knots.flip(0), index.flip(0))
+
+
+def timestep_to_sigma(timestep: Tensor, knots: Tensor) -> Tensor:
+    """Noise level sqrt(1 - alpha^2) / alpha of a fractional training timestep."""
+    index = torch.arange(len(knots), dtype=torch.float64, device=knots.device)
+    return torch.expm1(-2 * _interpolate(timestep.to(torch.float64), index, knots)).sqrt()
+
+
+def discrete(
+    num_steps: int,
+    alphas_cumprod: Tensor | Sequence[float],
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 1.0,
+) -> Tensor:
+    """Uniform (rho = 1) in the fractional timestep of a network that was trained on discrete ones.
+
+    Reference: arXiv 2206.00927, Appendix; continuous timesteps by interpolating log alpha.
+    """
+    knots = log_alpha_knots(alphas_cumprod)
+    ends = torch.tensor([0.0, len(knots) - 1.0], dtype=torch.float64)
+    low, high = timestep_to_sigma(ends, knots).tolist()
+    low, high = (low if sigma_min is None else sigma_min), (high if sigma_max is None else sigma_max)
+    _check_range(low, high)
+    last, first = sigma_to_timestep(torch.tensor([low, high], dtype=torch.float64), knots).tolist()
+    # Measured from t = -1, so that rho acts on a positive time, as (index + 1) / T does.
+    first, last = (first + 1) ** (1 / rho), (last + 1) ** (1 / rho)
+    t = (first + _ramp(num_steps) * (last - first)) ** rho - 1
+    return _pinned(timestep_to_sigma(t, knots), high, low)
+
+
+def flow_shift(
+    num_steps: int, shift: float = 1.0, mu: float | None = None, sigma_min: float = 0.001, sigma_max: float = 1.0
+) -> Tensor:
+    """Rectified flow: s uniform, sigma = shift s / (1 + (shift - 1) s); with mu, shift = e^mu.
+
+    sigma_min and sigma_max are the ends of the unshifted ramp. Reference: SD3, arXiv 2403.03206, Eq. 23.
+    """
+    _check_range(sigma_min, sigma_max)
+    if sigma_max > 1:
+        raise ValueError(f"sigma_max = {sigma_max} is above 1: a flow path starts at sigma 1 at most")
+    shift = math.exp(mu) if mu is not None else shift
+    if not shift > 0:
+        raise ValueError(f"shift = {shift} must be positive; 1 is none, SD3 uses 3")
+    s = sigma_max + _ramp(num_steps) * (sigma_min - sigma_max)
+    return shift * s / (1 + (shift - 1) * s)

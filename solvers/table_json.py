@@ -1,0 +1,144 @@
+"""Tables as JSON: exact, human-diffable, and read as if written by an enemy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from .table import Provenance, Table, TableError
+
+FORMAT, VERSION = "epd-table", 1
+ARRAYS = ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor", "memory", "lookahead")
+FIELDS = tuple(f.name for f in dataclasses.fields(Table))
+
+
+def to_dict(table: Table) -> dict[str, Any]:
+    """A table as plain lists and numbers, defaults left out."""
+    out: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+    for name in FIELDS:
+        value = getattr(table, name)
+        if name in ARRAYS:
+            if value is not None and not _is_default(table, name):
+                out[name] = value.tolist()
+        elif name == "calls":
+            out[name] = value[0] if len(set(value)) == 1 else list(value)
+        elif name == "provenance":
+            kept = dataclasses.asdict(value)
+            kept["resolution"] = list(value.resolution)
+            out[name] = {k: v for k, v in kept.items() if v not in ("", None, [], {})}
+        else:
+            out[name] = value
+    return out
+
+
+def _is_default(table: Table, name: str) -> bool:
+    array = table.a(name)
+    if name in ("slope_scale", "sigma_scale"):
+        return bool((array == 1).all())
+    return name in ("anchor", "memory") and not array.any() and (name == "anchor" or array.shape[1] == 0)
+
+
+def dumps(table: Table) -> str:
+    """JSON with one line per row of numbers, so that a diff shows which step changed."""
+    lines = [f"  {json.dumps(key)}: {_value(value)}" for key, value in to_dict(table).items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _value(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return "[\n" + ",\n".join(f"    {json.dumps(row)}" for row in value) + "\n  ]"
+    if isinstance(value, dict):
+        return json.dumps(value, indent=2, allow_nan=False).replace("\n", "\n  ")
+    return json.dumps(value, allow_nan=False)
+
+
+def loads(text: str, source: str = "table") -> Table:
+    """Reads `dumps`' text; every fault is one TableError that names the source.
+
+    Raises:
+        TableError: for anything but a valid table of this format and version.
+    """
+    try:
+        data = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        return from_dict(data)
+    except TableError as error:
+        raise TableError(f"{source}: {error}") from error
+    except (ValueError, RecursionError, OverflowError) as error:  # JSONDecodeError is a ValueError
+        raise TableError(f"{source} is not valid JSON: {error}; `epd table convert` reads .pkl and .npz files") from error
+
+
+def _no_constant(name: str) -> float:
+    raise TableError(f"{name} stands for a number: every number of a table must be finite")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
+        raise TableError(f"the key {twice!r} occurs twice")
+    return out
+
+
+def from_dict(data: Any) -> Table:  # noqa: ANN401 - whatever a file held
+    """A table of parsed JSON, types checked before anything is converted."""
+    if not isinstance(data, dict):
+        raise TableError(f"a table is a JSON object, not {type(data).__name__}")
+    if data.get("format") != FORMAT or data.get("version") != VERSION:
+        raise TableError(
+            f"format = {data.get('format')!r}, version = {data.get('version')!r}: this reads {FORMAT!r} version {VERSION}"
+        )
+    unknown = sorted(set(data) - set(FIELDS) - {"format", "version"})
+    if unknown:
+        raise TableError(f"unknown key {unknown[0]!r}; known are {', '.join(FIELDS)}")
+    missing = [k for k in ("sigmas", "nodes", "weights") if k not in data]
+    if missing:
+        raise TableError(f"the key {missing[0]!r} is missing")
+    for name in ARRAYS:
+        if name in data:
+            _require_numbers(name, data[name])
+    calls = data.get("calls", 2)
+    if not (type(calls) is int or (isinstance(calls, list) and all(type(c) is int for c in calls))):
+        raise TableError(f"calls = {calls!r} must be 1 or 2, or a list of them")
+    if type(data.get("order", 1)) is not int or type(data.get("afs", False)) is not bool:
+        raise TableError(f"order = {data.get('order')!r} must be an integer and afs = {data.get('afs')!r} a boolean")
+    values = {k: data[k] for k in FIELDS if k in data and k != "provenance"}
+    return Table(**values, provenance=_provenance(data.get("provenance", {})))
+
+
+def _require_numbers(name: str, value: Any, depth: int = 0) -> None:  # noqa: ANN401
+    if not isinstance(value, list) or depth > 2:
+        raise TableError(f"{name} must be nested lists of numbers (at most 3 deep), found {type(value).__name__}")
+    for item in value:
+        if isinstance(item, list):
+            _require_numbers(name, item, depth + 1)
+        elif type(item) not in (int, float) or not _is_finite(item):
+            raise TableError(f"{name} holds {str(item)[:40]!r}, which is not a finite number")
+
+
+def _is_finite(item: float) -> bool:
+    try:
+        return math.isfinite(item)
+    except OverflowError:  # an integer beyond float's range
+        return False
+
+
+def _provenance(data: Any) -> Provenance:  # noqa: ANN401
+    if not isinstance(data, dict):
+        raise TableError(f"provenance must be an object, not {type(data).__name__}")
+    known = {f.name: f for f in dataclasses.fields(Provenance)}
+    unknown = sorted(set(data) - set(known))
+    if unknown:
+        raise TableError(f"unknown provenance key {unknown[0]!r}; put foreign entries into 'metadata'")
+    texts = ("model", "path", "schedule", "prediction", "parent", "citation", "notes")
+    checks: dict[str, Any] = {k: str for k in texts} | {"config": dict, "metrics": dict, "metadata": dict}
+    checks |= {"guidance": (int, float), "seed": int, "resolution": list}
+    for key, value in data.items():
+        if not isinstance(value, checks[key]) or isinstance(value, bool):
+            raise TableError(f"provenance.{key} = {str(value)[:40]!r} has the wrong type {type(value).__name__}")
+    return Provenance(**{**data, "resolution": tuple(data.get("resolution", ()))})
+
+
+if TYPE_CHECKING:
+    from .table import Array  # noqa: F401
