@@ -54,9 +54,10 @@ class GaussianMixture:
         if path not in ("ve", "flow"):
             raise ValueError(f"path = {path!r} is unknown: give 've' or 'flow'")
         means = torch.as_tensor(means, dtype=torch.float64)
-        if means.ndim < 2 or not bool(torch.isfinite(means).all()):
+        if means.ndim < 2 or not len(means) or not bool(torch.isfinite(means).all()):
             raise ValueError(f"means must be finite with shape (M, *S), got shape {tuple(means.shape)}")
-        self.name, self.path, self.guidance, self.device = name, path, 1.0, "cpu"
+        self.name, self.guidance, self.device = name, 1.0, "cpu"
+        self.path: Path = path
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max if sigma_max is not None else (80.0 if path == "ve" else 1.0)
         self.shape = tuple(means.shape[1:])

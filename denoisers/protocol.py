@@ -76,7 +76,7 @@ def rows_per_condition(rows: int, conditions: int) -> int:
     Raises:
         ValueError: if `rows` is not a positive multiple of `conditions`.
     """
-    if rows == 0 or rows % conditions:
+    if rows == 0 or conditions == 0 or rows % conditions:
         raise ValueError(
             f"a call of {rows} rows cannot be served by {conditions} bound conditions: "
             "rows must be conditions x parallel points, sample-major; bind the denoiser to this batch"

@@ -24,8 +24,7 @@ class Timesteps:
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
         acp = torch.as_tensor(alphas_cumprod).detach().to("cpu", torch.float64)
-        # The first row may be exactly 1 and a schedule with zero terminal SNR ends in 0, which is no finite noise level.
-        if acp.ndim != 1 or len(acp) < 2 or not bool((acp[1:] < acp[:-1]).all()) or not 0 < float(acp[-1]) <= 1:
+        if acp.ndim != 1 or len(acp) < 2 or not bool((acp.diff() < 0).all() & (acp[-1] > 0) & (acp[0] <= 1)):
             raise ValueError(
                 f"alphas_cumprod must be (T,) strictly decreasing inside (0, 1], got shape {tuple(acp.shape)} from "
                 f"{acp.flatten()[:1].tolist()} to {acp.flatten()[-1:].tolist()}; a schedule that was rescaled to zero "

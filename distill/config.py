@@ -46,32 +46,47 @@ class DistillConfig(BaseModel):
     """End point through the whole trajectory, the paper's per-step matching, or their sum."""
     feature_weight: float = Field(0.0, ge=0)
     """Weight of the distance in the features of the network given to `distill`."""
-    iterations: int = Field(1000, ge=1)
-    """Optimiser updates."""
-    batch: int = Field(256, ge=1)
-    """Samples per update, over all processes and accumulation parts."""
-    accumulate: int = Field(1, ge=1)
-    """Parts that an update's batch is split into, to save memory."""
-    pool: int = Field(8192, ge=1)
+    optimizer: Literal["auto", "gauss-newton", "adam"] = "auto"
+    """Gauss-Newton (forward evaluations only; end point objective) or Adam through the trajectory; auto: the first
+    where it applies."""
+    iterations: int | None = Field(None, ge=1)
+    """Optimiser updates; none: 24 of Gauss-Newton, 1000 of Adam."""
+    restarts: int | None = Field(None, ge=0, le=64)
+    """Starting points that are tried for `screening` updates each; the best on held-out noise is trained on.
+    none: the family's."""
+    screening: int = Field(8, ge=1)
+    """Updates that each starting point gets."""
+    batch: int = Field(2048, ge=1)
+    """Samples per update, over all processes and accumulation parts; Gauss-Newton grows up to it."""
+    accumulate: int = Field(8, ge=1)
+    """Parts that a batch is split into, one network batch each; processes share the parts among them."""
+    pool: int = Field(4096, ge=1)
     """Teacher trajectories that training draws from."""
     validation: int = Field(512, ge=1)
     """Held-out teacher trajectories; the best table on them is kept."""
-    validate_every: int = Field(50, ge=1)
-    """Updates between two measurements on held-out noise."""
+    validate_every: int | None = Field(None, ge=1)
+    """Updates between two measurements on held-out noise; none: 1 with Gauss-Newton, 25 with Adam."""
     patience: int = Field(0, ge=0)
     """Stop after this many measurements without improvement; 0: never."""
-    restarts: int = Field(1, ge=1, le=64)
-    """Initialisations that are tried; the best on held-out noise is trained to the end."""
     lr: float = Field(0.05, gt=0)
-    """Peak of the one-cycle learning rate."""
+    """Peak of Adam's one-cycle learning rate."""
     clip: float = Field(1.0, gt=0)
-    """Largest gradient norm."""
+    """Largest gradient norm (Adam)."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Training seed: noise, batches, initialisation."""
+    """Training seed: batches and starting points. The noise pool is shared between seeds."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of the state while training."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Autocast of the network."""
     checkpointing: bool = False
-    """Recompute network activations in the backward pass, for large networks."""
+    """Recompute network activations in the backward pass (Adam), for large networks."""
+
+    @property
+    def gauss_newton(self) -> bool:
+        """Which optimiser `auto` means: differences of half-precision outputs are noise."""
+        if self.optimizer == "auto":
+            return self.objective == "end" and self.precision == "no"
+        return self.optimizer == "gauss-newton"
 
     @model_validator(mode="after")
     def _consistent(self) -> DistillConfig:
@@ -79,4 +94,11 @@ class DistillConfig(BaseModel):
             raise ValueError(f"batch = {self.batch} exceeds pool = {self.pool}: a batch holds distinct trajectories")
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate = {self.accumulate} must divide batch = {self.batch}")
+        if self.optimizer == "gauss-newton" and self.objective != "end":
+            raise ValueError(f"optimizer = 'gauss-newton' needs objective = 'end', not {self.objective!r}: use 'adam'")
+        if self.optimizer == "gauss-newton" and self.precision != "no":
+            raise ValueError(f"optimizer = 'gauss-newton' with precision = {self.precision!r}: differences of "
+                             "half-precision outputs are noise; use 'adam', or precision = 'no'")
+        if self.objective != "end" and self.learn is not None and "sigmas" in self.learn:
+            raise ValueError(f"objective = {self.objective!r} matches states on fixed sigmas: leave 'sigmas' out of learn")
         return self

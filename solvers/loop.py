@@ -84,7 +84,9 @@ def drive(asking: Generator[Ask, Tensor, T], answer: Callable[[Ask], Tensor]) ->
         return stop.value
 
 
-def trajectory(rule: Rule, denoiser: Denoiser, noise: Tensor, sigmas: Tensor | Sequence[float]) -> Iterator[Tensor]:
+def trajectory(
+    rule: Rule, denoiser: Denoiser, noise: Tensor, sigmas: Tensor | Sequence[float], detach: bool = False
+) -> Iterator[Tensor]:
     """The N + 1 states x_0 = noise * sigmas[0], ..., x_N, one by one, each (B, *S) in the dtype of the noise.
 
     x_{n+1} = x_n + (sigma_{n+1} - sigma_n) * rule(...). Reference: arXiv 2206.00364, Eq. 1 with sigma as time.
@@ -92,6 +94,7 @@ def trajectory(rule: Rule, denoiser: Denoiser, noise: Tensor, sigmas: Tensor | S
     Args:
         noise: unit variance, (B, *S).
         sigmas: (N+1,), decreasing; a tensor that requires gradients is differentiated through.
+        detach: each step starts from a detached state and history, so that gradients stay within a step.
 
     Raises:
         ValueError: for sigmas that do not decrease, or a denoiser that changes the shape.
@@ -108,8 +111,16 @@ def trajectory(rule: Rule, denoiser: Denoiser, noise: Tensor, sigmas: Tensor | S
         x = x + expand(levels[n + 1] - levels[n], x) * mean_slope
         finite.append(x.detach().isfinite().all())
         yield x
+        if detach:
+            x, history = x.detach(), _detached(history)
     if not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
         _require_finite(finite, levels)
+
+
+def _detached(value: Any) -> Any:  # noqa: ANN401 - a history is the rule's own: tensors, tuples of them, or neither
+    if isinstance(value, tuple):
+        return tuple(map(_detached, value))
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _require_finite(finite: list[Tensor], levels: Tensor) -> None:

@@ -75,6 +75,8 @@ def parallel(c: Coefficients) -> Rule:
     columns, width = c.memory.shape[1], c.nodes.shape[1]
 
     def rule(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
+        if n >= len(c.used):
+            raise ValueError(f"the table has {len(c.used)} steps, step {n} is asked for: drive it with table.sigmas")
         used = c.used[n]
         analytic = c.afs and n == 0
         if c.calls[n] == 2:

@@ -33,7 +33,7 @@ def given(sigmas: Tensor | Sequence[float]) -> Tensor:
     Raises:
         ValueError: naming the first offending index and both values.
     """
-    out = torch.as_tensor(sigmas, dtype=torch.float64)
+    out = torch.tensor(sigmas, dtype=torch.float64) if not isinstance(sigmas, Tensor) else sigmas.to(torch.float64)
     if out.ndim != 1 or len(out) < 2:
         raise ValueError(f"sigmas must be one row of at least 2 numbers, got shape {tuple(out.shape)}")
     rows = out.tolist()

@@ -230,7 +230,7 @@ class Table:
         """The Rule that this table parametrises; its schedule is `table.sigmas`.
 
         Raises:
-            ValueError: by the rule, when it is driven with other sigmas count than the table's.
+            ValueError: by the rule, when it is driven with more sigmas than the table has.
         """
         return parallel(self.coefficients(device))
 
@@ -332,9 +332,9 @@ class Table:
 
 def _array(name: str, value: ArrayLike, ndim: int, shape: tuple[int | None, ...] | None = None) -> Array:
     if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
+        value = value.detach().to("cpu", torch.float64).numpy()  # NumPy has no bfloat16
     try:
-        array = np.array(value, dtype=np.float64)
+        array = np.array(value).astype(np.float64, casting="same_kind")  # neither text nor complex numbers
     except (TypeError, ValueError, OverflowError) as error:
         raise TableError(f"{name} must be numbers in {ndim} dimensions with rows of equal length: {error}") from error
     if array.size > MAX_SIZE:
@@ -386,7 +386,7 @@ def _first(name: str, bad: NDArray[np.bool_], array: Array, bound: str) -> None:
 
 def _check(table: Table) -> None:
     """What no single field can prove: ranges, sums, and that zeros stand where nothing can be weighed."""
-    if isinstance(table.order, bool) or table.order not in (1, 2, 3, 4):
+    if type(table.order) is not int or table.order not in (1, 2, 3, 4):  # NumPy integers are no JSON
         raise TableError(f"order = {table.order!r} must be 1, 2, 3 or 4 (Adams-Bashforth steps of the look-ahead)")
     if not isinstance(table.afs, bool):
         raise TableError(f"afs = {table.afs!r} must be true or false")

@@ -61,7 +61,7 @@ def loads(text: str, source: str = "table") -> Table:
         TableError: for anything but a valid table of this format and version.
     """
     try:
-        data = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        data = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_duplicates)
         return from_dict(data)
     except TableError as error:
         raise TableError(f"{source}: {error}") from error
@@ -71,6 +71,11 @@ def loads(text: str, source: str = "table") -> Table:
 
 def _no_constant(name: str) -> float:
     raise TableError(f"{name} stands for a number: every number of a table must be finite")
+
+
+def _finite(text: str) -> float:
+    value = float(text)  # 1e999 is infinite
+    return value if math.isfinite(value) else _no_constant(text)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -137,6 +142,10 @@ def _provenance(data: Any) -> Provenance:  # noqa: ANN401
     for key, value in data.items():
         if not isinstance(value, checks[key]) or isinstance(value, bool):
             raise TableError(f"provenance.{key} = {str(value)[:40]!r} has the wrong type {type(value).__name__}")
+    if not all(type(v) is int for v in data.get("resolution", ())):
+        raise TableError(f"provenance.resolution = {str(data['resolution'])[:40]} must be a list of integers")
+    if not all(type(v) in (int, float) for v in data.get("metrics", {}).values()):
+        raise TableError(f"provenance.metrics = {str(data['metrics'])[:40]} must hold numbers only")
     return Provenance(**{**data, "resolution": tuple(data.get("resolution", ()))})
 
 

@@ -1,0 +1,83 @@
+r"""How a raw network becomes a denoiser: D(x, sigma) = c_skip x + c_out F(c_in x, c_noise).
+
+Every parameterisation is one function of sigma that returns these four coefficients; nothing else differs.
+With alpha = 1 / sqrt(1 + sigma^2), networks on a variance-preserving schedule see alpha x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .timesteps import Timesteps
+
+Coefficients = tuple[Tensor, Tensor, Tensor, Tensor]  # c_skip, c_out, c_in, c_noise, all shaped like sigma
+Preconditioning = Callable[[Tensor], Coefficients]
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+
+
+def edm(sigma_data: float = 0.5) -> Preconditioning:
+    r"""EDM: with s^2 = sigma^2 + sigma_data^2, (sigma_data^2 / s^2, sigma sigma_data / s, 1 / s, ln(sigma) / 4).
+
+    Args:
+        sigma_data: standard deviation of the training data, > 0.
+
+    Reference: arXiv 2206.00364, Table 1 and Eq. 7.
+    """
+    if not 0 < sigma_data < float("inf"):
+        raise ValueError(f"sigma_data = {sigma_data} must be positive and finite: the data's standard deviation")
+
+    def coefficients(sigma: Tensor) -> Coefficients:
+        total = sigma**2 + sigma_data**2
+        root = total.sqrt()
+        return sigma_data**2 / total, sigma * sigma_data / root, 1 / root, sigma.log() / 4
+
+    return coefficients
+
+
+def epsilon(times: Timesteps) -> Preconditioning:
+    """The network predicts the noise: x0 = x - sigma eps. Reference: arXiv 2006.11239, Eq. 11."""
+    return lambda sigma: (torch.ones_like(sigma), -sigma, 1 / (1 + sigma**2).sqrt(), times.timestep(sigma))
+
+
+def v_prediction(times: Timesteps) -> Preconditioning:
+    """The network predicts v = alpha eps - alpha sigma x0: x0 = alpha^2 x - alpha sigma v.
+
+    Reference: arXiv 2202.00512, Appendix D.
+    """
+
+    def coefficients(sigma: Tensor) -> Coefficients:
+        alpha = 1 / (1 + sigma**2).sqrt()
+        return alpha**2, -alpha * sigma, alpha, times.timestep(sigma)
+
+    return coefficients
+
+
+def sample(times: Timesteps) -> Preconditioning:
+    """The network predicts x0 itself. Reference: arXiv 2202.00512, Section 4."""
+    return lambda sigma: (
+        torch.zeros_like(sigma), torch.ones_like(sigma), 1 / (1 + sigma**2).sqrt(), times.timestep(sigma)
+    )  # fmt: skip
+
+
+def flow(time_scale: float = 1000.0) -> Preconditioning:
+    """Rectified flow on x = (1 - sigma) x0 + sigma eps, v = eps - x0: x0 = x - sigma v, timestep = time_scale sigma.
+
+    Reference: arXiv 2209.03003, Eq. 1; arXiv 2403.03206, Section 3.1.
+    """
+    return lambda sigma: (torch.ones_like(sigma), -sigma, torch.ones_like(sigma), time_scale * sigma)
+
+
+def discrete(prediction: Prediction, times: Timesteps) -> Preconditioning:
+    """The parameterisation with diffusers' name for it.
+
+    Raises:
+        ValueError: for an unknown prediction type.
+    """
+    known = {"epsilon": epsilon, "v_prediction": v_prediction, "sample": sample}
+    if prediction not in known:
+        raise ValueError(f"prediction = {prediction!r} is unknown: give one of {', '.join(known)}")
+    return known[prediction](times)

@@ -1,0 +1,56 @@
+"""Adam through the trajectory, one-cycle learning rate, clipped gradients: for per-step objectives and half precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .objective import Chunk, steps_loss
+from .state import Run, State, Stepped
+
+BETAS = (0.9, 0.99)
+WARM = 0.15  # share of the updates that the learning rate rises
+
+
+def one_cycle(fraction: float, peak: float) -> float:
+    """Cosine up from peak / 25 over the first WARM, cosine down to almost nothing. Reference: arXiv 1708.07120."""
+    if fraction < WARM:
+        return peak * (1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * fraction / WARM)) / 2)
+    return peak * (1e-4 + (1 - 1e-4) * (1 + math.cos(math.pi * (fraction - WARM) / (1 - WARM))) / 2)
+
+
+def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk]) -> Stepped:
+    """One Adam update; the parts' gradients are averaged before they are clipped. Reference: arXiv 1412.6980."""
+    config = run.config
+
+    def gradient(i: int) -> Tensor:
+        vector = state.vector.clone().requires_grad_()
+        loss = part_loss(run, vector, part(i))
+        loss.backward()
+        assert vector.grad is not None
+        return torch.cat([vector.grad, loss.detach().cpu().reshape(1)])
+
+    row = run.workers.mean(parts, gradient)
+    grad, loss = row[:-1], float(row[-1])
+    grad = grad * min(1.0, config.clip / (float(grad.norm()) + 1e-12))
+    done = state.iteration - state.began
+    first = BETAS[0] * state.moments[0] + (1 - BETAS[0]) * grad
+    second = BETAS[1] * state.moments[1] + (1 - BETAS[1]) * grad**2
+    unbiased = first / (1 - BETAS[0] ** (done + 1)), second / (1 - BETAS[1] ** (done + 1))
+    lr = one_cycle(done / run.iterations, config.lr)
+    vector = state.vector - lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+    return Stepped(vector, state.damping, torch.stack([first, second]), loss, True)
+
+
+def part_loss(run: Run, vector: Tensor, chunk: Chunk) -> Tensor:
+    """The configured objective on one part, float64."""
+    c = run.parameters.coefficients(vector)
+    loss = torch.zeros((), dtype=torch.float64)
+    if run.config.objective in ("end", "both"):
+        loss = loss + run.residual(c, chunk.denoiser, chunk).square().mean().cpu()
+    if run.config.objective in ("steps", "both"):
+        loss = loss + steps_loss(c, chunk).cpu()
+    return loss

@@ -1,0 +1,159 @@
+"""Gauss-Newton with a trust region for a few dozen numbers: forward evaluations only, no activation is ever kept.
+
+A table has 10 to 200 parameters and every sample gives one residual per pixel, so the normal equations are tiny and
+well determined. Each column of the Jacobian is a forward difference, a solve of its own; network calls that come
+before the first one that a parameter can reach are replayed from the base run. Levenberg's damping makes every step
+a descent step on its batch. Reference: Nocedal and Wright, Numerical Optimization, Section 10.3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..denoisers.protocol import Denoiser
+from ..solvers.loop import plan, solve
+from ..solvers.parallel import Coefficients, parallel
+from .objective import Chunk, Residual
+from .parameters import Parameters
+from .state import Run, State, Stepped
+
+DAMPING = 1e-2  # relative to the diagonal: the first step is nearly a Gauss-Newton step
+TRIALS = 8
+EPS = {"float32": 2e-3, "float64": 1e-6}  # forward differences: rounding against curvature
+
+@dataclass
+class Recorder:
+    """A denoiser that keeps what it returned, call by call."""
+
+    denoiser: Denoiser
+    calls: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        self.calls.append(self.denoiser(x, sigma))
+        return self.calls[-1]
+
+
+@dataclass
+class Replay:
+    """A denoiser that returns recorded results before call `first` and asks the network from there on."""
+
+    denoiser: Denoiser
+    recorded: Sequence[Tensor]
+    first: int
+    index: int = 0
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        self.index += 1
+        return self.recorded[self.index - 1] if self.index <= self.first else self.denoiser(x, sigma)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Normal equations of one batch: J^T J / R (P, P), J^T r / R (P,), |r|^2 / R, float64."""
+
+    matrix: Tensor
+    gradient: Tensor
+    loss: Tensor
+
+    def flat(self) -> Tensor:
+        return torch.cat([self.matrix.flatten(), self.gradient, self.loss[None]])
+
+    @classmethod
+    def unflat(cls, flat: Tensor, size: int) -> Normal:
+        return cls(flat[: size * size].reshape(size, size), flat[size * size : -1], flat[-1])
+
+
+def first_reached(parameters: Parameters, theta: Tensor, eps: float) -> list[int]:
+    """Per parameter, the first network call whose input it can change: found by dry runs on a toy state."""
+    base = _dry(parameters.coefficients(theta))
+    reached = []
+    for k in range(len(theta)):
+        moved = _dry(parameters.coefficients(_nudged(theta, k, eps)))
+        same = [torch.equal(a, b) for a, b in zip(base, moved, strict=True)]
+        reached.append(same.index(False) if False in same else len(base))
+    return reached
+
+
+def _dry(c: Coefficients) -> list[Tensor]:
+    """Everything that is asked on a one-number state, each call's inputs in one tensor."""
+    seen = []
+
+    def toy(x: Tensor, sigma: Tensor) -> Tensor:
+        seen.append(torch.cat([x.flatten(), sigma.flatten()]))
+        return torch.sin(x + seen[-1].numel() * len(seen))  # differs from call to call, so nothing cancels by chance
+
+    solve(parallel(c), toy, torch.full((1, 1), 0.37, dtype=torch.float64), c.sigmas)
+    return seen
+
+
+def _nudged(theta: Tensor, k: int, eps: float) -> Tensor:
+    out = theta.clone()
+    out[k] += eps
+    return out
+
+
+def normal_equations(parameters: Parameters, theta: Tensor, chunk: Chunk, residual: Residual, eps: float) -> Normal:
+    """J^T J, J^T r and |r|^2 of one chunk, as means over its residuals.
+
+    Args:
+        theta: (P,) where to linearise.
+        eps: step of the forward differences.
+    """
+    reached = first_reached(parameters, theta, eps)
+    recorder = Recorder(chunk.denoiser)
+    base = residual(parameters.coefficients(theta), recorder, chunk)
+    columns = []
+    for k, first in enumerate(reached):
+        c = parameters.coefficients(_nudged(theta, k, eps))
+        columns.append((residual(c, Replay(chunk.denoiser, recorder.calls, first), chunk) - base) / eps)
+    jacobian = torch.stack(columns, 1)
+    count = len(base)
+    return Normal(jacobian.T @ jacobian / count, jacobian.T @ base / count, base.square().mean())
+
+
+def damped_step(normal: Normal, damping: float) -> Tensor:
+    """delta of (J^T J + damping diag(J^T J)) delta = -J^T r."""
+    diagonal = normal.matrix.diagonal()
+    # Directions that change nothing (a shift that the sum-to-one undoes) have an empty row: a floor keeps them still.
+    floor = 1e-10 + 1e-7 * diagonal.max()
+    return torch.linalg.solve(normal.matrix + torch.diag(damping * diagonal + floor), -normal.gradient)
+
+
+def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk]) -> Stepped:
+    """One trust-region step on the batch's parts."""
+    eps = EPS[run.config.dtype]
+    size = len(state.vector)
+
+    def equations(i: int) -> Tensor:
+        return normal_equations(run.parameters, state.vector, part(i), run.residual, eps).flat()
+
+    def loss_at(vector: Tensor) -> float:
+        c = run.parameters.coefficients(vector)
+        work = lambda i: run.residual(c, part(i).denoiser, part(i)).square().mean().reshape(1).cpu()  # noqa: E731
+        try:
+            return float(run.workers.mean(parts, work))
+        except FloatingPointError:  # a step so long that the trajectory overflows is a step to refuse
+            return math.inf
+
+    with torch.no_grad():
+        normal = Normal.unflat(run.workers.mean(parts, equations), size)
+        damping = state.damping
+        for _ in range(TRIALS):
+            moved = state.vector + damped_step(normal, damping)
+            if loss_at(moved) < float(normal.loss):
+                return Stepped(moved, max(damping / 4, 1e-6), state.moments, float(normal.loss), True)
+            damping *= 4
+    return Stepped(state.vector, min(damping, 1e6), state.moments, float(normal.loss), False)
+
+
+def evaluations(parameters: Parameters, eps: float = EPS["float32"]) -> int:
+    """Network evaluations per sample of one update, for cost estimates: the Jacobian and one trial."""
+    theta = parameters.start
+    c = parameters.coefficients(theta)
+    rows = [len(ask.points) for step in plan(parallel(c), c.sigmas) for ask in step]
+    return 2 * sum(rows) + sum(sum(rows[first:]) for first in first_reached(parameters, theta, eps))

@@ -1,0 +1,60 @@
+"""What a table is judged by: residuals of its trajectory against the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..denoisers.protocol import Denoiser
+from ..solvers.loop import solve, trajectory
+from ..solvers.parallel import Coefficients, parallel
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples that are solved together.
+
+    Args:
+        denoiser: bound to these samples.
+        noise: (B, *S) unit variance.
+        states: (T, B, *S) the teacher's; T = 1: the end point; T = N + 1: all states on the table's sigmas.
+    """
+
+    denoiser: Denoiser
+    noise: Tensor
+    states: Tensor
+
+
+Residual = Callable[[Coefficients, Denoiser, Chunk], Tensor]
+
+
+def end_residual(features: nn.Module | None = None, feature_weight: float = 0.0) -> Residual:
+    """x_N - teacher's end point, per element (R,) float64; feature differences appended, weighted to equal shares.
+
+    mean(residual^2) = mse + feature_weight * feature mse, up to one common factor.
+    """
+
+    def residual(c: Coefficients, denoiser: Denoiser, chunk: Chunk) -> Tensor:
+        x, end = solve(parallel(c), denoiser, chunk.noise, c.sigmas), chunk.states[-1]
+        out = (x - end).flatten()
+        if features is None or feature_weight == 0:
+            return out.double()
+        extra = (features(x) - features(end)).flatten()
+        gain = (feature_weight * len(out) / len(extra)) ** 0.5
+        return torch.cat([out, gain * extra]).double()
+
+    return residual
+
+
+def steps_loss(c: Coefficients, chunk: Chunk) -> Tensor:
+    """The paper's per-step matching: mean over steps of |x_{n+1} - teacher_{n+1}|^2, each step from a detached state.
+
+    Reference: arXiv 2507.14797, Section 3.3 (after AMED, arXiv 2312.00094).
+    """
+
+    states = trajectory(parallel(c), chunk.denoiser, chunk.noise, c.sigmas, detach=True)
+    terms = [(x - t).square().mean() for x, t in zip(states, chunk.states, strict=True)]
+    return torch.stack(terms[1:]).mean()

@@ -1,0 +1,225 @@
+"""What is learned of a table: a vector of unconstrained numbers whose image is always a valid table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..solvers.parallel import Coefficients, Used
+from ..solvers.table import Provenance, Table
+
+SCALE = 0.2  # slope and sigma scales stay within 1 +- this; the published tables use 0.05 to 0.2
+MARGIN = 1e-3  # nodes stay this far inside (0, 1), where a sigmoid may saturate
+SIMPLEX_FLOOR = 1e-6  # keeps a published zero weight learnable: a softmax at -inf has no gradient
+UPDATE = ("anchor", "weights", "memory")  # the update weights of a step, which sum to one together
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A table and which of its numbers are learned, as one vector (P,) without redundant directions.
+
+    sigmas: log-sigma increments by softmax between fixed ends. nodes: sigmoid. scales: 1 + SCALE tanh(p). Weights on
+    the simplex: softmax. Weights with anchor and memory, and look-ahead weights: free but for one of each combination,
+    which makes the sum one.
+
+    Args:
+        base: the table that the vector `start` stands for; everything that is not learned stays as it is there.
+        learn: names of Table fields.
+        raw: unconstrained values of the learned fields.
+        active: which entries of each are in the vector.
+    """
+
+    base: Table
+    learn: frozenset[str]
+    raw: dict[str, Tensor]
+    active: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, table: Table, learn: Collection[str]) -> Parameters:
+        """Parameters whose start is `table`."""
+        names = frozenset(learn)
+        values = {name: _raw(table, name, names) for name in sorted(names)}
+        active = {name: _active(table, name, names) for name in values}
+        return cls(table, names, values, active)
+
+    @property
+    def start(self) -> Tensor:
+        """The vector (P,) of the table itself."""
+        parts = [self.raw[name][self.active[name]] for name in self.raw]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    @property
+    def names(self) -> list[str]:
+        """What each entry of the vector belongs to, such as `nodes/2/0`."""
+        out = []
+        for name, mask in self.active.items():
+            out += ["/".join([name, *(str(int(i)) for i in index)]) for index in mask.nonzero()]
+        return out
+
+    def coefficients(self, vector: Tensor) -> Coefficients:
+        """The coefficients that the rule is driven with, differentiable in the vector (P,)."""
+        raw, table = self._placed(vector), self.base
+        fixed = table.coefficients()
+        weights, anchor, memory = self._update(raw)
+        scale = _scale(raw["slope_scale"]) if "slope_scale" in raw else torch.tensor(table.a("slope_scale"))
+        return Coefficients(
+            sigmas=self._sigmas(raw["sigmas"]) if "sigmas" in raw else fixed.sigmas,
+            nodes=MARGIN + (1 - 2 * MARGIN) * raw["nodes"].sigmoid() if "nodes" in raw else fixed.nodes,
+            weights=weights * scale,
+            sigma_scale=_scale(raw["sigma_scale"]) if "sigma_scale" in raw else fixed.sigma_scale,
+            anchor=anchor,
+            memory=memory,
+            lookahead=_sum_to_one(raw["lookahead"], _free_lookahead(table)) if "lookahead" in raw else fixed.lookahead,
+            calls=table.steps,
+            afs=table.afs,
+            used=self._used(),
+        )
+
+    def table(self, vector: Tensor, provenance: Provenance) -> Table:
+        """The Table of a vector, validated."""
+        c = self.coefficients(vector.detach())
+        base, raw = self.base, self._placed(vector.detach())
+        scale = _scale(raw["slope_scale"]).numpy() if "slope_scale" in raw else base.a("slope_scale")
+        by_order = "lookahead" not in self.learn and base.lookahead is None
+        own = base.a("memory").shape[1]
+        return Table(
+            sigmas=c.sigmas.numpy(),
+            nodes=c.nodes.numpy(),
+            weights=c.weights.numpy() / scale,
+            slope_scale=scale,
+            sigma_scale=c.sigma_scale.numpy(),
+            order=base.order if by_order else 1,
+            afs=base.afs,
+            anchor=c.anchor.numpy(),
+            memory=c.memory.numpy()[:, :own] if by_order and "memory" not in self.learn else c.memory.numpy(),
+            lookahead=None if by_order else c.lookahead.numpy(),
+            calls=base.steps,
+            provenance=provenance,
+        )
+
+    def _placed(self, vector: Tensor) -> dict[str, Tensor]:
+        """The vector's entries at their places in the unconstrained fields."""
+        out, start = {}, 0
+        for name, raw in self.raw.items():
+            mask = self.active[name]
+            count = int(mask.sum())
+            out[name] = raw.masked_scatter(mask, vector[start : start + count])
+            start += count
+        return out
+
+    def _sigmas(self, raw: Tensor) -> Tensor:
+        first, last = torch.tensor(self.base.a("sigmas")[[0, -1]]).split(1)
+        fractions = raw.softmax(0).cumsum(0)[:-1]
+        inner = (first.log() + (last.log() - first.log()) * fractions).exp()
+        return torch.cat([first, inner, last])  # the ends are exact, not exp(log(...))
+
+    def _update(self, raw: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Fan, anchor and memory weights of the update."""
+        if _on_simplex(self.learn):
+            return raw["weights"].softmax(1), torch.tensor(self.base.a("anchor")), torch.tensor(_memory(self.base))
+        row = torch.cat([raw.get(k, _update_part(self.base, k)).reshape(self.base.num_steps, -1) for k in UPDATE], 1)
+        if self.learn & set(UPDATE):
+            row = _sum_to_one(row, _free_update(self.base, self.learn))
+        anchor, weights, memory = row.split([1, self.base.num_nodes, row.shape[1] - 1 - self.base.num_nodes], 1)
+        return weights, anchor[:, 0], memory
+
+    def _used(self) -> tuple[Used, ...]:
+        """Fixed parts keep the table's own zeros; learned parts may use everything that is available."""
+        return tuple(
+            Used(
+                can.anchor if "anchor" in self.learn else own.anchor,
+                can.memory if "memory" in self.learn else own.memory,
+                can.lookahead if "lookahead" in self.learn else own.lookahead,
+            )
+            for own, can in zip(self.base.used, self.base.available, strict=True)
+        )
+
+
+def _memory(table: Table) -> np.ndarray:
+    own = table.a("memory")
+    return np.pad(own, ((0, 0), (0, table.columns - own.shape[1])))
+
+
+def _update_part(table: Table, name: str) -> Tensor:
+    return torch.tensor(_memory(table) if name == "memory" else table.a(name))
+
+
+def _raw(table: Table, name: str, learn: frozenset[str]) -> Tensor:
+    """The unconstrained values whose image is the table's field."""
+    if name == "sigmas":
+        return torch.tensor(table.a("sigmas")).log().diff().neg().log()
+    if name == "nodes":
+        return ((torch.tensor(table.a("nodes")) - MARGIN) / (1 - 2 * MARGIN)).clamp(1e-6, 1 - 1e-6).logit()
+    if name in ("slope_scale", "sigma_scale"):
+        return _inverse_scale(torch.tensor(table.a(name)))
+    if name == "lookahead":
+        return torch.tensor(table.effective_lookahead)
+    if name == "weights" and _on_simplex(learn):
+        return torch.tensor(table.a("weights")).clamp_min(SIMPLEX_FLOOR).log()
+    return _update_part(table, name)
+
+
+def _active(table: Table, name: str, learn: frozenset[str]) -> Tensor:
+    """Which unconstrained entries are in the vector: those that matter, but one of each sum."""
+    fan = torch.tensor([[bool(inside) for inside in u.lookahead] for u in table.available]).reshape(table.num_steps, -1)
+    if name == "sigmas":
+        return torch.arange(table.num_steps) > 0  # a softmax knows differences only
+    if name in ("nodes", "slope_scale", "sigma_scale"):
+        return fan
+    if name == "weights" and _on_simplex(learn):
+        return fan & (torch.arange(table.num_nodes) > 0)
+    if name == "lookahead":
+        return _but_first(_free_lookahead(table))
+    update = _but_first(_free_update(table, learn))
+    anchor, weights, memory = update.split([1, table.num_nodes, update.shape[1] - 1 - table.num_nodes], 1)
+    return {"anchor": anchor[:, 0], "weights": weights, "memory": memory}[name]
+
+
+def _free_update(table: Table, learn: frozenset[str]) -> Tensor:
+    """(N, 1 + J + M) bool: which of [anchor, fan, memory] are learned and available."""
+    free = torch.zeros(table.num_steps, 1 + table.num_nodes + table.columns, dtype=torch.bool)
+    for n, u in enumerate(table.available):
+        free[n, 0] = "anchor" in learn
+        for j, inside in enumerate(u.lookahead):
+            free[n, 1 + j] = "weights" in learn and bool(inside)
+        if "memory" in learn:
+            free[n, [1 + table.num_nodes + k for k in u.memory]] = True
+    return free
+
+
+def _free_lookahead(table: Table) -> Tensor:
+    """(N, J, 1 + M) bool: which of [anchor, memory] are available to each fan point."""
+    free = torch.zeros(table.effective_lookahead.shape, dtype=torch.bool)
+    for n, u in enumerate(table.available):
+        for j, inside in enumerate(u.lookahead):
+            free[n, j, list(inside)] = True
+    return free
+
+
+def _but_first(free: Tensor) -> Tensor:
+    return free & (free.cumsum(-1) > 1)
+
+
+def _sum_to_one(values: Tensor, free: Tensor) -> Tensor:
+    """The first free entry of each last-axis row replaced by what is missing to one."""
+    first = free & (free.cumsum(-1) == 1)
+    kept = values.masked_fill(first, 0.0)
+    return kept + first * (1 - kept.sum(-1, keepdim=True))
+
+
+def _on_simplex(learn: Collection[str]) -> bool:
+    return "weights" in learn and "anchor" not in learn and "memory" not in learn
+
+
+def _scale(raw: Tensor) -> Tensor:
+    return 1 + SCALE * raw.tanh()
+
+
+def _inverse_scale(scale: Tensor) -> Tensor:
+    if bool((scale - 1).abs().ge(SCALE).any()):
+        raise ValueError(f"a scale of the initial table lies outside 1 +- {SCALE}: start from unit scales")
+    return ((scale - 1) / SCALE).atanh()

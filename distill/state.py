@@ -1,0 +1,57 @@
+"""What passes between a run and its optimiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from .config import DistillConfig
+from .objective import Residual
+from .parameters import Parameters
+from .workers import Workers
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that a run needs to go on, bit for bit; noise and batches follow from the seed and the iteration.
+
+    Args:
+        iteration: updates done, over all starts; the present start began after `began` of them.
+        vector: (P,) present numbers.
+        best: (P,) the best on held-out noise so far, with its RMSE `best_rmse`.
+        stale: measurements since the best.
+        damping: of Gauss-Newton.
+        moments: (2, P) of Adam.
+    """
+
+    iteration: int
+    began: int
+    vector: Tensor
+    best: Tensor
+    best_rmse: float
+    stale: int
+    damping: float
+    moments: Tensor
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What an optimiser made of a state: the loss is the batch's mean square residual before the step."""
+
+    vector: Tensor
+    damping: float
+    moments: Tensor
+    loss: float
+    accepted: bool
+
+
+class Run(Protocol):
+    """What an optimiser needs of a run."""
+
+    config: DistillConfig
+    parameters: Parameters
+    residual: Residual
+    workers: Workers
+    iterations: int

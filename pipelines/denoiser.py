@@ -1,0 +1,290 @@
+"""A Denoiser from any diffusers pipeline: what distillation, comparison and reinforcement learning evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoisers.networks import noise_levels
+from ..denoisers.protocol import Path, rows_per_condition
+from .conditions import Request, known_arguments, request
+from .frames import TIMES, Frame, Packing, frame_of, native_time
+from .probe import NETWORKS, ProbeScheduler, Seen, attributes, evaluate
+from .prompts import Encodings, Recorder, Replay
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineModel:
+    """A `Model` in the latent space of a pipeline; made by `from_pipeline`.
+
+    Every evaluation is the pipeline's own: it prepares its conditioning (prompts are encoded once, beforehand), calls its
+    network, and combines guidance; only the state and the timesteps are ours. D = c_skip x + c_out F(c_in x).
+    Calls have B x K rows, sample-major, for B bound samples. The state is in the frame x = noise * sigmas[0].
+
+    Args:
+        pipe: the pipeline; unchanged between evaluations, and not to be run by anybody else during one.
+        frame: path and parameterisation.
+        request: what is asked of the pipeline.
+        shape: of one sample, as the pipeline draws its noise.
+        time: which of TIMES its networks are told.
+        dtype: of the network's input.
+        packing: how the state becomes tokens, where it does.
+        guidance: the scale that is asked for.
+        name: what tables record.
+    """
+
+    pipe: Any
+    frame: Frame
+    request: Request
+    shape: tuple[int, ...]
+    time: str
+    dtype: torch.dtype
+    packing: Packing | None
+    guidance: float
+    name: str
+    _encodings: Encodings | None = None
+    _index: tuple[int, ...] | None = None  # condition of each bound sample
+    _rows: dict[int, tuple[list[int], Replay | None]] = field(default_factory=dict)  # by number of rows of a call
+
+    @property
+    def path(self) -> Path:
+        """`ve` (variance-preserving pipelines are divided by alpha) or `flow`."""
+        return self.frame.path
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts."""
+        return self.frame.prediction
+
+    @property
+    def sigma_min(self) -> float:
+        """Smallest trained noise level."""
+        return self.frame.sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        """Largest trained noise level."""
+        return self.frame.sigma_max
+
+    @property
+    def alphas_cumprod(self) -> Tensor | None:
+        """(T,) float64 of a variance-preserving pipeline: what `schedules.discrete` wants."""
+        return self.frame.alphas_cumprod
+
+    @property
+    def device(self) -> str:
+        """Where the pipeline computes."""
+        return str(self.pipe._execution_device)
+
+    def for_seeds(self, seeds: Sequence[int]) -> PipelineModel:
+        """Bound to these samples: seed s has the condition number s mod P."""
+        return replace(self, _index=tuple(int(seed) % self.request.count for seed in seeds), _rows={})
+
+    def _conditions(self, rows: int) -> tuple[list[int], Replay | None]:
+        """Which condition each row of a call has, and its encodings. Unbound, every row has the first condition."""
+        if rows not in self._rows:
+            index = [0] * rows
+            if self._index is not None:
+                repeat = rows_per_condition(rows, len(self._index))
+                index = [i for i in self._index for _ in range(repeat)]
+            self._rows[rows] = (index, None if self._encodings is None else self._encodings.rows(index))
+        return self._rows[rows]
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        sigma = noise_levels(x, sigma).expand(len(x))
+        work = x.to(torch.promote_types(x.dtype, torch.float32))
+        c_skip, c_out, c_in, timestep = (
+            c.reshape(-1, *[1] * (x.ndim - 1)).to(work.dtype) if i < 3 else c
+            for i, c in enumerate(self.frame.precondition(sigma))
+        )
+        output = self._output(c_in * work, timestep)
+        return (c_skip * work + c_out * output.to(work.dtype)).to(x.dtype)
+
+    def _output(self, scaled: Tensor, timestep: Tensor) -> Tensor:
+        """What the pipeline hands to its scheduler for these rows."""
+        if self.pipe.components.get("transformer_2") is None:
+            return self._run(scaled, timestep, *self._conditions(len(scaled)))
+        # Two networks share the work by timestep: the pipeline can ask only one of them at a time.
+        index, _ = self._conditions(len(scaled))
+        output = torch.empty_like(scaled)
+        for t in timestep.unique():
+            part = (timestep == t).nonzero().flatten()
+            chosen = [index[i] for i in part.tolist()]
+            replay = None if self._encodings is None else self._encodings.rows(chosen)
+            output = output.index_copy(0, part, self._run(scaled[part], timestep[part], chosen, replay).to(scaled.dtype))
+        return output
+
+    def _run(self, scaled: Tensor, timestep: Tensor, index: list[int], replay: Replay | None) -> Tensor:
+        given = scaled if self.packing is None else self.packing.pack(scaled)
+        told = TIMES[self.time](timestep, self.frame.num_timesteps)
+
+        def tap(sample: Tensor, stock: Tensor) -> tuple[Tensor, Tensor]:
+            copies = len(sample) // len(given)  # guidance by a doubled call: [all rows, all rows]
+            rows = given.to(sample.device, sample.dtype).repeat(copies, *[1] * (given.ndim - 1))
+            if rows.shape[1] < sample.shape[1] and rows.ndim > 3:  # channels beside the state: masks, images
+                rows = torch.cat([rows, sample[:, rows.shape[1] :]], dim=1)
+            times = told.to(sample.device, torch.float32 if not stock.is_floating_point() else stock.dtype).repeat(copies)
+            return rows, times[:, None].expand(-1, stock.shape[1]) if stock.ndim == 2 else times
+
+        scheduler = ProbeScheduler(self.pipe.scheduler, timestep[:1].to(self.device, torch.float32))
+        output = evaluate(self.pipe, self._arguments(index, given), self._replaced(scheduler, replay), tap)
+        output = output[: len(given)].to(scaled.device)  # a pipeline may step both halves of a doubled call
+        output = output if self.packing is None else self.packing.unpack(output)
+        return output[:, : scaled.shape[1]]  # learned variance
+
+    def _replaced(self, scheduler: ProbeScheduler, replay: Replay | None) -> dict[str, object]:
+        return {"scheduler": scheduler, **({} if replay is None else {"encode_prompt": replay.restart()})}
+
+    def _arguments(self, index: Sequence[int], latents: Tensor) -> dict[str, Any]:
+        out = self.request.arguments(index)
+        known = known_arguments(self.pipe)
+        if "latents" in known:  # else the pipeline would draw noise for nothing
+            out["latents"] = latents.detach().to(self.device, self.dtype)
+        if "generator" in known:
+            out["generator"] = torch.Generator().manual_seed(0)  # nor may it touch the global one
+        return out
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) in [0, 1] of finished states, by the pipeline's own last lines; a video's frames lie
+        side by side, (B, C, H, frames W).
+        """
+        if "latents" not in known_arguments(self.pipe):
+            vae = self.pipe.components.get("vae")
+            if vae is not None:
+                x = vae.decode(x.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample
+            return (x / 2 + 0.5).clamp(0, 1).float()
+        index, replay = self._conditions(len(x))
+        scheduler = ProbeScheduler(self.pipe.scheduler, torch.empty(0, device=self.device))
+        latents = x if self.packing is None else self.packing.pack(x)
+        arguments = {**self._arguments(index, latents), "output_type": "pt", "return_dict": False}
+        values = {"_progress_bar_config": {"disable": True}, **self._replaced(scheduler, replay)}
+        with attributes(self.pipe, values):
+            pictures = self.pipe(**arguments)[0].float()
+        return pictures if pictures.ndim == 4 else pictures.movedim(1, 3).flatten(3)
+
+
+def from_pipeline(
+    pipe: Any,  # noqa: ANN401 - any pipeline of diffusers
+    prompts: Sequence[str] | None = None,
+    negative_prompt: str | None = None,
+    guidance: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    class_labels: Sequence[int] | None = None,
+    num_frames: int | None = None,
+    embeds: Mapping[str, Tensor] | None = None,
+    options: Mapping[str, Any] | None = None,
+    name: str = "",
+) -> PipelineModel:
+    """The pipeline as a `Model`: prompts encoded once by the pipeline itself, seed s bound to prompt s mod P.
+
+    Its networks' parameters are frozen. A pipeline whose learned scheduler is enabled must be disabled first.
+
+    Args:
+        pipe: a text-to-image, text-to-video, class-conditional or unconditional pipeline.
+        prompts: P texts; default one empty text.
+        negative_prompt: for guidance; default the pipeline's.
+        guidance: the call's `guidance_scale`; default the pipeline's. Its meaning is the pipeline's: embedded in FLUX.
+        height, width: pixels; default the pipeline's.
+        class_labels: P class numbers.
+        num_frames: of a video.
+        embeds: instead of prompts: precomputed embeddings by the names of the call's arguments, P rows each.
+        options: any further arguments of the call, the same for every sample: `guidance_rescale`, `max_sequence_length`,
+            `clip_skip`, `ip_adapter_image_embeds`, `true_cfg_scale`, a ControlNet's `image`, ...
+        name: what tables record; default where the pipeline was loaded from.
+
+    Raises:
+        ValueError: for arguments that this pipeline does not take, or a pipeline that cannot be evaluated this way;
+            it says why.
+    """
+    shared = {"height": height, "width": width, "num_frames": num_frames, "guidance_scale": guidance, **(options or {})}
+    asked = request(pipe, prompts, negative_prompt, class_labels, embeds, shared)
+    known = known_arguments(pipe)
+    if "num_inference_steps" in known:
+        asked = replace(asked, shared={**asked.shared, "num_inference_steps": 1})
+    for network in (pipe.components.get(n) for n in NETWORKS):
+        if network is not None:
+            network.requires_grad_(False)
+    frame = frame_of(pipe.scheduler)
+    encodings = Encodings(lambda index: _encode(pipe, asked, index), asked.count) if asked.texts else None
+    sample, dtype, time = _look(pipe, asked, frame, encodings)
+    packing = _packing(pipe, sample, asked)
+    stock = known.get("guidance_scale")
+    scale = guidance if guidance is not None else 1.0 if stock is None or stock.default is None else float(stock.default)
+    shape = _state_shape(pipe, sample) if packing is None else (sample.shape[2] // 4, packing.height, packing.width)
+    title = name or str(pipe.config.get("_name_or_path") or type(pipe).__name__)
+    return PipelineModel(pipe, frame, asked, shape, time, dtype, packing, float(scale), title, encodings)
+
+
+def _probed(pipe: Any, asked: Request, index: Sequence[int], t: float, encode: object) -> Seen:  # noqa: ANN401
+    """The first network call of a run, which is not made."""
+
+    def tap(sample: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        raise Seen(sample.detach(), timestep.detach())
+
+    arguments = asked.arguments(index)
+    if "generator" in known_arguments(pipe):
+        arguments["generator"] = torch.Generator().manual_seed(0)
+    scheduler = ProbeScheduler(pipe.scheduler, torch.tensor([t], device=pipe._execution_device))
+    try:
+        evaluate(pipe, arguments, {"scheduler": scheduler, **({} if encode is None else {"encode_prompt": encode})}, tap)
+    except Seen as seen:
+        return seen
+    raise AssertionError("evaluate either raises or reaches the tap")
+
+
+def _encode(pipe: Any, asked: Request, index: Sequence[int]) -> list[Any]:  # noqa: ANN401
+    recorder = Recorder(pipe.encode_prompt)
+    _probed(pipe, asked, index, 1.0, recorder)
+    return recorder.results
+
+
+def _look(
+    pipe: Any,  # noqa: ANN401
+    asked: Request,
+    frame: Frame,
+    encodings: Encodings | None,
+) -> tuple[Tensor, torch.dtype, str]:
+    """One sample as the network gets it, its dtype, and what the network is told of time."""
+    given = (frame.num_timesteps / 4, frame.num_timesteps / 2)  # exact in every floating type, at T = 1000 and 1024
+    seen = []
+    for t in given:
+        encode = None if encodings is None else encodings.rows([0, 0])
+        seen.append(_probed(pipe, asked, [0, 0], t, encode))
+    sample = seen[0].sample
+    copies = len(sample) // 2
+    if len(sample) % 2 or any(not part.equal(sample[:2]) for part in sample.chunk(max(copies, 1))):
+        raise ValueError(
+            f"{type(pipe).__name__} calls its network with {len(sample)} rows for 2 samples, which are not copies of them: "
+            "its guidance cannot be followed"
+        )
+    read = [float(s.timestep.flatten()[0]) for s in seen]
+    if any(bool((s.timestep != s.timestep.flatten()[0]).any()) for s in seen):
+        raise ValueError(f"{type(pipe).__name__} gives its network different timesteps in one call: this is not supported")
+    kind = seen[0].timestep.dtype
+    kind = sample.dtype if kind.is_floating_point and sample.dtype != kind else kind
+    return sample[:1], sample.dtype, native_time((read[0], read[1]), given, frame.num_timesteps, kind)
+
+
+def _state_shape(pipe: Any, sample: Tensor) -> tuple[int, ...]:  # noqa: ANN401
+    """The network's input without what inpainting and the like put beside the state."""
+    vae = pipe.components.get("vae")
+    latent = None if vae is None else vae.config.get("latent_channels") or vae.config.get("z_dim")
+    channels = sample.shape[1] if latent is None or sample.ndim < 4 else min(int(latent), sample.shape[1])
+    return (channels, *sample.shape[2:])
+
+
+def _packing(pipe: Any, sample: Tensor, asked: Request) -> Packing | None:  # noqa: ANN401
+    """Tokens that are the 2 x 2 patches of the picture asked for are unpacked; any others are the state themselves."""
+    factor, size = vars(pipe).get("vae_scale_factor"), vars(pipe).get("default_sample_size")
+    if sample.ndim != 3 or factor is None:
+        return None
+    sides = [asked.shared.get(side) or (size or 0) * factor for side in ("height", "width")]
+    height, width = (2 * (int(side) // (2 * factor)) for side in sides)
+    fits = sample.shape[1] * 4 == height * width and sample.shape[2] % 4 == 0
+    return Packing(height, width) if fits else None

@@ -1,0 +1,114 @@
+"""A learned table as a k-diffusion sampler: the same call, the same callback dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..solvers.loop import Ask, drive, expand
+from ..solvers.named import named_table
+from ..solvers.table import Table
+
+Callback = Callable[[dict[str, Any]], None]
+
+
+def sample_epd(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor | None = None,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    *,
+    table: Table | str,
+    parallel: bool = True,
+) -> Tensor:
+    """Solves with a table, in the shape of k-diffusion's `sample_*` functions.
+
+    The K points of a fan are one call of K B rows, point-major (row = k B + b), so that conditioning that is tiled to the
+    batch fits; tensors of B rows in `extra_args` (also inside dictionaries and lists) are tiled here.
+
+    Args:
+        model: `model(x, sigma (rows,), **extra_args) -> denoised`.
+        x: (B, *S), the start state: noise * sigmas[0].
+        sigmas: the table's own (`sigmas_of(table)`) or a contiguous part of them, with or without a last 0, which costs no
+            call: tables end on their smallest sigma and are decoded there. None: the table's.
+        extra_args: passed to the model in every call.
+        callback: called once a step with x, i, sigma, sigma_hat and denoised (at the step's first evaluated point).
+        disable: hides the progress bar; None shows it on a terminal only.
+        table: a Table, or the name of a published one.
+        parallel: False evaluates the points one after another, B rows each: the same result with less memory.
+
+    Raises:
+        ValueError: for sigmas that are not the table's.
+    """
+    from tqdm.auto import trange
+
+    table = named_table(table) if isinstance(table, str) else table
+    first, last = (0, table.num_steps) if sigmas is None else _part_of(table, sigmas)
+    levels = torch.tensor(table.a("sigmas"), dtype=torch.float64, device=x.device)
+    rule, history = table.rule(x.device), ()
+    for n in trange(first, last, disable=disable):
+        seen: list[Tensor] = []
+
+        def answer(ask: Ask, seen: list[Tensor] = seen) -> Tensor:
+            denoised = _denoised(model, ask, extra_args or {}, parallel)
+            if not seen:
+                seen.append(denoised[0])
+            divisor = ask.sigma.reshape(-1, *[1] * x.ndim).to(x.dtype)
+            return (ask.points - denoised) / divisor
+
+        mean_slope, history = drive(rule(x, levels[n], levels[n + 1], n, history), answer)
+        if callback is not None:
+            sigma = levels[n].to(x.dtype)
+            callback({"x": x, "i": n - first, "sigma": sigma, "sigma_hat": sigma, "denoised": seen[0]})
+        x = x + expand(levels[n + 1] - levels[n], x) * mean_slope
+    return x
+
+
+def sigmas_of(table: Table | str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The table's sigmas as k-diffusion and ComfyUI pass them around: (N+2,), the last one 0."""
+    table = named_table(table) if isinstance(table, str) else table
+    return torch.tensor([*table.a("sigmas").tolist(), 0.0], dtype=dtype)
+
+
+def _part_of(table: Table, sigmas: Tensor) -> tuple[int, int]:
+    """First and last index of the given sigmas among the table's."""
+    own, given = table.a("sigmas").tolist(), sigmas.detach().cpu().to(torch.float64).tolist()
+    given = given[:-1] if given and given[-1] == 0 else given
+    close = [i for i, value in enumerate(own) if given and abs(value - given[0]) <= 1e-3 * value]
+    first = close[0] if close else 0
+    part = own[first : first + len(given)]
+    if not close or len(part) != len(given) or any(abs(a - b) > 1e-3 * a for a, b in zip(part, given, strict=True)):
+        raise ValueError(
+            f"sigmas = {[round(s, 4) for s in given]} are not those that the table was learned for, "
+            f"{[round(s, 4) for s in own]}: pass sigmas_of(table), or a contiguous part of it"
+        )
+    if first and table.columns:
+        raise ValueError(f"sigmas start at the table's step {first}, but it remembers slopes of earlier steps: start at 0")
+    return first, first + len(given) - 1
+
+
+def _denoised(model: Callable[..., Tensor], ask: Ask, extra_args: Mapping[str, Any], parallel: bool) -> Tensor:
+    """(K, B, *S)."""
+    count, batch = ask.points.shape[:2]
+    told = ask.told.reshape(count, -1).expand(count, batch).to(ask.points.dtype)
+    if not parallel:
+        return torch.stack([model(p, t, **extra_args) for p, t in zip(ask.points, told, strict=True)])
+    tiled = {name: _tiled(value, batch, count) for name, value in extra_args.items()}
+    return model(ask.points.flatten(0, 1), told.flatten(), **tiled).unflatten(0, (count, batch))
+
+
+def _tiled(value: Any, batch: int, count: int) -> Any:  # noqa: ANN401 - a caller's own arguments
+    if count == 1:
+        return value
+    if isinstance(value, Tensor) and value.ndim and len(value) == batch:
+        return value.repeat(count, *[1] * (value.ndim - 1))
+    if isinstance(value, dict):
+        return {key: _tiled(item, batch, count) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_tiled(item, batch, count) for item in value]
+    return value

@@ -1,0 +1,161 @@
+"""Evaluating a pipeline's network through the pipeline itself: one borrowed iteration of its own denoising loop.
+
+The pipeline prepares its conditioning, calls its network(s) and combines guidance with its own code; a stand-in scheduler
+receives what the stock one would have received and ends the run there. So nothing here knows how any pipeline guides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NETWORKS = ("unet", "transformer", "transformer_2", "controlnet")
+SAMPLE = ("sample", "hidden_states", "x")
+TIMESTEP = ("timestep", "timesteps", "t")
+Arguments = Mapping[str, Any]
+Tap = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # a network's (sample, timestep) -> those it gets instead
+
+
+class Evaluated(Exception):
+    """Ends a borrowed run: carries what the pipeline handed to `scheduler.step`."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__("evaluated")
+        self.output = output
+
+
+class Seen(Exception):
+    """Ends a borrowed run before its first network call: carries the sample and the timestep of that call."""
+
+    def __init__(self, sample: Tensor, timestep: Tensor) -> None:
+        super().__init__("seen")
+        self.sample, self.timestep = sample, timestep
+
+
+class ProbeScheduler:
+    """What a pipeline sees of its scheduler during a borrowed run: the stock configuration, our timesteps.
+
+    Args:
+        stock: the pipeline's scheduler; it is not changed.
+        timesteps: (I,) the loop's iterations.
+    """
+
+    order = 1
+    init_noise_sigma = 1.0
+    begin_index = 0
+    step_index = 0
+
+    def __init__(self, stock: Any, timesteps: Tensor) -> None:  # noqa: ANN401 - any scheduler of diffusers
+        vars(self).update(vars(stock))  # a pipeline may read betas, alphas_cumprod and the like
+        self.config = stock.config
+        self.timesteps = timesteps
+        self.sigmas = torch.cat([timesteps / 1000, timesteps.new_zeros(1)])
+        self.num_inference_steps = len(timesteps)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Accepts whatever a pipeline asks for; the timesteps stay ours."""
+
+    def set_begin_index(self, begin_index: int = 0) -> None: ...
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | None = None) -> Tensor:
+        return sample
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Image-to-image pipelines start here; the state is replaced anyway."""
+        return original_samples
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor,
+        sample: Tensor,
+        generator: object = None,
+        return_dict: bool = True,
+    ) -> None:
+        raise Evaluated(model_output)
+
+
+@contextlib.contextmanager
+def attributes(pipe: Any, values: Mapping[str, object]) -> Iterator[None]:  # noqa: ANN401 - any pipeline of diffusers
+    """Instance attributes for a while; past the pipeline's own `__setattr__`, which would rewrite its configuration."""
+    own = vars(pipe)
+    before = {name: own[name] for name in values if name in own}
+    own.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del own[name]
+        own.update(before)
+
+
+@contextlib.contextmanager
+def tapped(pipe: Any, tap: Tap) -> Iterator[None]:  # noqa: ANN401
+    """Every call of a denoising network goes through `tap`."""
+
+    def hook(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        positional = list(args)
+        sample, timestep = _where(SAMPLE, 0, positional, kwargs), _where(TIMESTEP, 1, positional, kwargs)
+        values = tap(sample[0][sample[1]], timestep[0][timestep[1]])
+        sample[0][sample[1]], timestep[0][timestep[1]] = values
+        return tuple(positional), kwargs
+
+    networks = [pipe.components[name] for name in NETWORKS if pipe.components.get(name) is not None]
+    if not networks:
+        raise ValueError(f"{type(pipe).__name__} has none of {', '.join(NETWORKS)}: there is no network to evaluate")
+    handles = [network.register_forward_pre_hook(hook, with_kwargs=True) for network in networks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _where(names: Sequence[str], place: int, positional: list[Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The container and the key under which a network's argument was passed."""
+    for name in names:
+        if isinstance(kwargs.get(name), Tensor):
+            return kwargs, name
+    if place < len(positional) and isinstance(positional[place], Tensor):
+        return positional, place
+    raise ValueError(f"a network was called without a tensor {names[0]!r}: this pipeline cannot be evaluated here")
+
+
+def evaluate(pipe: Any, arguments: Arguments, replaced: Mapping[str, object], tap: Tap) -> Tensor:  # noqa: ANN401
+    """What the pipeline hands to `scheduler.step` in its first iteration, differentiable with respect to what `tap` gives.
+
+    Args:
+        pipe: any pipeline of diffusers; it is left as it was.
+        arguments: of its call.
+        replaced: instance attributes for this run: `scheduler`, `encode_prompt`.
+        tap: what the networks get.
+
+    Raises:
+        ValueError: when the pipeline ends without an iteration.
+    """
+    grad = torch.is_grad_enabled()
+
+    def graded(sample: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        torch.set_grad_enabled(grad)  # pipelines run under no_grad, whose end restores the caller's mode
+        return tap(sample, timestep)
+
+    with attributes(pipe, {"_progress_bar_config": {"disable": True}, **replaced}), tapped(pipe, graded):
+        try:
+            pipe(**arguments)
+        except Evaluated as done:
+            return done.output
+    raise ValueError(
+        f"{type(pipe).__name__} made no denoising iteration when asked for one; for image-to-image and inpainting "
+        "give the text-to-image pipeline of the same components: a solver is the same for all of them"
+    )

@@ -1,0 +1,32 @@
+"""The published tables, by name: `named_table("sd15-rdpo-10x2")`."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from .table import Table, TableError
+
+FOLDER = Path(__file__).resolve().parent / "published_tables"
+
+
+def table_names() -> tuple[str, ...]:
+    """Every published table that ships: model-method-(steps)x(points)."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+
+
+def named_table(name: str) -> Table:
+    """A published table, with its citation and all it was published with in its provenance.
+
+    `sd15-...`, `sd3-512-...` and `flux-...` are of arXiv 2512.22796 (`rdpo`: after reinforcement learning, `start`: before
+    it, `distilled`: the teacher-matched one), `cifar10-...` and `lsun-bedroom-...` of arXiv 2507.14797.
+
+    Raises:
+        TableError: for an unknown name; it lists the known ones.
+    """
+    known = table_names()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"perhaps you meant {close[0]!r}; " if close else ""
+        raise TableError(f"no published table is named {name!r}: {hint}there are {', '.join(known)}")
+    return Table.load(FOLDER / f"{name}.json")
