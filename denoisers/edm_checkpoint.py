@@ -7,9 +7,9 @@ execute it when opened, so they are not read here. Convert one where you trust i
     save_edm("edm-cifar10", net.model.state_dict(), EDMConfig(                     # the raw network, not its wrapper
         name="edm-cifar10-32x32-uncond-vp", shape=(3, 32, 32), num_classes=0, sigma_data=net.sigma_data))
 
-and load it with the raw network's class, which has to come from you (the published classes are under a non-commercial licence):
+and load it with the raw network's class, which has to come from you (the published ones have a non-commercial licence):
 
-    model = load_edm("edm-cifar10", network=SongUNet(...))                         # forward(x, c_noise, class_labels) -> F
+    model = load_edm("edm-cifar10", network=SongUNet(...))                  # forward(x, c_noise, class_labels) -> F
 
 A network that is a diffusers `UNet2DModel` needs no class: its configuration lies beside the weights (`unet=`).
 """
@@ -65,7 +65,7 @@ class EDMConfig:
         if len(self.shape) != 3 or any(type(side) is not int or side < 1 for side in self.shape):
             raise CheckpointError(f"shape = {self.shape} must be (channels, height, width), positive integers")
         if type(self.num_classes) is not int or self.num_classes < 0:
-            raise CheckpointError(f"num_classes = {self.num_classes!r} must be an integer, 0 for an unconditional network")
+            raise CheckpointError(f"num_classes = {self.num_classes!r} must be an integer, 0 for unconditional ones")
         numbers = (self.sigma_data, self.sigma_min, self.sigma_max)
         if not all(type(n) in (int, float) and math.isfinite(n) and n > 0 for n in numbers) or numbers[1] >= numbers[2]:
             raise CheckpointError(f"need sigma_data > 0 and 0 < sigma_min < sigma_max < inf, got {numbers}")
@@ -79,7 +79,8 @@ def save_edm(folder: str | Path, weights: Mapping[str, Tensor], config: EDMConfi
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, str(folder / WEIGHTS))
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    save_file(own, str(folder / WEIGHTS))
     data = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(config)}
     (folder / CONFIG).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
@@ -108,8 +109,8 @@ def load_edm(
     config = _read(folder)
     if config.unet is None and network is None:
         raise CheckpointError(
-            f"{folder} holds weights of a network whose class does not ship here: give network=, an instance of the class "
-            "that they were trained with"
+            f"{folder} holds weights of a network whose class does not ship here: give network=, an instance of the "
+            "class that they were trained with"
         )
     module = network if network is not None else _unet2d(config.unet or {})
     _fill(module, folder / WEIGHTS)
@@ -150,8 +151,8 @@ def _call(module: nn.Module, num_classes: int, numbered: bool) -> Callable[[Tens
 def _read(folder: Path) -> EDMConfig:
     if folder.suffix == ".pkl" or folder.is_file():
         raise CheckpointError(
-            f"{folder} is not a folder: EDM's pickles execute the Python source they hold and are not opened; convert one "
-            "with save_edm where it can be trusted, once (denoisers/edm_checkpoint.py says how)"
+            f"{folder} is not a folder: EDM's pickles execute the Python source they hold and are not opened; convert "
+            "one with save_edm where it can be trusted, once (denoisers/edm_checkpoint.py says how)"
         )
     path = folder / CONFIG
     try:
@@ -167,14 +168,16 @@ def _read(folder: Path) -> EDMConfig:
     fields = [f.name for f in dataclasses.fields(EDMConfig)]
     odd = sorted(set(data) ^ set(fields))
     if odd or not isinstance(data["shape"], list) or not isinstance(data["unet"], dict | None):
-        raise CheckpointError(f"{path}: {odd or ['shape', 'unet']} missing, unknown or of the wrong type; it has {fields}")
+        raise CheckpointError(
+            f"{path}: {odd or ['shape', 'unet']} missing, unknown or of a wrong type; known are {fields}"
+        )
     return EDMConfig(**{**data, "shape": tuple(data["shape"])})
 
 
 def _unet2d(config: Mapping[str, Any]) -> nn.Module:
-    from diffusers import UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
-    return UNet2DModel.from_config(dict(config))
+    return UNet2DModel(**{name: value for name, value in config.items() if not name.startswith("_")})
 
 
 def _fill(module: nn.Module, path: Path) -> None:

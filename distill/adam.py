@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .objective import Chunk, steps_loss
+from .parameters import Parameters
 from .state import Run, State, Stepped
 
 BETAS = (0.9, 0.99)
@@ -24,11 +25,11 @@ def one_cycle(fraction: float, peak: float) -> float:
 
 def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk]) -> Stepped:
     """One Adam update; the parts' gradients are averaged before they are clipped. Reference: arXiv 1412.6980."""
-    config = run.config
+    config, parameters = run.config, run.parameters(state)
 
     def gradient(i: int) -> Tensor:
         vector = state.vector.clone().requires_grad_()
-        loss = part_loss(run, vector, part(i))
+        loss = part_loss(run, parameters, vector, part(i))
         loss.backward()
         assert vector.grad is not None
         return torch.cat([vector.grad, loss.detach().cpu().reshape(1)])
@@ -45,9 +46,9 @@ def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk]) -> 
     return Stepped(vector, state.damping, torch.stack([first, second]), loss, True)
 
 
-def part_loss(run: Run, vector: Tensor, chunk: Chunk) -> Tensor:
+def part_loss(run: Run, parameters: Parameters, vector: Tensor, chunk: Chunk) -> Tensor:
     """The configured objective on one part, float64."""
-    c = run.parameters.coefficients(vector)
+    c = parameters.coefficients(vector)
     loss = torch.zeros((), dtype=torch.float64)
     if run.config.objective in ("end", "both"):
         loss = loss + run.residual(c, chunk.denoiser, chunk).square().mean().cpu()

@@ -29,7 +29,7 @@ class DistillConfig(BaseModel):
     learn: tuple[Learned, ...] | None = None
     """What is learned; none: the family's."""
     schedule: Literal["polynomial", "logsnr", "time_uniform", "flow"] | None = None
-    """Where the sigmas start; none: polynomial, or flow on a flow path."""
+    """Where the sigmas start; none: several are tried, the best on held-out noise is trained on."""
     rho: float = Field(7.0, gt=0)
     """Exponent of the polynomial schedule."""
     shift: float = Field(1.0, gt=0)
@@ -50,12 +50,9 @@ class DistillConfig(BaseModel):
     """Gauss-Newton (forward evaluations only; end point objective) or Adam through the trajectory; auto: the first
     where it applies."""
     iterations: int | None = Field(None, ge=1)
-    """Optimiser updates; none: 24 of Gauss-Newton, 1000 of Adam."""
-    restarts: int | None = Field(None, ge=0, le=64)
-    """Starting points that are tried for `screening` updates each; the best on held-out noise is trained on.
-    none: the family's."""
+    """Optimiser updates after screening; none: 36 of Gauss-Newton, 1000 of Adam."""
     screening: int = Field(8, ge=1)
-    """Updates that each starting point gets."""
+    """Updates that each starting schedule gets, where several are tried."""
     batch: int = Field(2048, ge=1)
     """Samples per update, over all processes and accumulation parts; Gauss-Newton grows up to it."""
     accumulate: int = Field(8, ge=1)

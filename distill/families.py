@@ -14,6 +14,8 @@ from ..solvers.rules import uniform_adams_bashforth
 from ..solvers.table import Provenance, Table
 from .config import DistillConfig, Learned
 
+FAR = 0.95  # of a step, in log sigma
+
 EVERYTHING: tuple[Learned, ...] = ("nodes", "weights", "anchor", "memory", "lookahead", "sigmas")
 
 
@@ -109,18 +111,39 @@ def structure(config: DistillConfig, path: str) -> Structure:
     return Structure(calls, width, memory, family.order, afs, learn)
 
 
-def start_sigmas(config: DistillConfig, model: Model, num_steps: int) -> torch.Tensor:
-    """The schedule that training starts from."""
+# Starting schedules that are tried where none is asked for and sigmas are not learned: which one is best depends on
+# the model and the count of calls, and a few updates from each tell. Learned sigmas start from the first.
+STARTS: dict[str, tuple[tuple[str, float], ...]] = {
+    "ve": (("polynomial", 7.0), ("time_uniform", 1.0), ("polynomial", 3.0), ("logsnr", 1.0)),
+    "flow": (("flow", 1.0), ("flow", 3.0), ("flow", 0.5)),
+}
+
+
+def start_schedules(config: DistillConfig, path: str) -> tuple[tuple[str, float], ...]:
+    """(name, rho or shift) of the schedules that training starts from."""
+    if config.schedule is not None:
+        return ((config.schedule, config.shift if config.schedule == "flow" else config.rho),)
+    fixed = "sigmas" not in (config.learn if config.learn is not None else FAMILIES[config.family].learn)
+    return STARTS[path] if fixed else STARTS[path][:1]
+
+
+def start_sigmas(config: DistillConfig, model: Model, num_steps: int, schedule: tuple[str, float]) -> torch.Tensor:
+    """One starting schedule between the ends that the config asks for."""
     low, high = config.sigma_min or model.sigma_min, config.sigma_max or model.sigma_max
-    name = config.schedule or ("polynomial" if model.path == "ve" else "flow")
+    name, number = schedule
     if name == "polynomial":
-        return schedules.polynomial(num_steps, low, high, config.rho)
+        return schedules.polynomial(num_steps, low, high, number)
     if name == "logsnr":
         return schedules.logsnr(num_steps, low, high)
     if name == "time_uniform":
         return schedules.time_uniform(num_steps, low, high)
-    shifted = schedules.flow_shift(num_steps, config.shift, sigma_min=low, sigma_max=min(high, 1.0))
-    return shifted
+    if model.path != "flow":
+        raise ValueError(f"schedule = 'flow' needs a flow path, {model.name} is {model.path}: use 'polynomial'")
+    # A shift moves the ends of a ramp, too; teachers of different starts must share theirs.
+    ends = [s / (number - (number - 1) * s) for s in (low, min(high, 1.0))]
+    sigmas = schedules.flow_shift(num_steps, number, sigma_min=ends[0], sigma_max=ends[1])
+    sigmas[0], sigmas[-1] = min(high, 1.0), low
+    return sigmas
 
 
 def even_nodes(sigmas: np.ndarray, width: int) -> np.ndarray:
@@ -134,12 +157,25 @@ def even_nodes(sigmas: np.ndarray, width: int) -> np.ndarray:
     return np.log(high / (high + fractions * (low - high))) / np.log(high / low)
 
 
-def initial_table(config: DistillConfig, model: Model) -> Table:
-    """The table that training starts from: midpoints, equal weights, Adams-Bashforth where memory is all there is."""
+def start_nodes(sigmas: np.ndarray, width: int, far: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes (N, J) and weights (J,) that training starts from.
+
+    With `far` and more than one point, the last sits near the step's end and starts with no weight: what the network
+    sees there corrects a large step, and starts without such a point end in optima that are a fifth worse.
+    """
+    if not far or width < 2:
+        return even_nodes(sigmas, width), np.full(width, 1 / max(width, 1))
+    nodes = np.concatenate([even_nodes(sigmas, width - 1), np.full((len(sigmas) - 1, 1), FAR)], 1)
+    return nodes, np.append(np.full(width - 1, 1 / (width - 1)), 0.0)
+
+
+def initial_table(config: DistillConfig, model: Model, schedule: tuple[str, float] | None = None) -> Table:
+    """A table that training starts from: midpoints, equal weights, Adams-Bashforth where memory is all there is."""
     s = structure(config, model.path)
     n, width = len(s.calls), s.width
-    sigmas = start_sigmas(config, model, n)
-    nodes = even_nodes(sigmas.numpy(), width)
+    schedule = schedule or start_schedules(config, model.path)[0]
+    sigmas = start_sigmas(config, model, n, schedule)
+    nodes, shares = start_nodes(sigmas.numpy(), width, far="anchor" in s.learn)
     weights, anchor = np.zeros((n, width)), np.zeros(n)
     memory = np.zeros((n, s.columns))
     lookahead = np.zeros((n, width, 1 + s.columns))
@@ -147,11 +183,11 @@ def initial_table(config: DistillConfig, model: Model) -> Table:
     for i, u in enumerate(availability(n, width, s.columns, s.calls, s.afs)):
         fan = [j for j, inside in enumerate(u.lookahead) if inside]
         if s.calls[i] == 2:
-            weights[i] = 1 / width
+            weights[i] = shares
             lookahead[i, :, 0] = 1
         else:
             anchor[i] = 1 if not fan else 0.5
-            weights[i, fan] = 0.5 / max(len(fan), 1)
+            weights[i, fan] = 0.5 * shares[fan]
             lookahead[i, fan, 1] = 1
             if not width and s.order > 1:
                 past = [0, *(k for k in u.memory)][: s.order]
@@ -168,5 +204,5 @@ def initial_table(config: DistillConfig, model: Model) -> Table:
         memory=memory if s.columns else None,
         lookahead=lookahead if learned_ahead or (1 in s.calls and width) else None,
         calls=s.calls,
-        provenance=Provenance(path=model.path, model=model.name),
+        provenance=Provenance(path=model.path, model=model.name, schedule=schedule[0]),
     )

@@ -126,14 +126,14 @@ def damped_step(normal: Normal, damping: float) -> Tensor:
 
 def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk]) -> Stepped:
     """One trust-region step on the batch's parts."""
-    eps = EPS[run.config.dtype]
+    eps, parameters = EPS[run.config.dtype], run.parameters(state)
     size = len(state.vector)
 
     def equations(i: int) -> Tensor:
-        return normal_equations(run.parameters, state.vector, part(i), run.residual, eps).flat()
+        return normal_equations(parameters, state.vector, part(i), run.residual, eps).flat()
 
     def loss_at(vector: Tensor) -> float:
-        c = run.parameters.coefficients(vector)
+        c = parameters.coefficients(vector)
         work = lambda i: run.residual(c, part(i).denoiser, part(i)).square().mean().reshape(1).cpu()  # noqa: E731
         try:
             return float(run.workers.mean(parts, work))

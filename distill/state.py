@@ -19,8 +19,9 @@ class State:
 
     Args:
         iteration: updates done, over all starts; the present start began after `began` of them.
+        start: index of the plan's table that the present numbers began from.
         vector: (P,) present numbers.
-        best: (P,) the best on held-out noise so far, with its RMSE `best_rmse`.
+        best: (P,) the best on held-out noise so far, with its RMSE `best_rmse` and its start `best_start`.
         stale: measurements since the best.
         damping: of Gauss-Newton.
         moments: (2, P) of Adam.
@@ -28,9 +29,11 @@ class State:
 
     iteration: int
     began: int
+    start: int
     vector: Tensor
     best: Tensor
     best_rmse: float
+    best_start: int
     stale: int
     damping: float
     moments: Tensor
@@ -51,7 +54,10 @@ class Run(Protocol):
     """What an optimiser needs of a run."""
 
     config: DistillConfig
-    parameters: Parameters
     residual: Residual
     workers: Workers
     iterations: int
+
+    def parameters(self, state: State) -> Parameters:
+        """What the state's vector stands for."""
+        ...

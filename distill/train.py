@@ -17,7 +17,7 @@ from ..denoisers.protocol import Denoiser, Model
 from ..solvers.table import Provenance, Table
 from . import adam, gauss_newton
 from .config import DistillConfig
-from .families import initial_table, structure
+from .families import initial_table, start_schedules, structure
 from .objective import Chunk, end_residual
 from .parameters import Parameters
 from .state import State
@@ -26,8 +26,7 @@ from .workers import Workers
 
 POOL_SEEDS = 2**30  # training noise lies far above the seeds that people sample with
 VALIDATION_SEEDS = 2**30 + 2**29
-SPREAD = 0.7  # standard deviation of a random start's unconstrained numbers
-CANDIDATES = 24  # random starts that are looked at, forward only, before one is trained
+ALONE = 0.6  # share of Gauss-Newton's updates that use one part of the batch; the rest grow to all of it
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class Update:
 
     Args:
         iteration: updates done; of `total`.
-        start: which starting point is tried; equal to their number once the best is trained on.
         loss: root mean square residual of the batch before the update.
         validation: RMSE on held-out noise, where it was measured.
         table: of the present numbers.
@@ -47,7 +45,6 @@ class Update:
 
     iteration: int
     total: int
-    start: int
     loss: float
     validation: float | None
     table: Table
@@ -58,19 +55,27 @@ class Update:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a configuration means for a model, before anything is computed."""
+    """What a configuration means for a model, before anything is computed.
+
+    Args:
+        tables: where training starts; more than one: each is trained for `config.screening` updates, then the best on.
+    """
 
     config: DistillConfig
-    table: Table
+    tables: tuple[Table, ...]
     learn: tuple[str, ...]
     iterations: int
-    restarts: int
     validate_every: int
+
+    @property
+    def screening(self) -> int:
+        """Updates before the best start is known."""
+        return len(self.tables) * self.config.screening if len(self.tables) > 1 else 0
 
     @property
     def total(self) -> int:
         """Updates over all starts."""
-        return self.restarts * self.config.screening + self.iterations
+        return self.screening + self.iterations
 
 
 def make_plan(model: Model, config: DistillConfig, init: Table | None = None) -> Plan:
@@ -82,23 +87,16 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
     Raises:
         ValueError: where config, model and table exclude each other.
     """
-    table = init or initial_table(config, model)
+    tables = (init,) if init else tuple(initial_table(config, model, s) for s in start_schedules(config, model.path))
     learn = tuple(config.learn or structure(config, model.path).learn)
     if init is not None and init.depth != config.calls:
         raise ValueError(f"the initial table makes {init.depth} sequential calls, calls = {config.calls}: make them equal")
-    if config.objective != "end" and "sigmas" in learn:
-        learn = tuple(name for name in learn if name != "sigmas")
-    if Parameters.of(table, learn).start.numel() == 0:
+    if config.objective != "end":  # states are matched on the starting sigmas, and only one start has them
+        learn, tables = tuple(name for name in learn if name != "sigmas"), tables[:1]
+    if Parameters.of(tables[0], learn).start.numel() == 0:
         raise ValueError(f"nothing to learn: {', '.join(learn)} have no numbers in this structure; choose others")
     gn = config.gauss_newton
-    return Plan(
-        config=config,
-        table=table,
-        learn=learn,
-        iterations=config.iterations or (24 if gn else 1000),
-        restarts=config.restarts if config.restarts is not None else 0,
-        validate_every=config.validate_every or (1 if gn else 25),
-    )
+    return Plan(config, tables, learn, config.iterations or (36 if gn else 1000), config.validate_every or (1 if gn else 25))
 
 
 def distill(
@@ -134,10 +132,10 @@ class _Run:
         self.model, self.plan, self.config, self.workers = model, plan, plan.config, workers
         if self.config.accumulate < workers.count:
             raise ValueError(f"accumulate = {self.config.accumulate} is below {workers.count} processes: raise it")
-        self.parameters = Parameters.of(plan.table, plan.learn)
+        self.starts = [Parameters.of(table, plan.learn) for table in plan.tables]
         self.iterations = plan.iterations
         self.residual = end_residual(features, self.config.feature_weight)
-        grid = torch.tensor(plan.table.a("sigmas"))
+        grid = torch.tensor(plan.tables[0].a("sigmas"))
         grid = grid if self.config.objective != "end" else grid[[0, -1]]
         self.teacher = Teacher(model, self.config, grid, cache)
         for first, count in ((POOL_SEEDS, self.config.pool), (VALIDATION_SEEDS, self.config.validation)):
@@ -151,21 +149,19 @@ class _Run:
         state = state or self._first()
         while state.iteration < self.plan.total:
             tick = time.perf_counter()
-            start = min(state.iteration // self.config.screening, self.plan.restarts)
-            if state.iteration == start * self.config.screening and state.iteration:
-                state = self._begin(state, start)
+            state = self._begun(state)
             step = gauss_newton.update if self.config.gauss_newton else adam.update
             moved = step(self, state, self._parts(state), functools.cache(functools.partial(self._chunk, state.iteration)))
             state = replace(
                 state, iteration=state.iteration + 1, vector=moved.vector, damping=moved.damping, moments=moved.moments
             )
             state, rmse = self._measured(state)
-            stop = 0 < self.config.patience <= state.stale and start == self.plan.restarts
+            stop = 0 < self.config.patience <= state.stale and state.iteration > self.plan.screening
             last = stop or state.iteration == self.plan.total
-            table = self._table(state.best if last else state.vector, state)
+            state = replace(state, vector=state.best, start=state.best_start) if last else state
             seconds = time.perf_counter() - tick
             yield Update(
-                state.iteration, self.plan.total, start, math.sqrt(moved.loss), rmse, table, state, seconds, moved.accepted
+                state.iteration, self.plan.total, math.sqrt(moved.loss), rmse, self._table(state), state, seconds, moved.accepted
             )
             if last:
                 return
@@ -174,52 +170,40 @@ class _Run:
         """The state with its present numbers held against the best, where they are to be measured."""
         if state.iteration % self.plan.validate_every and not self._ends_start(state.iteration):
             return state, None
-        rmse = self._validate(state.vector)
+        rmse = self._validate(state)
         if rmse < state.best_rmse:
-            return replace(state, best=state.vector, best_rmse=rmse, stale=0), rmse
+            return replace(state, best=state.vector, best_rmse=rmse, best_start=state.start, stale=0), rmse
         return replace(state, stale=state.stale + 1), rmse
-
-    def _candidate(self, start: int) -> Tensor:
-        """A starting point: the best of CANDIDATES random ones on one held-out part; the first start has the plain one."""
-        generator = torch.Generator().manual_seed(self.config.seed * 1000 + start)
-        plain = self.parameters.start
-        drawn = [plain + SPREAD * torch.randn(plain.shape, generator=generator, dtype=plain.dtype) for _ in range(CANDIDATES)]
-        drawn = [plain, *drawn] if start == 0 else drawn
-        losses = [self._loss(self.held_out[0], vector) for vector in drawn]
-        return drawn[losses.index(min(losses))]
-
-    def _loss(self, chunk: Chunk, vector: Tensor) -> float:
-        """Sum of squares to the teacher's end points of one chunk; infinite where the trajectory overflows."""
-        try:
-            with torch.no_grad():
-                return float(end_residual()(self.parameters.coefficients(vector), chunk.denoiser, chunk).square().sum())
-        except FloatingPointError:
-            return math.inf
 
     def _parts(self, state: State) -> int:
         """How many parts of the batch this update uses: Gauss-Newton needs little while it is far from the optimum."""
         if not self.config.gauss_newton:
             return self.config.accumulate
-        screening = state.iteration < self.plan.restarts * self.config.screening
-        done = 0.0 if screening else (state.iteration - state.began + 1) / self.plan.iterations
-        return max(self.workers.count, math.ceil(self.config.accumulate * done**2))
+        done = (state.iteration - self.plan.screening + 1) / self.plan.iterations
+        grown = max(0.0, (done - ALONE) / (1 - ALONE)) ** 2
+        return max(self.workers.count, math.ceil(self.config.accumulate * grown))
 
     def _ends_start(self, iteration: int) -> bool:
-        ends = {self.config.screening * (i + 1) for i in range(self.plan.restarts)} | {self.plan.total}
-        return iteration in ends
+        return iteration == self.plan.total or (iteration <= self.plan.screening and iteration % self.config.screening == 0)
 
     def _first(self) -> State:
-        vector = self._candidate(0) if self.plan.restarts else self.parameters.start
+        vector = self.starts[0].start
         none = torch.zeros(2, len(vector), dtype=torch.float64)
-        return State(0, 0, vector, vector, self._validate(vector), 0, gauss_newton.DAMPING, none)
+        return State(0, 0, 0, vector, vector, math.inf, 0, 0, gauss_newton.DAMPING, none)
 
-    def _begin(self, state: State, start: int) -> State:
-        """State at a new start: other numbers, or at last the best of all."""
-        vector = self._candidate(start) if start < self.plan.restarts else state.best
+    def _begun(self, state: State) -> State:
+        """The state at the beginning of each start, and at the end of screening; else as it is."""
+        n = state.iteration
+        if n > self.plan.screening or (n < self.plan.screening and n % self.config.screening):
+            return state
+        trained_on = n == self.plan.screening
+        start = state.best_start if trained_on else n // self.config.screening
+        vector = state.best if trained_on else self.starts[start].start
         none = torch.zeros_like(state.moments)
-        return replace(
-            state, began=state.iteration, vector=vector, damping=gauss_newton.DAMPING, moments=none, stale=0
+        state = replace(
+            state, began=n, start=start, vector=vector, damping=gauss_newton.DAMPING, moments=none, stale=0
         )
+        return self._measured(state)[0]
 
     def _chunk(self, iteration: int, part: int) -> Chunk:
         """One part of an update's batch; a function of the seed, the iteration and the part alone."""
@@ -249,27 +233,35 @@ class _Run:
             return called
         return lambda x, sigma: checkpoint(called, x, sigma, use_reentrant=False)  # type: ignore[return-value]
 
-    def _validate(self, vector: Tensor) -> float:
-        """RMSE to the teacher's end point on held-out noise."""
+    def _validate(self, state: State) -> float:
+        """RMSE to the teacher's end points on held-out noise."""
+        plain, c = end_residual(), self.parameters(state).coefficients(state.vector)
+
         def part(i: int) -> Tensor:
-            return torch.tensor([self._loss(self.held_out[i], vector)], dtype=torch.float64)
+            chunk = self.held_out[i]
+            with torch.no_grad():
+                return plain(c, chunk.denoiser, chunk).square().sum().reshape(1).cpu()
 
-        total = self.workers.mean(len(self.held_out), part) * len(self.held_out)
-        count = self.config.validation * self.pool[0, 0].numel()
-        return float((total / count).sqrt())
+        try:
+            total = self.workers.mean(len(self.held_out), part) * len(self.held_out)
+        except FloatingPointError:
+            return math.inf
+        return float((total / (self.config.validation * self.pool[0, 0].numel())).sqrt())
 
-    def _table(self, vector: Tensor, state: State) -> Table:
-        config, model = self.config, self.model
-        return self.parameters.table(
-            vector,
-            Provenance(
-                model=model.name,
-                path=model.path,
-                schedule=config.schedule or ("polynomial" if model.path == "ve" else "flow"),
-                guidance=model.guidance,
-                seed=config.seed,
-                config=config.model_dump(mode="json"),
-                metrics={"validation_rmse": state.best_rmse} if state.best_rmse < float("inf") else {},
-                parent=self.plan.table.digest if self.plan.table.provenance.metrics else "",
-            ),
+    def parameters(self, state: State) -> Parameters:
+        """What the state's vector stands for."""
+        return self.starts[state.start]
+
+    def _table(self, state: State) -> Table:
+        config, model, base = self.config, self.model, self.plan.tables[state.start]
+        provenance = Provenance(
+            model=model.name,
+            path=model.path,
+            schedule=base.provenance.schedule,
+            guidance=model.guidance,
+            seed=config.seed,
+            config=config.model_dump(mode="json"),
+            metrics={"validation_rmse": state.best_rmse} if math.isfinite(state.best_rmse) else {},
+            parent=base.digest if base.provenance.metrics else "",
         )
+        return self.parameters(state).table(state.vector, provenance)

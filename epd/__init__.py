@@ -1,9 +1,56 @@
 """epd: learned parallel ODE solvers for diffusion and flow models."""
 
-from .denoisers.mixture import GaussianMixture
-from .denoisers.protocol import Denoiser, Model
-from .solvers import rules, schedules
-from .solvers.loop import Ask, Rule, plan, slope, solve, trajectory
-from .solvers.table import Provenance, Table, TableError
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .denoisers.mixture import GaussianMixture
+    from .denoisers.protocol import Denoiser, Model
+    from .solvers import rules, schedules
+    from .solvers.loop import Ask, Rule, plan, slope, solve, trajectory
+    from .solvers.named import named_table, table_names
+    from .solvers.table import Provenance, Table, TableError
+
+# Public name -> where it lives. Loaded when first asked for, so that `epd --help` does not wait for torch.
+_HOMES = {
+    "GaussianMixture": "denoisers.mixture",
+    "Denoiser": "denoisers.protocol",
+    "Model": "denoisers.protocol",
+    "Ask": "solvers.loop",
+    "Rule": "solvers.loop",
+    "plan": "solvers.loop",
+    "slope": "solvers.loop",
+    "solve": "solvers.loop",
+    "trajectory": "solvers.loop",
+    "named_table": "solvers.named",
+    "table_names": "solvers.named",
+    "Provenance": "solvers.table",
+    "Table": "solvers.table",
+    "TableError": "solvers.table",
+}
+_MODULES = {
+    "rules": "solvers.rules",
+    "schedules": "solvers.schedules",
+    **{room: room for room in ("denoisers", "solvers", "pipelines", "distill", "rl", "experiments")},
+}
+
+__all__ = [*_HOMES, "rules", "schedules"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        value: object = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_MODULES})

@@ -74,7 +74,8 @@ def request(
     known = known_arguments(pipe)
     texts = None if prompts is None else tuple(prompts)
     given = {k: v for k, v in shared.items() if v is not None}
-    asked = {"prompt": texts, "negative_prompt": negative_prompt, "class_labels": class_labels, **(embeds or {}), **given}
+    asked = {"prompt": texts, "negative_prompt": negative_prompt, "class_labels": class_labels, **given}
+    asked |= embeds or {}
     unknown = [name for name, value in asked.items() if value is not None and name not in known]
     if unknown:
         usual = [name for name in known if name not in ("self", "args", "kwargs")]

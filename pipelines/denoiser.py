@@ -13,7 +13,7 @@ from ..denoisers.networks import noise_levels
 from ..denoisers.protocol import Path, rows_per_condition
 from .conditions import Request, known_arguments, request
 from .frames import TIMES, Frame, Packing, frame_of, native_time
-from .probe import NETWORKS, ProbeScheduler, Seen, attributes, evaluate
+from .probe import ProbeScheduler, Seen, Stage, borrowed, evaluate, stage
 from .prompts import Encodings, Recorder, Replay
 
 
@@ -21,12 +21,12 @@ from .prompts import Encodings, Recorder, Replay
 class PipelineModel:
     """A `Model` in the latent space of a pipeline; made by `from_pipeline`.
 
-    Every evaluation is the pipeline's own: it prepares its conditioning (prompts are encoded once, beforehand), calls its
-    network, and combines guidance; only the state and the timesteps are ours. D = c_skip x + c_out F(c_in x).
+    Every evaluation is the pipeline's own: it prepares its conditioning (prompts are encoded once, beforehand), calls
+    its network, and combines guidance; only the state and the timesteps are ours. D = c_skip x + c_out F(c_in x).
     Calls have B x K rows, sample-major, for B bound samples. The state is in the frame x = noise * sigmas[0].
 
     Args:
-        pipe: the pipeline; unchanged between evaluations, and not to be run by anybody else during one.
+        stage: the pipeline, where it computed when the model was made; unchanged between evaluations.
         frame: path and parameterisation.
         request: what is asked of the pipeline.
         shape: of one sample, as the pipeline draws its noise.
@@ -37,7 +37,7 @@ class PipelineModel:
         name: what tables record.
     """
 
-    pipe: Any
+    stage: Stage
     frame: Frame
     request: Request
     shape: tuple[int, ...]
@@ -78,7 +78,12 @@ class PipelineModel:
     @property
     def device(self) -> str:
         """Where the pipeline computes."""
-        return str(self.pipe._execution_device)
+        return str(self.stage.device)
+
+    @property
+    def pipe(self) -> Any:  # noqa: ANN401
+        """The pipeline; it must not be run by anybody else during an evaluation."""
+        return self.stage.pipe
 
     def for_seeds(self, seeds: Sequence[int]) -> PipelineModel:
         """Bound to these samples: seed s has the condition number s mod P."""
@@ -106,7 +111,7 @@ class PipelineModel:
 
     def _output(self, scaled: Tensor, timestep: Tensor) -> Tensor:
         """What the pipeline hands to its scheduler for these rows."""
-        if self.pipe.components.get("transformer_2") is None:
+        if not self.stage.two:
             return self._run(scaled, timestep, *self._conditions(len(scaled)))
         # Two networks share the work by timestep: the pipeline can ask only one of them at a time.
         index, _ = self._conditions(len(scaled))
@@ -115,7 +120,8 @@ class PipelineModel:
             part = (timestep == t).nonzero().flatten()
             chosen = [index[i] for i in part.tolist()]
             replay = None if self._encodings is None else self._encodings.rows(chosen)
-            output = output.index_copy(0, part, self._run(scaled[part], timestep[part], chosen, replay).to(scaled.dtype))
+            rows = self._run(scaled[part], timestep[part], chosen, replay)
+            output = output.index_copy(0, part, rows.to(scaled.dtype))
         return output
 
     def _run(self, scaled: Tensor, timestep: Tensor, index: list[int], replay: Replay | None) -> Tensor:
@@ -127,11 +133,12 @@ class PipelineModel:
             rows = given.to(sample.device, sample.dtype).repeat(copies, *[1] * (given.ndim - 1))
             if rows.shape[1] < sample.shape[1] and rows.ndim > 3:  # channels beside the state: masks, images
                 rows = torch.cat([rows, sample[:, rows.shape[1] :]], dim=1)
-            times = told.to(sample.device, torch.float32 if not stock.is_floating_point() else stock.dtype).repeat(copies)
+            kind = stock.dtype if stock.is_floating_point() else torch.float32
+            times = told.to(sample.device, kind).repeat(copies)
             return rows, times[:, None].expand(-1, stock.shape[1]) if stock.ndim == 2 else times
 
         scheduler = ProbeScheduler(self.pipe.scheduler, timestep[:1].to(self.device, torch.float32))
-        output = evaluate(self.pipe, self._arguments(index, given), self._replaced(scheduler, replay), tap)
+        output = evaluate(self.stage, self._arguments(index, given), self._replaced(scheduler, replay), tap)
         output = output[: len(given)].to(scaled.device)  # a pipeline may step both halves of a doubled call
         output = output if self.packing is None else self.packing.unpack(output)
         return output[:, : scaled.shape[1]]  # learned variance
@@ -141,10 +148,9 @@ class PipelineModel:
 
     def _arguments(self, index: Sequence[int], latents: Tensor) -> dict[str, Any]:
         out = self.request.arguments(index)
-        known = known_arguments(self.pipe)
-        if "latents" in known:  # else the pipeline would draw noise for nothing
+        if "latents" in self.stage.known:  # else the pipeline would draw noise for nothing
             out["latents"] = latents.detach().to(self.device, self.dtype)
-        if "generator" in known:
+        if "generator" in self.stage.known:
             out["generator"] = torch.Generator().manual_seed(0)  # nor may it touch the global one
         return out
 
@@ -153,7 +159,7 @@ class PipelineModel:
         """Pictures (B, C, H, W) in [0, 1] of finished states, by the pipeline's own last lines; a video's frames lie
         side by side, (B, C, H, frames W).
         """
-        if "latents" not in known_arguments(self.pipe):
+        if "latents" not in self.stage.known:
             vae = self.pipe.components.get("vae")
             if vae is not None:
                 x = vae.decode(x.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample
@@ -162,8 +168,7 @@ class PipelineModel:
         scheduler = ProbeScheduler(self.pipe.scheduler, torch.empty(0, device=self.device))
         latents = x if self.packing is None else self.packing.pack(x)
         arguments = {**self._arguments(index, latents), "output_type": "pt", "return_dict": False}
-        values = {"_progress_bar_config": {"disable": True}, **self._replaced(scheduler, replay)}
-        with attributes(self.pipe, values):
+        with borrowed(self.pipe, self._replaced(scheduler, replay), self.stage.device):
             pictures = self.pipe(**arguments)[0].float()
         return pictures if pictures.ndim == 4 else pictures.movedim(1, 3).flatten(3)
 
@@ -194,8 +199,8 @@ def from_pipeline(
         class_labels: P class numbers.
         num_frames: of a video.
         embeds: instead of prompts: precomputed embeddings by the names of the call's arguments, P rows each.
-        options: any further arguments of the call, the same for every sample: `guidance_rescale`, `max_sequence_length`,
-            `clip_skip`, `ip_adapter_image_embeds`, `true_cfg_scale`, a ControlNet's `image`, ...
+        options: any further arguments of the call, the same for every sample: `guidance_rescale`, `true_cfg_scale`,
+            `max_sequence_length`, `clip_skip`, `ip_adapter_image_embeds`, a ControlNet's `image`, ...
         name: what tables record; default where the pipeline was loaded from.
 
     Raises:
@@ -207,65 +212,63 @@ def from_pipeline(
     known = known_arguments(pipe)
     if "num_inference_steps" in known:
         asked = replace(asked, shared={**asked.shared, "num_inference_steps": 1})
-    for network in (pipe.components.get(n) for n in NETWORKS):
-        if network is not None:
-            network.requires_grad_(False)
+    setting = stage(pipe)
+    for network in setting.networks:
+        network.requires_grad_(False)
     frame = frame_of(pipe.scheduler)
-    encodings = Encodings(lambda index: _encode(pipe, asked, index), asked.count) if asked.texts else None
-    sample, dtype, time = _look(pipe, asked, frame, encodings)
+    encodings = Encodings(lambda index: _encode(setting, asked, index), asked.count) if asked.texts else None
+    sample, dtype, time = _look(setting, asked, frame, encodings)
     packing = _packing(pipe, sample, asked)
-    stock = known.get("guidance_scale")
-    scale = guidance if guidance is not None else 1.0 if stock is None or stock.default is None else float(stock.default)
+    stock = known["guidance_scale"].default if "guidance_scale" in known else None
+    scale = guidance if guidance is not None else 1.0 if stock is None else float(stock)
     shape = _state_shape(pipe, sample) if packing is None else (sample.shape[2] // 4, packing.height, packing.width)
     title = name or str(pipe.config.get("_name_or_path") or type(pipe).__name__)
-    return PipelineModel(pipe, frame, asked, shape, time, dtype, packing, float(scale), title, encodings)
+    return PipelineModel(setting, frame, asked, shape, time, dtype, packing, float(scale), title, encodings)
 
 
-def _probed(pipe: Any, asked: Request, index: Sequence[int], t: float, encode: object) -> Seen:  # noqa: ANN401
+def _probed(setting: Stage, asked: Request, index: Sequence[int], t: float, encode: object) -> Seen:
     """The first network call of a run, which is not made."""
 
     def tap(sample: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
         raise Seen(sample.detach(), timestep.detach())
 
     arguments = asked.arguments(index)
-    if "generator" in known_arguments(pipe):
+    if "generator" in setting.known:
         arguments["generator"] = torch.Generator().manual_seed(0)
-    scheduler = ProbeScheduler(pipe.scheduler, torch.tensor([t], device=pipe._execution_device))
+    scheduler = ProbeScheduler(setting.pipe.scheduler, torch.tensor([t], device=setting.device))
+    replaced = {"scheduler": scheduler, **({} if encode is None else {"encode_prompt": encode})}
     try:
-        evaluate(pipe, arguments, {"scheduler": scheduler, **({} if encode is None else {"encode_prompt": encode})}, tap)
+        evaluate(setting, arguments, replaced, tap)
     except Seen as seen:
         return seen
     raise AssertionError("evaluate either raises or reaches the tap")
 
 
-def _encode(pipe: Any, asked: Request, index: Sequence[int]) -> list[Any]:  # noqa: ANN401
-    recorder = Recorder(pipe.encode_prompt)
-    _probed(pipe, asked, index, 1.0, recorder)
+def _encode(setting: Stage, asked: Request, index: Sequence[int]) -> list[Any]:
+    recorder = Recorder(setting.pipe.encode_prompt)
+    _probed(setting, asked, index, 1.0, recorder)
     return recorder.results
 
 
-def _look(
-    pipe: Any,  # noqa: ANN401
-    asked: Request,
-    frame: Frame,
-    encodings: Encodings | None,
-) -> tuple[Tensor, torch.dtype, str]:
+def _look(setting: Stage, asked: Request, frame: Frame, encodings: Encodings | None) -> tuple[Tensor, torch.dtype, str]:
     """One sample as the network gets it, its dtype, and what the network is told of time."""
     given = (frame.num_timesteps / 4, frame.num_timesteps / 2)  # exact in every floating type, at T = 1000 and 1024
     seen = []
     for t in given:
         encode = None if encodings is None else encodings.rows([0, 0])
-        seen.append(_probed(pipe, asked, [0, 0], t, encode))
+        seen.append(_probed(setting, asked, [0, 0], t, encode))
     sample = seen[0].sample
     copies = len(sample) // 2
     if len(sample) % 2 or any(not part.equal(sample[:2]) for part in sample.chunk(max(copies, 1))):
         raise ValueError(
-            f"{type(pipe).__name__} calls its network with {len(sample)} rows for 2 samples, which are not copies of them: "
-            "its guidance cannot be followed"
+            f"{type(setting.pipe).__name__} calls its network with {len(sample)} rows for 2 samples, which are not "
+            "copies of them: its guidance cannot be followed"
         )
     read = [float(s.timestep.flatten()[0]) for s in seen]
     if any(bool((s.timestep != s.timestep.flatten()[0]).any()) for s in seen):
-        raise ValueError(f"{type(pipe).__name__} gives its network different timesteps in one call: this is not supported")
+        raise ValueError(
+            f"{type(setting.pipe).__name__} tells its network several timesteps in one call: not supported"
+        )
     kind = seen[0].timestep.dtype
     kind = sample.dtype if kind.is_floating_point and sample.dtype != kind else kind
     return sample[:1], sample.dtype, native_time((read[0], read[1]), given, frame.num_timesteps, kind)

@@ -56,13 +56,13 @@ def frame_of(scheduler: Any) -> Frame:  # noqa: ANN401 - any scheduler of diffus
         return _flow(config, count)
     if "sigma_data" in config:
         if prediction != "epsilon":
-            raise ValueError(f"an EDM scheduler with prediction_type = {prediction!r} is unknown: 'epsilon' is supported")
+            raise ValueError(f"an EDM scheduler with prediction_type = {prediction!r} is unknown: give 'epsilon'")
         low, high = float(config["sigma_min"]), float(config["sigma_max"])
         return Frame("ve", "edm", edm(float(config["sigma_data"])), low, high, count)
     if "beta_start" not in config:
         raise ValueError(
-            f"{type(scheduler).__name__} is neither variance preserving (beta_start), EDM (sigma_data) nor rectified flow "
-            "(use_flow_sigmas, shift): its noise levels cannot be told"
+            f"{type(scheduler).__name__} is neither variance preserving (beta_start), EDM (sigma_data) nor rectified "
+            "flow (use_flow_sigmas, shift): its noise levels cannot be told"
         )
     acp = scheduler.alphas_cumprod.detach().to("cpu", torch.float64)
     if acp[-1] <= 0:  # zero terminal SNR: infinitely noisy
@@ -73,7 +73,7 @@ def frame_of(scheduler: Any) -> Frame:  # noqa: ANN401 - any scheduler of diffus
 
 
 def _flow(config: Mapping[str, Any], count: float) -> Frame:
-    """With a static shift the trained grid is shift s / (1 + (shift - 1) s), s = 1/T..1; a dynamic one is the user's."""
+    """With a static shift the trained grid is shift s / (1 + (shift - 1) s), s = 1/T..1; a dynamic one is a choice."""
     if config.get("invert_sigmas"):
         raise ValueError("invert_sigmas = True: a scheduler whose noise levels rise is not supported")
     shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
@@ -92,7 +92,7 @@ def native_time(seen: tuple[float, float], given: tuple[float, float], count: fl
         wanted = [float(convert(torch.tensor(t, dtype=torch.float64), count)) for t in given]
         if all(abs(w - s) <= tolerance * max(1.0, abs(w)) for w, s in zip(wanted, seen, strict=True)):
             return name
-    raise ValueError(f"timesteps {given} reach the network as {seen}: none of {', '.join(TIMES)}; this is not supported")
+    raise ValueError(f"timesteps {given} reach the network as {seen}, none of {', '.join(TIMES)}: not supported")
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,14 @@ def sample_epd(
 ) -> Tensor:
     """Solves with a table, in the shape of k-diffusion's `sample_*` functions.
 
-    The K points of a fan are one call of K B rows, point-major (row = k B + b), so that conditioning that is tiled to the
-    batch fits; tensors of B rows in `extra_args` (also inside dictionaries and lists) are tiled here.
+    The K points of a fan are one call of K B rows, point-major (row = k B + b), so that conditioning that is tiled to
+    the batch fits; tensors of B rows in `extra_args` (also inside dictionaries and lists) are tiled here.
 
     Args:
         model: `model(x, sigma (rows,), **extra_args) -> denoised`.
         x: (B, *S), the start state: noise * sigmas[0].
-        sigmas: the table's own (`sigmas_of(table)`) or a contiguous part of them, with or without a last 0, which costs no
-            call: tables end on their smallest sigma and are decoded there. None: the table's.
+        sigmas: the table's own (`sigmas_of(table)`) or a contiguous part of them, with or without a last 0, which costs
+            no call: tables end on their smallest sigma and are decoded there. None: the table's.
         extra_args: passed to the model in every call.
         callback: called once a step with x, i, sigma, sigma_hat and denoised (at the step's first evaluated point).
         disable: hides the progress bar; None shows it on a terminal only.
@@ -58,7 +58,7 @@ def sample_epd(
             denoised = _denoised(model, ask, extra_args or {}, parallel)
             if not seen:
                 seen.append(denoised[0])
-            divisor = ask.sigma.reshape(-1, *[1] * x.ndim).to(x.dtype)
+            divisor = ask.sigma.reshape(-1, *[1] * (denoised.ndim - 1)).to(denoised.dtype)
             return (ask.points - denoised) / divisor
 
         mean_slope, history = drive(rule(x, levels[n], levels[n + 1], n, history), answer)
@@ -88,7 +88,7 @@ def _part_of(table: Table, sigmas: Tensor) -> tuple[int, int]:
             f"{[round(s, 4) for s in own]}: pass sigmas_of(table), or a contiguous part of it"
         )
     if first and table.columns:
-        raise ValueError(f"sigmas start at the table's step {first}, but it remembers slopes of earlier steps: start at 0")
+        raise ValueError(f"sigmas start at the table's step {first}, but it remembers earlier slopes: start at 0")
     return first, first + len(given) - 1
 
 

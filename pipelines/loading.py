@@ -29,7 +29,7 @@ class Load:
         variant: of the weight files, such as `fp16`.
         revision: branch, tag or commit on the hub.
         device: `cpu`, `cuda`, `cuda:1`, ...; none: CUDA where there is one.
-        device_map: diffusers' placement of the parts over several devices, such as `balanced`; excludes device and offload.
+        device_map: diffusers' placement of the parts over several devices, such as `balanced`; without device, offload.
         offload: `model`, `sequential` or `group`: what waits on the CPU while it is not needed; needs an accelerator.
         local_only: never ask the hub.
     """
@@ -55,13 +55,13 @@ def load_pipeline(source: str | Path, load: Load = Load()) -> Any:  # noqa: ANN4
     """A diffusers pipeline, its class as its `model_index.json` says, in evaluation mode, without a progress bar.
 
     Args:
-        source: a folder that `save_pretrained` wrote, or a hub id such as `stabilityai/stable-diffusion-3-medium-diffusers`.
+        source: a folder that `save_pretrained` wrote, or a hub id such as `black-forest-labs/FLUX.1-dev`.
         load: dtype, variant, revision, placement.
 
     Raises:
         ValueError: when it cannot be loaded; the message says what was tried and what to do.
     """
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     _check_source(source)
     options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": load.local_only}
@@ -73,8 +73,8 @@ def load_pipeline(source: str | Path, load: Load = Load()) -> Any:  # noqa: ANN4
     except (OSError, ValueError, NotImplementedError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(
-            f"{source} could not be loaded as a pipeline: {first.strip()}; it must be a folder or hub repository with a "
-            "model_index.json and .safetensors weights"
+            f"{source} could not be loaded as a pipeline: {first.strip()}; it must be a folder or hub repository with "
+            "a model_index.json and .safetensors weights"
             + ("" if Path(source).exists() else " (gated models need `hf auth login`; offline, give a local folder)")
         ) from error
     pipe.set_progress_bar_config(disable=True)
@@ -86,7 +86,7 @@ def _check_source(source: str | Path) -> None:
     path = Path(source)
     if path.is_file():
         raise ValueError(
-            f"{source} is a single file: load it with diffusers' from_single_file of its pipeline class, save_pretrained it "
+            f"{source} is a single file: load it with from_single_file of its pipeline class, save_pretrained it "
             "to a folder, and give that folder"
         )
     if path.is_dir() and not (path / "model_index.json").is_file():

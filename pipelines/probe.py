@@ -1,13 +1,17 @@
 """Evaluating a pipeline's network through the pipeline itself: one borrowed iteration of its own denoising loop.
 
-The pipeline prepares its conditioning, calls its network(s) and combines guidance with its own code; a stand-in scheduler
-receives what the stock one would have received and ends the run there. So nothing here knows how any pipeline guides.
+The pipeline prepares its conditioning, calls its network(s) and combines guidance with its own code; a stand-in
+scheduler receives what the stock one would have received and ends the run there. So nothing here knows how any pipeline
+guides, and nothing is written twice.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -86,22 +90,47 @@ class ProbeScheduler:
         raise Evaluated(model_output)
 
 
+@functools.cache
+def _settled(kind: type, device: torch.device) -> type:
+    """A pipeline's class that knows where it computes.
+
+    The original finds it out by walking through all modules of all parts, several times a run: on a real pipeline that
+    takes longer than all else that it does around its network.
+    """
+    return type(kind.__name__, (kind,), {"_execution_device": device, "__module__": kind.__module__})
+
+
 @contextlib.contextmanager
-def attributes(pipe: Any, values: Mapping[str, object]) -> Iterator[None]:  # noqa: ANN401 - any pipeline of diffusers
+def borrowed(pipe: Any, replaced: Mapping[str, object], device: torch.device) -> Iterator[None]:  # noqa: ANN401
     """Instance attributes for a while; past the pipeline's own `__setattr__`, which would rewrite its configuration."""
-    own = vars(pipe)
+    own, kind = vars(pipe), type(pipe)
+    values = {"_progress_bar_config": {"disable": True}, **replaced}
     before = {name: own[name] for name in values if name in own}
     own.update(values)
+    pipe.__class__ = _settled(kind, device)
     try:
         yield
     finally:
+        pipe.__class__ = kind
         for name in values:
             del own[name]
         own.update(before)
 
 
+def networks_of(pipe: Any) -> list[Any]:  # noqa: ANN401
+    """The denoising networks (and ControlNets) of a pipeline.
+
+    Raises:
+        ValueError: when it has none.
+    """
+    found = [pipe.components[name] for name in NETWORKS if pipe.components.get(name) is not None]
+    if not found:
+        raise ValueError(f"{type(pipe).__name__} has none of {', '.join(NETWORKS)}: there is no network to evaluate")
+    return found
+
+
 @contextlib.contextmanager
-def tapped(pipe: Any, tap: Tap) -> Iterator[None]:  # noqa: ANN401
+def tapped(networks: Sequence[Any], tap: Tap) -> Iterator[None]:
     """Every call of a denoising network goes through `tap`."""
 
     def hook(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -111,9 +140,6 @@ def tapped(pipe: Any, tap: Tap) -> Iterator[None]:  # noqa: ANN401
         sample[0][sample[1]], timestep[0][timestep[1]] = values
         return tuple(positional), kwargs
 
-    networks = [pipe.components[name] for name in NETWORKS if pipe.components.get(name) is not None]
-    if not networks:
-        raise ValueError(f"{type(pipe).__name__} has none of {', '.join(NETWORKS)}: there is no network to evaluate")
     handles = [network.register_forward_pre_hook(hook, with_kwargs=True) for network in networks]
     try:
         yield
@@ -132,11 +158,41 @@ def _where(names: Sequence[str], place: int, positional: list[Any], kwargs: dict
     raise ValueError(f"a network was called without a tensor {names[0]!r}: this pipeline cannot be evaluated here")
 
 
-def evaluate(pipe: Any, arguments: Arguments, replaced: Mapping[str, object], tap: Tap) -> Tensor:  # noqa: ANN401
-    """What the pipeline hands to `scheduler.step` in its first iteration, differentiable with respect to what `tap` gives.
+@dataclass(frozen=True)
+class Stage:
+    """A pipeline that is evaluated, and what it would take long to ask it every time.
 
     Args:
-        pipe: any pipeline of diffusers; it is left as it was.
+        pipe: any pipeline of diffusers.
+        networks: its denoising networks.
+        device: where it computes.
+        known: the names of its call's arguments.
+        two: whether two networks share the timesteps.
+    """
+
+    pipe: Any
+    networks: tuple[Any, ...]
+    device: torch.device
+    known: frozenset[str]
+    two: bool
+
+
+def stage(pipe: Any) -> Stage:  # noqa: ANN401
+    """Looks at a pipeline once.
+
+    Raises:
+        ValueError: when it has no network.
+    """
+    known = frozenset(inspect.signature(type(pipe).__call__).parameters)
+    two = pipe.components.get("transformer_2") is not None
+    return Stage(pipe, tuple(networks_of(pipe)), torch.device(pipe._execution_device), known, two)
+
+
+def evaluate(stage: Stage, arguments: Arguments, replaced: Mapping[str, object], tap: Tap) -> Tensor:
+    """What the pipeline hands to `scheduler.step` in its first iteration, differentiable in what `tap` gives.
+
+    Args:
+        stage: the pipeline; it is left as it was.
         arguments: of its call.
         replaced: instance attributes for this run: `scheduler`, `encode_prompt`.
         tap: what the networks get.
@@ -150,12 +206,12 @@ def evaluate(pipe: Any, arguments: Arguments, replaced: Mapping[str, object], ta
         torch.set_grad_enabled(grad)  # pipelines run under no_grad, whose end restores the caller's mode
         return tap(sample, timestep)
 
-    with attributes(pipe, {"_progress_bar_config": {"disable": True}, **replaced}), tapped(pipe, graded):
+    with borrowed(stage.pipe, replaced, stage.device), tapped(stage.networks, graded):
         try:
-            pipe(**arguments)
+            stage.pipe(**arguments)
         except Evaluated as done:
             return done.output
     raise ValueError(
-        f"{type(pipe).__name__} made no denoising iteration when asked for one; for image-to-image and inpainting "
-        "give the text-to-image pipeline of the same components: a solver is the same for all of them"
+        f"{type(stage.pipe).__name__} made no denoising iteration when asked for one; for image-to-image and "
+        "inpainting give the text-to-image pipeline of the same components: a solver is the same for all of them"
     )

@@ -33,23 +33,29 @@ def converged(
 
     Raises:
         ValueError: for sigmas that do not decrease to something above 0.
-        FloatingPointError: when the denoiser returns NaN or infinity, naming the sigma.
+        FloatingPointError: when the denoiser returns NaN or infinity, naming the sigma, or is too rough to converge.
     """
     from torchdiffeq import odeint
 
     levels = _positive(sigmas).to(noise.device)
     tau = -levels.log()
-    # Steps end on the wanted sigmas: the interpolant within a step is of lower order than the step.
-    options = {"norm": _worst_sample, "step_t": tau[1:-1]}
+    # Steps end on the wanted sigmas, the last too: interpolants are of lower order, and no network is asked below it.
+    options = {"norm": _worst_sample, "step_t": tau[1:]}
     start = _scaled_start(noise, levels)
-    states = odeint(_field(denoiser), start, tau, rtol=rtol, atol=atol, method="dopri5", options=options)
+    try:
+        states = odeint(_field(denoiser), start, tau, rtol=rtol, atol=atol, method="dopri5", options=options)
+    except AssertionError as error:  # how torchdiffeq says that no step is small enough
+        raise FloatingPointError(
+            f"rtol = {rtol}, atol = {atol} cannot be met ({error}): the denoiser is not that smooth; a float32 network "
+            "supports about 1e-5, a half precision one about 1e-2"
+        ) from error
     return _unscaled(states, levels).to(noise.dtype)
 
 
 def cross_check(
     denoiser: Denoiser, noise: Tensor, sigmas: Tensor | Sequence[float], rtol: float = 1e-11, atol: float = 1e-11
 ) -> Tensor:
-    """What `converged` returns, by SciPy's DOP853 (order 8) in plain x and sigma-free of our scaling: slow, for proof.
+    """What `converged` returns, by SciPy's DOP853 (order 8) on plain x over tau = -log sigma: slow, for proof.
 
     Arguments and errors are those of `converged`; the batch is one vector here, so tolerances are of its elements.
     """
@@ -61,7 +67,7 @@ def cross_check(
     def change(t: float, flat: object) -> object:
         sigma = torch.tensor(-t, dtype=torch.float64).exp()
         x = torch.as_tensor(flat).reshape(noise.shape).to(noise.device)
-        return (_checked(denoiser(x, sigma.to(x.device)), sigma) - x).flatten().cpu().numpy()  # dx/dtau = D - x
+        return (_denoised(denoiser, x, sigma.to(x.device)) - x).flatten().cpu().numpy()  # dx/dtau = D - x
 
     start = noise.detach().double() * levels[0]
     pieces = [start.cpu()]
@@ -92,12 +98,15 @@ def _field(denoiser: Denoiser) -> Field:
     def change(tau: Tensor, y: Tensor) -> Tensor:
         sigma = (-tau).exp()
         q = (1 + sigma**2).sqrt()
-        return _checked(denoiser(y * q, sigma), sigma) / q - y / q**2
+        return _denoised(denoiser, y * q, sigma) / q - y / q**2
 
     return change
 
 
-def _checked(denoised: Tensor, sigma: Tensor) -> Tensor:
+def _denoised(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+    denoised = denoiser(x, sigma)
+    if denoised.shape != x.shape:
+        raise ValueError(f"the denoiser returned shape {tuple(denoised.shape)} for a state of shape {tuple(x.shape)}")
     # Adaptive integrators answer NaN with ever smaller steps; say what happened instead.
     if not bool(denoised.isfinite().all()):
         raise FloatingPointError(

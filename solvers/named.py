@@ -18,8 +18,8 @@ def table_names() -> tuple[str, ...]:
 def named_table(name: str) -> Table:
     """A published table, with its citation and all it was published with in its provenance.
 
-    `sd15-...`, `sd3-512-...` and `flux-...` are of arXiv 2512.22796 (`rdpo`: after reinforcement learning, `start`: before
-    it, `distilled`: the teacher-matched one), `cifar10-...` and `lsun-bedroom-...` of arXiv 2507.14797.
+    `sd15-...`, `sd3-512-...` and `flux-...` are of arXiv 2512.22796 (`rdpo`: after reinforcement learning, `start`:
+    before it, `distilled`: matched to a teacher), `cifar10-...` and `lsun-bedroom-...` of arXiv 2507.14797.
 
     Raises:
         TableError: for an unknown name; it lists the known ones.

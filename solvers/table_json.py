@@ -42,7 +42,10 @@ def _is_default(table: Table, name: str) -> bool:
 
 def dumps(table: Table) -> str:
     """JSON with one line per row of numbers, so that a diff shows which step changed."""
-    lines = [f"  {json.dumps(key)}: {_value(value)}" for key, value in to_dict(table).items()]
+    try:
+        lines = [f"  {json.dumps(key)}: {_value(value)}" for key, value in to_dict(table).items()]
+    except (TypeError, ValueError) as error:  # the numbers are proven: only the provenance can hold such a thing
+        raise TableError(f"provenance cannot be JSON: {error}; keep to finite numbers, texts, lists, dicts") from error
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import epd
 
 SIGMAS = [40.0, 9.0, 2.5, 0.8, 0.1]
+PLAIN = epd.Table([4.0, 2.0, 1.0], [[0.3, 0.8], [0.6, 0.1]], [[0.25, 0.75], [0.5, 0.5]])
 
 
 def epd_table(afs: bool = False, order: int = 1) -> epd.Table:
@@ -18,7 +19,9 @@ def epd_table(afs: bool = False, order: int = 1) -> epd.Table:
     return epd.Table(SIGMAS, nodes, weights, slope, sigma, order=order, afs=afs)
 
 
-def full_table(calls: int | list[int] = 2, afs: bool = False, width: int = 2, past: int = 2, seed: int = 0) -> epd.Table:
+def full_table(
+    calls: int | list[int] = 2, afs: bool = False, width: int = 2, past: int = 2, seed: int = 0
+) -> epd.Table:
     """Everything at once: anchor, `past` remembered steps in update and look-ahead, unsorted nodes, both scales.
 
     Weights are random wherever a slope exists, and sum to one.
@@ -43,6 +46,13 @@ def full_table(calls: int | list[int] = 2, afs: bool = False, width: int = 2, pa
     return epd.Table(
         SIGMAS, nodes, weights, slope, sigma, afs=afs, anchor=anchor, memory=memory, lookahead=lookahead, calls=row
     )
+
+
+def changed(table: epd.Table, name: str, at: tuple[int, ...], value: float) -> np.ndarray:
+    """A field with one number replaced."""
+    out = table.a(name).copy()
+    out[at] = value
+    return out
 
 
 def availability(calls: list[int], afs: bool, width: int, past: int) -> np.ndarray:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from epd.denoisers.edm_checkpoint import CONFIG, WEIGHTS, CheckpointError, EDMConfig, load_edm, save_edm
 from epd.denoisers.noise import unit_noise
-from torch import Tensor, nn
 
 
 class Raw(nn.Module):
@@ -55,16 +56,16 @@ def test_denoiser_is_eq_7_of_the_saved_network(tmp_path: Path, classes: int) -> 
 
 
 def test_unet2d_needs_no_class(tmp_path: Path) -> None:
-    from diffusers import UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
-    options = {
+    options: dict[str, Any] = {
         "sample_size": 8, "in_channels": 3, "out_channels": 3, "block_out_channels": [8, 16], "layers_per_block": 1,
         "down_block_types": ["DownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"],
         "norm_num_groups": 4, "num_class_embeds": 5,
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        unet = UNet2DModel.from_config(options).eval()
+        unet = UNet2DModel(**options).eval()
     save_edm(tmp_path, unet.state_dict(), config(num_classes=5, unet=options))
     model = load_edm(tmp_path)
     x, sigma = unit_noise([6], (3, 8, 8)) * 2, torch.tensor(2.0, dtype=torch.float64)

@@ -7,14 +7,15 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-import epd
 import pytest
 import torch
+from torch import Tensor
+
+import epd
 from epd.denoisers.noise import unit_noise
 from epd.pipelines.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from epd.pipelines.kdiffusion import sample_epd, sigmas_of
 from epd.solvers.named import named_table, table_names
-from torch import Tensor
 
 MODEL = epd.GaussianMixture(torch.linspace(-2, 2, 12).double().reshape(3, 4), 0.3, labels=torch.tensor([0, 1, 1]))
 SEEDS = (5, 6)
@@ -37,6 +38,10 @@ def extra() -> dict[str, Any]:
     return {"cond": {"labels": [LABELS]}, "scale": 2.0}
 
 
+def levels(table: epd.Table) -> Tensor:
+    return torch.tensor(table.a("sigmas"))
+
+
 def start(table: epd.Table) -> Tensor:
     return unit_noise(SEEDS, (4,), torch.float64) * table.a("sigmas")[0]
 
@@ -49,7 +54,7 @@ def test_equals_solve(name: str, parallel: bool) -> None:
     out = sample_epd(
         conditioned(calls), start(table), sigmas_of(table), extra(), disable=True, table=name, parallel=parallel
     )
-    wanted = epd.solve(table.rule(), MODEL.bind(LABELS, 2.0), unit_noise(SEEDS, (4,), torch.float64), table.a("sigmas"))
+    wanted = epd.solve(table.rule(), MODEL.bind(LABELS, 2.0), unit_noise(SEEDS, (4,), torch.float64), levels(table))
     torch.testing.assert_close(out, wanted, rtol=0, atol=1e-12)
     rows = [count for count, _ in calls]
     fans = [2 * len(SEEDS)] if parallel else [len(SEEDS)] * 2
@@ -64,7 +69,7 @@ def test_callback_gets_the_dictionary_once_a_step() -> None:
     assert [set(entry) for entry in seen] == [{"x", "i", "sigma", "sigma_hat", "denoised"}] * 10
     assert [entry["i"] for entry in seen] == list(range(10))
     states = list(
-        epd.trajectory(table.rule(), MODEL.bind(LABELS, 2.0), unit_noise(SEEDS, (4,), torch.float64), table.a("sigmas"))
+        epd.trajectory(table.rule(), MODEL.bind(LABELS, 2.0), unit_noise(SEEDS, (4,), torch.float64), levels(table))
     )
     for entry, state, sigma in zip(seen, states[:-1], table.a("sigmas").tolist(), strict=False):
         torch.testing.assert_close(entry["x"], state, rtol=0, atol=1e-12)
@@ -89,7 +94,7 @@ def test_foreign_sigmas_are_refused() -> None:
     with pytest.raises(ValueError, match="not those"):
         sample_epd(conditioned([]), start(table), sigmas_of(table)[::2], extra(), disable=True, table=table)
     plugin = named_table("cifar10-plugin-4x2")
-    with pytest.raises(ValueError, match="remembers slopes"):
+    with pytest.raises(ValueError, match="remembers earlier slopes"):
         sample_epd(conditioned([]), start(plugin), sigmas_of(plugin)[1:], extra(), disable=True, table=plugin)
 
 
@@ -144,7 +149,7 @@ def test_comfyui_samples(comfy: None, tmp_path: Any) -> None:  # noqa: ANN401 - 
     chosen = NODE_CLASS_MAPPINGS["EPDNamedTable"]().load("cifar10-epd-4x2", True)
     loaded = NODE_CLASS_MAPPINGS["EPDTableFile"]().load(str(tmp_path / "solver.json"), False)
     noise = unit_noise(SEEDS, (4,))
-    wanted = epd.solve(table.rule(), MODEL, noise, table.a("sigmas"))
+    wanted = epd.solve(table.rule(), MODEL, noise, levels(table))
     for sampler, sigmas in (chosen, loaded):
         assert sigmas.dtype == torch.float32
         assert sigmas[-1] == 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import golden
 import numpy as np
 import pytest
+
 from epd import TableError
 from epd.solvers.named import named_table, table_names
-
-import golden
 
 PUBLISHED = {name: record for name, record in golden.tables().items() if not name.startswith("synthetic")}
 BY_ORIGIN = {named_table(name).provenance.metadata["published_name"]: name for name in table_names()}

@@ -1,34 +1,35 @@
-"""`from_pipeline` is the pipeline: solved with Euler it gives what the pipeline gives with its stock Euler scheduler."""
+"""`from_pipeline` is the pipeline: solved with Euler it gives what the pipeline gives with its stock Euler."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import epd
 import pytest
+import tiny_pipelines
 import torch
+from torch import Tensor
+
+import epd
 from epd.denoisers.noise import unit_noise
 from epd.denoisers.timesteps import Timesteps
 from epd.pipelines.denoiser import PipelineModel, from_pipeline
-from torch import Tensor
-
-import tiny_pipelines
 
 PROMPTS = ("a red fox", "snow in snow", "fox")
 LABELS = (0, 5, 7)
 SEEDS = (3, 4)
-PIXELS = {"height": 64, "width": 64}
-SHORT = {"max_sequence_length": 16}
-PLAIN = {"clean_caption": False}
+PIXELS: dict[str, Any] = {"height": 64, "width": 64}
+SHORT: dict[str, Any] = {"max_sequence_length": 16}
+PLAIN: dict[str, Any] = {"clean_caption": False}
 
 
 @dataclass(frozen=True)
 class Family:
     """How a pipeline is asked for a small picture, by us and by its users."""
 
-    size: dict[str, int] = field(default_factory=lambda: dict(PIXELS))
+    size: dict[str, Any] = field(default_factory=lambda: dict(PIXELS))
     options: dict[str, Any] = field(default_factory=dict)
     condition: str = "prompts"
 
@@ -64,14 +65,20 @@ FAMILIES = {
 }
 
 
+def _own(config: Any, kind: type) -> dict[str, Any]:  # noqa: ANN401 - diffusers' frozen dictionary
+    """The entries of another scheduler's configuration that this class has."""
+    known = inspect.signature(kind.__init__).parameters
+    return {name: value for name, value in config.items() if name in known}
+
+
 def stock_euler(pipe: Any, steps: int, alphas_cumprod: Tensor | None) -> tuple[Tensor, float]:  # noqa: ANN401
     """Gives the pipeline a first-order scheduler; its sigmas, and its start state over noise * sigmas[0]."""
     if alphas_cumprod is None:
         return torch.empty(0), 1.0  # rectified flow: the stock one is Euler; its sigmas are known after the run
-    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     changes = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False, "thresholding": False}
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **changes)
+    pipe.scheduler = DDIMScheduler(**{**_own(pipe.scheduler.config, DDIMScheduler), **changes})
     pipe.scheduler.set_timesteps(steps)
     sigmas = Timesteps(alphas_cumprod).sigma(pipe.scheduler.timesteps)
     return torch.cat([sigmas, sigmas.new_zeros(1)]), float((1 + sigmas[0] ** 2).sqrt() / sigmas[0])
@@ -159,7 +166,8 @@ def test_differentiable_with_respect_to_the_state(name: str) -> None:
     with torch.no_grad():
         ahead, behind = (float((bound(x + h * direction, half) * weight).double().sum()) for h in (0.01, -0.01))
     assert float((leaf.grad * direction).sum()) == pytest.approx((ahead - behind) / 0.02, rel=0.01, abs=0.05)
-    assert all(p.grad is None for part in pipe.components.values() if isinstance(part, torch.nn.Module) for p in part.parameters())
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    assert all(p.grad is None for part in parts for p in part.parameters())
 
 
 def test_recomputation_gives_the_same_gradient() -> None:
@@ -237,7 +245,7 @@ def test_other_predictions(prediction: str) -> None:
 
 
 def test_edm_schedulers() -> None:
-    from diffusers import EDMEulerScheduler
+    from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 
     pipe = tiny_pipelines.build("sdxl")
     pipe.scheduler = EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5)
@@ -252,7 +260,7 @@ def test_edm_schedulers() -> None:
 
 
 def test_two_networks_share_the_timesteps() -> None:
-    from diffusers import WanPipeline
+    from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 
     first, second = tiny_pipelines.build("wan"), tiny_pipelines.build("wan", seed=5)
     parts = {k: first.components[k] for k in ("tokenizer", "text_encoder", "vae", "transformer", "scheduler")}
@@ -268,7 +276,8 @@ def test_two_networks_share_the_timesteps() -> None:
 
 
 def test_controlnet_sees_the_state_too() -> None:
-    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+    from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 
     plain = tiny_pipelines.build("sd")
     with torch.random.fork_rng(devices=[]):
@@ -334,7 +343,7 @@ def test_many_prompts_are_encoded_in_chunks(monkeypatch: pytest.MonkeyPatch) -> 
         ("ddpm", {"prompts": ["x"]}, "DDPMPipeline takes no 'prompt'"),
         ("sd", {"prompts": []}, "is empty"),
         ("sd", {"options": {"guidence_rescale": 1}}, "takes no 'guidence_rescale'"),
-        ("sd", {"embeds": {"prompt_embeds": torch.zeros(2, 7, 32), "negative_prompt_embeds": torch.zeros(1, 7, 32)}}, "2.*1"),
+        ("sd", {"embeds": {"prompt_embeds": torch.zeros(2, 7), "negative_prompt_embeds": torch.zeros(1, 7)}}, "2.*1"),
     ],
 )
 def test_what_a_pipeline_does_not_take(name: str, arguments: dict[str, Any], message: str) -> None:
@@ -343,7 +352,8 @@ def test_what_a_pipeline_does_not_take(name: str, arguments: dict[str, Any], mes
 
 
 def test_what_cannot_be_evaluated_says_why() -> None:
-    from diffusers import StableDiffusionImg2ImgPipeline, VQDiffusionScheduler
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
+    from diffusers.schedulers.scheduling_vq_diffusion import VQDiffusionScheduler
 
     pipe = tiny_pipelines.build("sd")
     other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)

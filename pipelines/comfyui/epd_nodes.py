@@ -1,7 +1,7 @@
 """ComfyUI: learned solvers as a SAMPLER with its SIGMAS, for the node `SamplerCustom` and its relatives.
 
-Install: `pip install epd` in ComfyUI's Python, then copy or link this folder into `ComfyUI/custom_nodes`. The model must be
-of the kind that the table was learned for; partial denoising goes through ComfyUI's `SplitSigmas`.
+Install: `pip install epd` in ComfyUI's Python, then copy or link this folder into `ComfyUI/custom_nodes`. The model
+must be of the kind that the table was learned for; partial denoising goes through ComfyUI's `SplitSigmas`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class EPDTableFile:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """ComfyUI's description of the inputs."""
-        return {"required": {"path": ("STRING", {"default": "solver.json"}), "parallel": ("BOOLEAN", {"default": True})}}
+        path = ("STRING", {"default": "solver.json"})
+        return {"required": {"path": path, "parallel": ("BOOLEAN", {"default": True})}}
 
     def load(self, path: str, parallel: bool) -> tuple[Any, Any]:
         """(SAMPLER, SIGMAS)."""

@@ -1,0 +1,139 @@
+"""Saving, publishing and loading learned solvers, beside the pipeline they were learned for or on their own."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..solvers.files import write_atomically
+from ..solvers.named import named_table, table_names
+from ..solvers.table import Table
+from .card import MARK, card
+from .picture import draw
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUBFOLDER = "epd_scheduler"
+TABLE_FILE = "solver.json"
+PICTURE, SAMPLES = "solver.png", "samples.png"
+
+
+def save_learned(
+    learned: Any,  # noqa: ANN401 - a Table, or a pipeline that uses one
+    folder: str | Path,
+    metrics: Mapping[str, float] | None = None,
+    picture: Image | None = None,
+    base_model: str | None = None,
+    push_to_hub: bool = False,
+    repo_id: str | None = None,
+    private: bool | None = None,
+) -> Path:
+    """Writes `epd_scheduler/` (the scheduler's configuration, the table, a picture of it) and a model card into a folder.
+
+    Nothing else in the folder is touched: a pipeline that `save_pretrained` put there keeps its stock scheduler in
+    `model_index.json`, and loads without this package.
+
+    Args:
+        learned: a Table, or a pipeline with a learned solver enabled.
+        folder: made if missing. Its README.md is written unless there is one that is not ours; then the card goes into
+            `epd_scheduler/`.
+        metrics: name -> number, shown in the card beside the table's own.
+        picture: samples, shown in the card.
+        base_model: hub id of the pipeline; default what the table was learned for.
+        push_to_hub: uploads what was written here (and nothing else of the folder).
+        repo_id: on the hub, `name/repository`; default the folder's name in your account.
+        private: whether a new repository is private; default as your account has it.
+
+    Returns:
+        The `epd_scheduler` folder.
+
+    Raises:
+        ValueError: for a pipeline without a learned solver, or a repo_id without push_to_hub.
+    """
+    if repo_id is not None and not push_to_hub:
+        raise ValueError(f"repo_id = {repo_id!r} is given but push_to_hub is False: set it, or leave repo_id out")
+    table, scheduler = _table_and_scheduler(learned)
+    target = Path(folder) / SUBFOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    scheduler.save_pretrained(target)
+    table.save(target / TABLE_FILE)
+    pictures = [PICTURE] if picture is None else [PICTURE, SAMPLES]
+    for name, image in zip(pictures, (draw(table), picture), strict=False):
+        if image is not None:
+            write_atomically(target / name, _png(image))
+    readme = _readme(Path(folder))
+    base = table.provenance.model if base_model is None else base_model
+    shown = [(target / name).relative_to(readme.parent) for name in pictures]
+    write_atomically(readme, card(table, SUBFOLDER, metrics or {}, base, shown).encode())
+    if push_to_hub:
+        _push(Path(folder), repo_id or Path(folder).resolve().name, private)
+    return target
+
+
+def _png(image: Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _readme(folder: Path) -> Path:
+    """The repository's README.md, unless somebody else wrote one."""
+    path = folder / "README.md"
+    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        return folder / SUBFOLDER / "README.md"
+    return path
+
+
+def _push(folder: Path, repo_id: str, private: bool | None) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    repo = api.create_repo(repo_id, private=private, exist_ok=True)
+    ours = [f"{SUBFOLDER}/*"]
+    if _readme(folder).parent == folder:
+        ours.append("README.md")
+    api.upload_folder(
+        repo_id=repo.repo_id, folder_path=folder, allow_patterns=ours, commit_message="Add a learned solver"
+    )
+
+
+def find_table(source: str | Path, revision: str | None = None) -> Table:
+    """A table, wherever it is: a JSON (or published .pkl/.npz) file, a published name, a folder of `save_learned`, a hub id.
+
+    Args:
+        source: a hub id is looked for last, and only its `epd_scheduler/solver.json` is downloaded.
+        revision: on the hub.
+
+    Raises:
+        ValueError: when it is none of them.
+    """
+    path = Path(source)
+    if path.is_file():
+        return Table.load(path)
+    if path.is_dir():
+        inside = [place for place in (path / SUBFOLDER / TABLE_FILE, path / TABLE_FILE) if place.is_file()]
+        if not inside:
+            raise ValueError(f"{path} has neither {SUBFOLDER}/{TABLE_FILE} nor {TABLE_FILE}: give a save_learned folder")
+        return Table.load(inside[0])
+    name = str(source)
+    if name in table_names() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return named_table(name)  # whose error lists the names
+    return Table.load(_download(name, revision))
+
+
+def _download(repo_id: str, revision: str | None) -> str:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(repo_id, f"{SUBFOLDER}/{TABLE_FILE}", revision=revision)
+    except (OSError, ValueError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(
+            f"{repo_id} is no local folder and has no readable {SUBFOLDER}/{TABLE_FILE} on the hub: {first}; offline, give "
+            "a folder that save_learned wrote"
+        ) from error
+
+

@@ -1,0 +1,236 @@
+"""Published tables become ours: `table_from_published("network-snapshot.pkl")`.
+
+A published file holds no noise levels (only some keep those of their training): they follow from its schedule and from
+the model that its data set names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import schedules
+from .published import JSON, Published, read_published
+from .table import Provenance, Table, TableError
+
+SAME_GRID = 0.01  # their float32 time_uniform ends on 0.002013 for 0.002; another schedule is farther away
+
+
+@dataclass(frozen=True)
+class Betas:
+    """Training noise of a latent model, linear in sqrt(beta) over 1,000 timesteps."""
+
+    first: float
+    last: float
+
+    def alphas_cumprod(self) -> Tensor:
+        """(1000,) float64. Reference: arXiv 2112.10752, Appendix."""
+        ramp = torch.linspace(self.first**0.5, self.last**0.5, 1000, dtype=torch.float64)
+        return torch.cumprod(1 - ramp**2, 0)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the name of a published data set or backend stands for: the model, its noise, what it predicts."""
+
+    model: str
+    betas: Betas | None = None
+    ends: tuple[float, float] | None = None
+    shift: float | None = None
+    prediction: str = "epsilon"
+    pixels: int | None = None  # where the file gives the size of the latent, or a wrong one
+
+    def sigma_range(self) -> tuple[float, float] | None:
+        """sigma_min, sigma_max."""
+        if self.betas is None:
+            return self.ends
+        noise = (1 - self.betas.alphas_cumprod()[[0, -1]]).div(self.betas.alphas_cumprod()[[0, -1]]).sqrt()
+        return noise[0].item(), noise[1].item()
+
+
+EDM = (0.002, 80.0)
+LATENT = Betas(0.0015, 0.0195)
+SOURCES: Mapping[str, Source] = {
+    "cifar10": Source("edm-cifar10-32x32-uncond-vp", ends=EDM, prediction="edm"),
+    "ffhq": Source("edm-ffhq-64x64-uncond-vp", ends=EDM, prediction="edm"),
+    "afhqv2": Source("edm-afhqv2-64x64-uncond-vp", ends=EDM, prediction="edm"),
+    "imagenet64": Source("edm-imagenet-64x64-cond-adm", ends=EDM, prediction="edm"),
+    "lsun_bedroom_ldm": Source("ldm-lsun-bedrooms256", LATENT, pixels=256),
+    "ffhq_ldm": Source("ldm-ffhq256", LATENT, pixels=256),
+    "ms_coco": Source("stable-diffusion-v1-5/stable-diffusion-v1-5", Betas(0.00085, 0.012), pixels=512),
+    # Both lower ends are of their diffusers schedulers; that of SD3 is shifted already, and is shifted once more.
+    "sd3": Source("stabilityai/stable-diffusion-3-medium-diffusers", None, (0.003 / 1.002, 1.0), 3.0, "flow"),
+    "flux": Source("black-forest-labs/FLUX.1-dev", None, (0.001, 1.0), 3.0, "flow"),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a table's sigmas come from; what is None is taken from the file.
+
+    Args:
+        schedule: `polynomial`, `logsnr`, `time_uniform`, `discrete` or `flowmatch`.
+        sigma_min, sigma_max: the ends (of a flow schedule: of the ramp before its shift).
+        rho: exponent of the schedule.
+        shift: of a flow schedule.
+        mu: of a flow schedule, shift = e^mu; it outranks `shift`.
+    """
+
+    schedule: str | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    rho: float | None = None
+    shift: float | None = None
+    mu: float | None = None
+
+
+def table_from_published(
+    path: str | os.PathLike[str], sigmas: Sequence[float] | None = None, grid: Grid | None = None
+) -> Table:
+    """A published `.pkl` or `.npz` as a Table; nothing in the file is executed.
+
+    Args:
+        path: the file.
+        sigmas: (N+1,) noise levels, where they are known; otherwise they are rebuilt in float64 as the published
+            sampler makes them, and must agree with those that the file may hold (else the file's are taken).
+        grid: what to rebuild them from, over what the file says.
+
+    Raises:
+        PublishedTableError: for a file that is none.
+        TableError: where the noise levels cannot be known, or the numbers make no table.
+    """
+    found = read_published(path)
+    steps = len(found.nodes)
+    levels, note = (np.asarray(sigmas, np.float64), "") if sigmas is not None else _levels(found, grid or Grid(), steps)
+    m = found.metadata
+    plugin = m.get("sampler_stu") == "ipndm"
+    order = m.get("max_order") if plugin else 1
+    try:
+        return Table(
+            sigmas=levels,
+            nodes=found.nodes,
+            weights=found.weights,
+            slope_scale=found.slope_scale,
+            sigma_scale=found.sigma_scale,
+            order=order if type(order) is int else 1,
+            afs=m.get("afs") is True,
+            provenance=_provenance(found, Path(path).name, note, grid or Grid()),
+        )
+    except TableError as error:
+        raise TableError(f"{path}: {error}") from error
+
+
+def _levels(found: Published, wanted: Grid, steps: int) -> tuple[np.ndarray, str]:
+    stored = found.sigmas
+    if stored is not None and wanted == Grid() and "schedule_type" not in found.metadata:
+        return stored, ""
+    try:
+        rebuilt = rebuild_sigmas(found.metadata, steps, wanted)
+    except ValueError as error:
+        if stored is None or wanted != Grid():
+            raise TableError(f"the noise levels cannot be rebuilt: {error}") from error
+        return stored, f"Sigmas as the file holds them: {error}."
+    if stored is None or wanted != Grid() or bool((np.abs(stored / rebuilt - 1) <= SAME_GRID).all()):
+        return rebuilt, ""
+    return stored, "Sigmas as the file holds them: its schedule gives others."
+
+
+def rebuild_sigmas(metadata: Mapping[str, JSON], steps: int, wanted: Grid = Grid()) -> np.ndarray:  # noqa: B008 - frozen
+    """(N+1,) noise levels of a published set-up, in float64 (its flow schedules: rounded to float32, as they were).
+
+    Raises:
+        ValueError: when the metadata do not say enough; it names what to give.
+    """
+    g = known_grid(metadata, wanted)
+    source = source_of(metadata)
+    if g.schedule is None:
+        raise ValueError("the file names no schedule: give --schedule, or --sigmas")
+    if g.sigma_min is None or g.sigma_max is None:
+        raise ValueError(
+            f"the data set {metadata.get('dataset_name')!r} is unknown, and with it sigma_min and sigma_max: give them, "
+            "or --sigmas"
+        )
+    low, high, rho = g.sigma_min, g.sigma_max, 7.0 if g.rho is None else g.rho
+    if g.schedule == "polynomial":
+        out = schedules.polynomial(steps, low, high, rho)
+    elif g.schedule == "logsnr":
+        out = schedules.logsnr(steps, low, high)
+    elif g.schedule == "time_uniform":
+        out = schedules.time_uniform(steps, low, high, rho)
+    elif g.schedule == "discrete":
+        if source is None or source.betas is None:
+            raise ValueError("schedule = 'discrete' needs a latent model whose training noise is known: give --sigmas")
+        out = schedules.discrete(steps, source.betas.alphas_cumprod(), low, high, rho)
+    elif g.schedule == "flowmatch":
+        out = schedules.flow_shift(steps, g.shift or 1.0, g.mu, low, high).float()
+    else:
+        raise ValueError(
+            f"schedule = {g.schedule!r} is unknown: give polynomial, logsnr, time_uniform, discrete or flowmatch"
+        )
+    return out.double().numpy()
+
+
+def source_of(metadata: Mapping[str, JSON]) -> Source | None:
+    """The model that a published file was trained for, where its names are known."""
+    for key in ("backend", "dataset_name"):
+        name = metadata.get(key)
+        if isinstance(name, str) and name in SOURCES:
+            return SOURCES[name]
+    return None
+
+
+def known_grid(metadata: Mapping[str, JSON], wanted: Grid) -> Grid:
+    """`wanted`, completed by the file's attributes, then its backend's, its training's, its model's."""
+    source, spread = source_of(metadata), None
+    loss, backend = metadata.get("loss_fn"), metadata.get("backend_config")
+    places = [metadata, *(place for place in (backend, loss) if isinstance(place, dict))]
+    if source is not None:
+        spread = source.sigma_range()
+    # A discrete model's ends are exact only when computed; a file may hold them in float32.
+    if source is not None and source.betas is not None and spread is not None:
+        places.insert(0, {"sigma_min": spread[0], "sigma_max": spread[1]})
+    elif source is not None and spread is not None:
+        places.append({"sigma_min": spread[0], "sigma_max": spread[1], "flowmatch_shift": source.shift})
+    names = {"schedule": "schedule_type", "rho": "schedule_rho", "shift": "flowmatch_shift", "mu": "flowmatch_mu"}
+    out: dict[str, Any] = {}
+    for item in dataclasses.fields(Grid):
+        given = getattr(wanted, item.name)
+        out[item.name] = given if given is not None else _first(places, names.get(item.name, item.name))
+    if wanted.shift is not None and wanted.mu is None:
+        out["mu"] = None  # a shift that is asked for is not outranked by the file's mu
+    return Grid(**out)
+
+
+def _first(places: Sequence[Mapping[str, JSON]], key: str) -> JSON:
+    kinds = (str,) if key == "schedule_type" else (int, float)
+    values = (place.get(key) for place in places)
+    return next((v for v in values if isinstance(v, kinds) and not isinstance(v, bool)), None)
+
+
+def _provenance(found: Published, name: str, note: str, wanted: Grid) -> Provenance:
+    m, source = found.metadata, source_of(found.metadata)
+    g = known_grid(m, wanted)
+    # Only the refined release writes its backend's name.
+    citation = "arXiv 2512.22796" if "backend" in m else "arXiv 2507.14797"
+    rate, size = m.get("guidance_rate"), m.get("img_resolution")
+    size = source.pixels if source and source.pixels else size
+    guided = m.get("guidance_type") in ("cfg", "uncond")
+    return Provenance(
+        model=source.model if source else str(m.get("dataset_name") or ""),
+        path="" if g.schedule is None else "flow" if g.schedule == "flowmatch" else "ve",
+        schedule=g.schedule or "",
+        guidance=float(rate) if guided and isinstance(rate, (int, float)) else None,
+        prediction=source.prediction if source else "",
+        resolution=(size, size) if type(size) is int else (),
+        citation=citation,
+        notes=" ".join(part for part in (f"Converted from {name}.", note) if part),
+        metadata=dict(m),
+    )
