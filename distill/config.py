@@ -42,6 +42,8 @@ class DistillConfig(BaseModel):
     """The converged ODE, or a rule at `teacher_multiplier` times the steps."""
     teacher_multiplier: int = Field(8, ge=1, le=1000)
     """Teacher steps per student step (a rule as teacher only)."""
+    teacher_tolerance: float = Field(1e-4, gt=0, lt=1)
+    """Of one step of the converged ODE (exact teacher only)."""
     objective: Literal["end", "steps", "both"] = "end"
     """End point through the whole trajectory, the paper's per-step matching, or their sum."""
     feature_weight: float = Field(0.0, ge=0)
@@ -50,9 +52,9 @@ class DistillConfig(BaseModel):
     """Gauss-Newton (forward evaluations only; end point objective) or Adam through the trajectory; auto: the first
     where it applies."""
     iterations: int | None = Field(None, ge=1)
-    """Optimiser updates after screening; none: 36 of Gauss-Newton, 1000 of Adam."""
-    screening: int = Field(8, ge=1)
-    """Updates that each starting schedule gets, where several are tried."""
+    """Optimiser updates after screening; none: 24 of Gauss-Newton, 1000 of Adam."""
+    screening: int = Field(12, ge=1)
+    """Updates that each start gets, where several are tried."""
     batch: int = Field(2048, ge=1)
     """Samples per update, over all processes and accumulation parts; Gauss-Newton grows up to it."""
     accumulate: int = Field(8, ge=1)

@@ -11,7 +11,7 @@ from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
 from .gauss_newton import evaluations
 from .parameters import Parameters
-from .train import POOL_SEEDS, Plan
+from .train import POOL_SEEDS, Plan, parts_at
 
 EXACT_EVALUATIONS = 250  # of dopri5 at the teacher's tolerance, measured on the embedded models: 180 to 320
 
@@ -48,8 +48,8 @@ def estimate(model: Model, plan: Plan) -> Cost:
     parameters = Parameters.of(table, plan.learn)
     rows = config.batch // config.accumulate
     if config.gauss_newton:
-        grown = sum(max(1, round(config.accumulate * max(0.0, (i / plan.iterations - 0.6) / 0.4) ** 2)) for i in range(plan.iterations))
-        training = evaluations(parameters) * rows * (plan.screening + grown)
+        parts = sum(parts_at(plan, n) for n in range(plan.total))
+        training = evaluations(parameters) * rows * parts
     else:
         training = 3 * table.nfe * config.batch * plan.total  # a backward pass costs about two forward ones
     held_out = table.nfe * config.validation * (plan.total // plan.validate_every)

@@ -20,7 +20,7 @@ class Chunk:
     Args:
         denoiser: bound to these samples.
         noise: (B, *S) unit variance.
-        states: (T, B, *S) the teacher's; T = 1: the end point; T = N + 1: all states on the table's sigmas.
+        states: (T, B, *S) the teacher's; T = 1: the end point; T = N: after each step of the table.
     """
 
     denoiser: Denoiser
@@ -55,6 +55,6 @@ def steps_loss(c: Coefficients, chunk: Chunk) -> Tensor:
     Reference: arXiv 2507.14797, Section 3.3 (after AMED, arXiv 2312.00094).
     """
 
-    states = trajectory(parallel(c), chunk.denoiser, chunk.noise, c.sigmas, detach=True)
-    terms = [(x - t).square().mean() for x, t in zip(states, chunk.states, strict=True)]
-    return torch.stack(terms[1:]).mean()
+    states = list(trajectory(parallel(c), chunk.denoiser, chunk.noise, c.sigmas, detach=True))
+    terms = [(x - t).square().mean() for x, t in zip(states[1:], chunk.states, strict=True)]
+    return torch.stack(terms).mean()

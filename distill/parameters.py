@@ -120,7 +120,9 @@ class Parameters:
     def _update(self, raw: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Fan, anchor and memory weights of the update."""
         if _on_simplex(self.learn):
-            return raw["weights"].softmax(1), torch.tensor(self.base.a("anchor")), torch.tensor(_memory(self.base))
+            fan = _fan(self.base)  # a first step without a fan is an Euler step: its weights stay 0
+            anchor, memory = torch.tensor(self.base.a("anchor")), torch.tensor(_memory(self.base))
+            return raw["weights"].softmax(1) * fan, anchor, memory
         row = torch.cat([raw.get(k, _update_part(self.base, k)).reshape(self.base.num_steps, -1) for k in UPDATE], 1)
         if self.learn & set(UPDATE):
             row = _sum_to_one(row, _free_update(self.base, self.learn))
@@ -165,7 +167,7 @@ def _raw(table: Table, name: str, learn: frozenset[str]) -> Tensor:
 
 def _active(table: Table, name: str, learn: frozenset[str]) -> Tensor:
     """Which unconstrained entries are in the vector: those that matter, but one of each sum."""
-    fan = torch.tensor([[bool(inside) for inside in u.lookahead] for u in table.available]).reshape(table.num_steps, -1)
+    fan = _fan(table)
     if name == "sigmas":
         return torch.arange(table.num_steps) > 0  # a softmax knows differences only
     if name in ("nodes", "slope_scale", "sigma_scale"):
@@ -179,6 +181,12 @@ def _active(table: Table, name: str, learn: frozenset[str]) -> Tensor:
     return {"anchor": anchor[:, 0], "weights": weights, "memory": memory}[name]
 
 
+def _fan(table: Table) -> Tensor:
+    """(N, J) bool: which fan points are evaluated."""
+    rows = [[bool(inside) for inside in u.lookahead] for u in table.available]
+    return torch.tensor(rows, dtype=torch.bool).reshape(table.num_steps, table.num_nodes)
+
+
 def _free_update(table: Table, learn: frozenset[str]) -> Tensor:
     """(N, 1 + J + M) bool: which of [anchor, fan, memory] are learned and available."""
     free = torch.zeros(table.num_steps, 1 + table.num_nodes + table.columns, dtype=torch.bool)
@@ -187,7 +195,8 @@ def _free_update(table: Table, learn: frozenset[str]) -> Tensor:
         for j, inside in enumerate(u.lookahead):
             free[n, 1 + j] = "weights" in learn and bool(inside)
         if "memory" in learn:
-            free[n, [1 + table.num_nodes + k for k in u.memory]] = True
+            for k in u.memory:
+                free[n, 1 + table.num_nodes + k] = True
     return free
 
 
@@ -196,7 +205,8 @@ def _free_lookahead(table: Table) -> Tensor:
     free = torch.zeros(table.effective_lookahead.shape, dtype=torch.bool)
     for n, u in enumerate(table.available):
         for j, inside in enumerate(u.lookahead):
-            free[n, j, list(inside)] = True
+            for k in inside:
+                free[n, j, k] = True
     return free
 
 

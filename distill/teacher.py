@@ -25,7 +25,6 @@ from .config import DistillConfig
 
 log = logging.getLogger("epd")
 BLOCK = 256  # trajectories per file: small enough to add to a pool, large enough for one network batch
-TOLERANCE = 1e-4  # of the converged ODE; a learned solver's error is two orders larger
 PROBES = 4  # samples whose denoised estimates prove that a cached file belongs to this very model
 
 
@@ -59,6 +58,7 @@ class Teacher:
             "teacher": self.config.teacher,
             "grid": [] if self.config.teacher == "exact" else self.fine_sigmas().tolist(),
             "sigmas": self.sigmas.tolist(),
+            "tolerance": self.config.teacher_tolerance if self.config.teacher == "exact" else None,
             "dtype": self.config.dtype,
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
@@ -103,9 +103,10 @@ class Teacher:
 
     def _solve(self, seeds: list[int]) -> Tensor:
         denoiser, noise = self.model.for_seeds(seeds), self.noise(seeds)
+        tolerance = self.config.teacher_tolerance
         with torch.no_grad():
             if self.config.teacher == "exact":
-                return converged(denoiser, noise, self.sigmas, rtol=TOLERANCE, atol=TOLERANCE)[1:]
+                return converged(denoiser, noise, self.sigmas, rtol=tolerance, atol=tolerance)[1:]
             states = list(trajectory(self._rule(), denoiser, noise, self.fine_sigmas()))
         return torch.stack(states[:: self.config.teacher_multiplier][1:])
 

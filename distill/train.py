@@ -17,7 +17,7 @@ from ..denoisers.protocol import Denoiser, Model
 from ..solvers.table import Provenance, Table
 from . import adam, gauss_newton
 from .config import DistillConfig
-from .families import initial_table, start_schedules, structure
+from .families import initial_table, starts, structure
 from .objective import Chunk, end_residual
 from .parameters import Parameters
 from .state import State
@@ -26,7 +26,7 @@ from .workers import Workers
 
 POOL_SEEDS = 2**30  # training noise lies far above the seeds that people sample with
 VALIDATION_SEEDS = 2**30 + 2**29
-ALONE = 0.6  # share of Gauss-Newton's updates that use one part of the batch; the rest grow to all of it
+ALONE = 0.4  # share of Gauss-Newton's updates that use one part of the batch; the rest grow to all of it
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
     Raises:
         ValueError: where config, model and table exclude each other.
     """
-    tables = (init,) if init else tuple(initial_table(config, model, s) for s in start_schedules(config, model.path))
+    tables = (init,) if init else tuple(initial_table(config, model, s) for s in starts(config, model.path))
     learn = tuple(config.learn or structure(config, model.path).learn)
     if init is not None and init.depth != config.calls:
         raise ValueError(f"the initial table makes {init.depth} sequential calls, calls = {config.calls}: make them equal")
@@ -96,7 +96,38 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
     if Parameters.of(tables[0], learn).start.numel() == 0:
         raise ValueError(f"nothing to learn: {', '.join(learn)} have no numbers in this structure; choose others")
     gn = config.gauss_newton
-    return Plan(config, tables, learn, config.iterations or (36 if gn else 1000), config.validate_every or (1 if gn else 25))
+    return Plan(config, tables, learn, config.iterations or (24 if gn else 1000), config.validate_every or (1 if gn else 25))
+
+
+def parts_at(plan: Plan, iteration: int) -> int:
+    """How many parts of the batch an update uses: Gauss-Newton needs little while it is far from the optimum."""
+    if not plan.config.gauss_newton:
+        return plan.config.accumulate
+    done = (iteration - plan.screening + 1) / plan.iterations
+    grown = max(0.0, (done - ALONE) / (1 - ALONE)) ** 2
+    return max(1, math.ceil(plan.config.accumulate * grown))
+
+
+def finished(plan: Plan, state: State) -> bool:
+    """Whether a run has nothing left to do: all updates done, or no improvement for `patience` measurements."""
+    stopped = 0 < plan.config.patience <= state.stale and state.iteration > plan.screening
+    return stopped or state.iteration >= plan.total
+
+
+def table_at(model: Model, plan: Plan, state: State) -> Table:
+    """The table of a state's present numbers, with its provenance."""
+    config, base = plan.config, plan.tables[state.start]
+    provenance = Provenance(
+        model=model.name,
+        path=model.path,
+        schedule=base.provenance.schedule,
+        guidance=model.guidance,
+        seed=config.seed,
+        config=config.model_dump(mode="json"),
+        metrics={"validation_rmse": state.best_rmse} if math.isfinite(state.best_rmse) else {},
+        parent=base.digest if base.provenance.metrics else "",
+    )
+    return Parameters.of(base, plan.learn).table(state.vector, provenance)
 
 
 def distill(
@@ -141,30 +172,26 @@ class _Run:
         for first, count in ((POOL_SEEDS, self.config.pool), (VALIDATION_SEEDS, self.config.validation)):
             self.teacher.prepare(first, count, workers.rank, workers.count)
         workers.wait()
-        self.chunks: dict[tuple[int, ...], Chunk] = {}
         self.pool = self.teacher.states(range(POOL_SEEDS, POOL_SEEDS + self.config.pool))
         self.held_out = self._held_out()
 
     def updates(self, state: State | None) -> Iterator[Update]:
         state = state or self._first()
-        while state.iteration < self.plan.total:
+        while not finished(self.plan, state):
             tick = time.perf_counter()
             state = self._begun(state)
             step = gauss_newton.update if self.config.gauss_newton else adam.update
-            moved = step(self, state, self._parts(state), functools.cache(functools.partial(self._chunk, state.iteration)))
+            moved = step(self, state, max(self.workers.count, parts_at(self.plan, state.iteration)), functools.cache(functools.partial(self._chunk, state.iteration)))
             state = replace(
                 state, iteration=state.iteration + 1, vector=moved.vector, damping=moved.damping, moments=moved.moments
             )
             state, rmse = self._measured(state)
-            stop = 0 < self.config.patience <= state.stale and state.iteration > self.plan.screening
-            last = stop or state.iteration == self.plan.total
-            state = replace(state, vector=state.best, start=state.best_start) if last else state
-            seconds = time.perf_counter() - tick
+            if finished(self.plan, state):
+                state = replace(state, vector=state.best, start=state.best_start)
+            table, seconds = table_at(self.model, self.plan, state), time.perf_counter() - tick
             yield Update(
-                state.iteration, self.plan.total, math.sqrt(moved.loss), rmse, self._table(state), state, seconds, moved.accepted
+                state.iteration, self.plan.total, math.sqrt(moved.loss), rmse, table, state, seconds, moved.accepted
             )
-            if last:
-                return
 
     def _measured(self, state: State) -> tuple[State, float | None]:
         """The state with its present numbers held against the best, where they are to be measured."""
@@ -174,14 +201,6 @@ class _Run:
         if rmse < state.best_rmse:
             return replace(state, best=state.vector, best_rmse=rmse, best_start=state.start, stale=0), rmse
         return replace(state, stale=state.stale + 1), rmse
-
-    def _parts(self, state: State) -> int:
-        """How many parts of the batch this update uses: Gauss-Newton needs little while it is far from the optimum."""
-        if not self.config.gauss_newton:
-            return self.config.accumulate
-        done = (state.iteration - self.plan.screening + 1) / self.plan.iterations
-        grown = max(0.0, (done - ALONE) / (1 - ALONE)) ** 2
-        return max(self.workers.count, math.ceil(self.config.accumulate * grown))
 
     def _ends_start(self, iteration: int) -> bool:
         return iteration == self.plan.total or (iteration <= self.plan.screening and iteration % self.config.screening == 0)
@@ -251,17 +270,3 @@ class _Run:
     def parameters(self, state: State) -> Parameters:
         """What the state's vector stands for."""
         return self.starts[state.start]
-
-    def _table(self, state: State) -> Table:
-        config, model, base = self.config, self.model, self.plan.tables[state.start]
-        provenance = Provenance(
-            model=model.name,
-            path=model.path,
-            schedule=base.provenance.schedule,
-            guidance=model.guidance,
-            seed=config.seed,
-            config=config.model_dump(mode="json"),
-            metrics={"validation_rmse": state.best_rmse} if math.isfinite(state.best_rmse) else {},
-            parent=base.digest if base.provenance.metrics else "",
-        )
-        return self.parameters(state).table(state.vector, provenance)

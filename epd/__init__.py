@@ -10,6 +10,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .denoisers.mixture import GaussianMixture
     from .denoisers.protocol import Denoiser, Model
+    from .pipelines.denoiser import from_pipeline
+    from .pipelines.enable import disable, enable, summary
+    from .pipelines.scheduler import EPDScheduler
+    from .pipelines.sharing import load_learned, save_learned
     from .solvers import rules, schedules
     from .solvers.loop import Ask, Rule, plan, slope, solve, trajectory
     from .solvers.named import named_table, table_names
@@ -20,6 +24,13 @@ _HOMES = {
     "GaussianMixture": "denoisers.mixture",
     "Denoiser": "denoisers.protocol",
     "Model": "denoisers.protocol",
+    "from_pipeline": "pipelines.denoiser",
+    "enable": "pipelines.enable",
+    "disable": "pipelines.enable",
+    "summary": "pipelines.enable",
+    "EPDScheduler": "pipelines.scheduler",
+    "save_learned": "pipelines.sharing",
+    "load_learned": "pipelines.sharing",
     "Ask": "solvers.loop",
     "Rule": "solvers.loop",
     "plan": "solvers.loop",

@@ -31,7 +31,7 @@ class ModelOptions:
         prompt: prompts given directly.
         labels: classes, dealt out like prompts.
         resolution: height and width in one, pixels.
-        dtype: of the network.
+        network_dtype: the network's own; none: as it was saved.
         variant, revision, device_map, offload: see `pipelines.loading`.
     """
 
@@ -44,7 +44,7 @@ class ModelOptions:
     width: int | None = None
     resolution: int | None = None
     num_frames: int | None = None
-    dtype: str | None = None
+    network_dtype: str | None = None
     variant: str | None = None
     revision: str | None = None
     device: str | None = None
@@ -111,7 +111,7 @@ def labels_of(name: str, options: ModelOptions, seeds: Sequence[int]) -> list[in
 
 
 def load_model(name: str, options: ModelOptions = ModelOptions()) -> Model:  # noqa: B008 - frozen
-    """The model of this name: `digits`, `digits-exact`, `digits-exact-flow`, a pipeline's folder, or a hub id.
+    """The model of this name: `digits`, `digits-exact`, `digits-exact-flow`, a folder (pipeline or EDM), or a hub id.
 
     Raises:
         ValueError: for an unknown name, or options that the model has no use for.
@@ -142,6 +142,10 @@ def _pipeline(name: str, options: ModelOptions) -> Model:
         close = difflib.get_close_matches(name, EMBEDDED, n=1)
         hint = f"perhaps you meant {close[0]!r}; " if close else ""
         raise ValueError(f"no model {name!r}: {hint}give {', '.join(EMBEDDED)}, a pipeline's folder, or a hub id owner/name")
+    if (Path(name) / "edm.json").is_file():
+        from ..denoisers.edm_checkpoint import load_edm
+
+        return load_edm(Path(name))
     from ..pipelines import loading
 
     if options.prompts is not None and options.prompt:
@@ -159,7 +163,7 @@ def _pipeline(name: str, options: ModelOptions) -> Model:
         class_labels=list(options.labels) or None,
         num_frames=options.num_frames,
         load=loading.Load(
-            dtype=options.dtype,
+            dtype=options.network_dtype,
             variant=options.variant,
             revision=options.revision,
             device=options.device,

@@ -18,7 +18,7 @@ from ..denoisers.protocol import Model
 from ..distill.config import DistillConfig
 from ..distill.cost import Cost, estimate
 from ..distill.state import State
-from ..distill.train import Plan, Update, distill, make_plan
+from ..distill.train import Plan, Update, distill, make_plan, table_at
 from ..distill.workers import Workers
 from ..solvers.files import read_text, write_atomically
 from ..solvers.table import Table
@@ -102,12 +102,12 @@ def _train(
 
     quiet = workers.rank > 0 or log.getEffectiveLevel() > logging.INFO or not sys.stderr.isatty()
     records = Records(folder, plan, state.iteration if state else 0) if workers.rank == 0 else None
-    table, saved = plan.tables[0], time.monotonic()
-    done = state.iteration if state else 0
+    table = table_at(model, plan, state) if state else plan.tables[0]
+    done, latest, saved = (state.iteration if state else 0), state, time.monotonic()
     try:
         with tqdm(total=plan.total, initial=done, disable=quiet, unit="update") as bar:
             for update in distill(model, plan, state, features, workers=workers):
-                table = update.table
+                table, latest = update.table, update.state
                 bar.update(1)
                 bar.set_postfix(loss=f"{update.loss:.4g}", best=f"{update.state.best_rmse:.4g}")
                 if records is None:
@@ -116,9 +116,9 @@ def _train(
                 if time.monotonic() - saved > CHECKPOINT_SECONDS or update.iteration == 1:
                     save_state(folder.checkpoint, update.state, identity)
                     saved = time.monotonic()
-            if records is not None:
-                save_state(folder.checkpoint, update.state, identity)
     finally:
+        if records is not None and latest is not None:
+            save_state(folder.checkpoint, latest, identity)
         if records is not None:
             records.close()
     return table
@@ -138,7 +138,7 @@ def _identity(model: Model, plan: Plan) -> dict[str, object]:
 
 def save_state(path: Path, state: State, identity: dict[str, object]) -> None:
     """A checkpoint as safetensors, atomically: tensors exact, numbers and identity as JSON metadata."""
-    tensors = {k: getattr(state, k).contiguous() for k in ("vector", "best", "moments")}
+    tensors = {k: getattr(state, k).clone() for k in ("vector", "best", "moments")}
     numbers = {k: v for k, v in asdict(state).items() if k not in tensors}
     numbers["best_rmse"] = state.best_rmse if math.isfinite(state.best_rmse) else None
     metadata = {"state": json.dumps(numbers), "run": json.dumps(identity)}

@@ -47,7 +47,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: {error.problem or error.context}; the file is no valid YAML") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {str(error) or type(error).__name__}; the file is no valid YAML") from error
+        raise ConfigError(f"{path}: {' '.join(str(error).split()) or type(error).__name__}; the file is no valid YAML") from error
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):

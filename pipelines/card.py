@@ -12,17 +12,25 @@ from .picture import title
 MARK = "<!-- written by epd: save_learned replaces this file -->"
 
 
-def card(table: Table, subfolder: str, metrics: Mapping[str, float], base_model: str, pictures: Sequence[Path]) -> str:
+def card(
+    table: Table,
+    where: str,
+    subfolder: str | None,
+    metrics: Mapping[str, float],
+    base_model: str,
+    pictures: Sequence[Path],
+) -> str:
     """Markdown with the hub's metadata in front.
 
     Args:
         table: what it describes.
-        subfolder: where the scheduler lies, beside the card.
+        where: hub id or folder of this repository.
+        subfolder: of the scheduler's configuration, if there is one.
         metrics: name -> number, added to those of the table's provenance.
         base_model: hub id of the pipeline, or empty.
         pictures: paths relative to the card.
     """
-    measured = {**table.provenance.metrics, **metrics}
+    measured = [(name, f"{value:.6g}") for name, value in {**table.provenance.metrics, **metrics}.items()]
     parts = [
         _front(table, base_model),
         MARK,
@@ -30,10 +38,10 @@ def card(table: Table, subfolder: str, metrics: Mapping[str, float], base_model:
         f"{title(table)}. The model's weights are untouched: only the numbers below were learned.",
         *(f"![{path.stem}]({path.as_posix()})" for path in pictures),
         "## Use",
-        _usage(base_model, subfolder),
+        _usage(base_model, where, subfolder),
         "## What it was learned for",
         _origin(table),
-        *(["## Measured", _columns(("what", "value"), [(k, f"{v:.6g}") for k, v in measured.items()])] if measured else []),
+        *(["## Measured", _columns(("what", "value"), measured)] if measured else []),
         "## Table",
         _steps(table),
         f"SHA-256 of the numbers: `{table.digest}`.",
@@ -48,22 +56,25 @@ def _front(table: Table, base_model: str) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _usage(base_model: str, subfolder: str) -> str:
+def _usage(base_model: str, where: str, subfolder: str | None) -> str:
     model = base_model or "the/pipeline"
-    return f"""```python
+    text = f"""```python
 import epd
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained({model!r})
-epd.load_learned(pipe, "this/repository")  # a hub id or a folder; epd.disable(pipe) takes it out again
+pipe = DiffusionPipeline.from_pretrained({json.dumps(model)})
+epd.load_learned(pipe, {json.dumps(where)})  # a hub id or a folder; epd.disable(pipe) takes it out again
 image = pipe("a red fox in snow").images[0]
-```
+```"""
+    if subfolder is None:
+        return text
+    return f"""{text}
 
-or, as a scheduler like any other (without the batched fan: one call per point):
+or, as a scheduler like any other (without the batched fan: one call for each point):
 
 ```python
-scheduler = epd.EPDScheduler.from_pretrained("this/repository", subfolder={subfolder!r})
-pipe = DiffusionPipeline.from_pretrained({model!r}, scheduler=scheduler)
+scheduler = epd.EPDScheduler.from_pretrained({json.dumps(where)}, subfolder={json.dumps(subfolder)})
+pipe = DiffusionPipeline.from_pretrained({json.dumps(model)}, scheduler=scheduler)
 ```"""
 
 

@@ -73,23 +73,26 @@ def request(
     """
     known = known_arguments(pipe)
     texts = None if prompts is None else tuple(prompts)
-    given = {k: v for k, v in shared.items() if v is not None}
-    asked = {"prompt": texts, "negative_prompt": negative_prompt, "class_labels": class_labels, **given}
-    asked |= embeds or {}
-    unknown = [name for name, value in asked.items() if value is not None and name not in known]
+    asked = {"prompt": texts, "negative_prompt": negative_prompt, "class_labels": class_labels}
+    asked = {name: value for name, value in asked.items() if value is not None} | dict(shared) | dict(embeds or {})
+    unknown = [name for name in asked if name not in known]
     if unknown:
         usual = [name for name in known if name not in ("self", "args", "kwargs")]
         raise ValueError(f"{type(pipe).__name__} takes no {unknown[0]!r}; it takes {', '.join(usual)}")
     if texts == () or (class_labels is not None and len(class_labels) == 0):
         raise ValueError("the list of prompts or class labels is empty: give at least one")
+    if embeds and (texts or negative_prompt):
+        raise ValueError("prompts and embeds are both given: embeds replace the prompts, negative ones too")
     if embeds:
-        return Request(given, negative=None, embeds=_same_rows(embeds))
+        return Request(shared, negative=None, embeds=_same_rows(embeds))
     if "class_labels" in known:
-        return Request(given, labels=tuple(int(label) for label in (class_labels if class_labels is not None else [0])))
+        return Request(
+            shared, labels=tuple(int(label) for label in (class_labels if class_labels is not None else [0]))
+        )
     if "prompt" in known:
-        return Request(given, texts=("",) if texts is None else texts, negative=negative_prompt)
+        return Request(shared, texts=("",) if texts is None else texts, negative=negative_prompt)
     if "batch_size" in known:
-        return Request(given, counted=True)
+        return Request(shared, counted=True)
     raise ValueError(f"{type(pipe).__name__} takes neither prompt, class_labels nor batch_size: give embeds=")
 
 

@@ -207,7 +207,8 @@ def from_pipeline(
         ValueError: for arguments that this pipeline does not take, or a pipeline that cannot be evaluated this way;
             it says why.
     """
-    shared = {"height": height, "width": width, "num_frames": num_frames, "guidance_scale": guidance, **(options or {})}
+    named = {"height": height, "width": width, "num_frames": num_frames, "guidance_scale": guidance}
+    shared = {**{key: value for key, value in named.items() if value is not None}, **(options or {})}
     asked = request(pipe, prompts, negative_prompt, class_labels, embeds, shared)
     known = known_arguments(pipe)
     if "num_inference_steps" in known:

@@ -9,7 +9,30 @@ import torch
 from torch import Tensor
 
 from ..denoisers.preconditioning import Preconditioning
+from ..solvers import rules
 from ..solvers.loop import Ask, History, Rule, Steps, expand, plan
+
+
+def named_rule(name: str, order: int | None, levels: Tensor) -> Rule:
+    """A hand-made rule for this grid. A last step to sigma 0 is Euler's where the rule would ask there or take its log.
+
+    Raises:
+        ValueError: for an order that the rule does not have.
+    """
+    steps = len(levels) - 1
+    made = {
+        "euler": rules.euler,
+        "heun": rules.heun,
+        "dpm2": rules.dpm2,
+        "ipndm": lambda: rules.ipndm(4 if order is None else order),
+        "dpmpp": lambda: rules.dpmpp(2 if order is None else order, num_steps=steps),
+    }
+    if name not in made:
+        raise ValueError(f"rule = {name!r} is unknown: give one of {', '.join(made)} or table")
+    rule, last = made[name](), rules.euler()
+    if float(levels[-1]) > 0 or name in ("euler", "ipndm"):
+        return rule
+    return lambda x, sigma, sigma_next, n, history: (last if n == steps - 1 else rule)(x, sigma, sigma_next, n, history)
 
 
 @dataclass(frozen=True)
@@ -60,8 +83,8 @@ def _calls(step: int, index: int, ask: Ask, precondition: Preconditioning, batch
 class Run:
     """One trajectory. `points` (K, B, *S) are what the next call evaluates; `advance` takes the slopes there.
 
-    A run may begin anywhere (image-to-image). In the middle of a step it goes on by Euler steps to the step's end. A rule
-    that remembers slopes finds none then: the first slope stands in for all of them.
+    A run may begin anywhere (image-to-image). In the middle of a step it goes on by Euler steps to the step's end. A
+    rule that remembers slopes finds none then: the first slope stands in for all of them.
 
     Args:
         rule: a hand-made one or a table's.
@@ -115,7 +138,7 @@ class Run:
 
     def _first_points(self, x: Tensor) -> Tensor:
         call = self.call
-        if self._cold or self._only_state(call):
+        if self._midway or self._cold or self._only_state(call):
             self._x = x
             return x[None]
         return self._question(x).points[call.slots[0] : call.slots[-1] + 1]
@@ -142,16 +165,50 @@ class Run:
             # Again, from the state as it came back: callbacks and inpainting change it between calls.
             if self._cold:
                 self._history = (slopes[0],) * self._columns
-            width = len(self._question(points[0]).points) if self._cold and len(call.slots) > 1 else 0
-            if width:  # the fan was not evaluated: with the state's slope in its place this is an Euler step
-                slopes = slopes[:1].expand(width, *slopes.shape[1:])
-            elif not self._cold or self._asking is None:
-                self._question(points[0])
-            else:
-                self._question(points[0])
-            self._cold = False
+                # A fan was not evaluated: with the state's slope in its place this is an Euler step.
+                slopes = slopes[:1].expand(len(call.slots), *slopes.shape[1:])
+                self._cold = False
+            self._question(points[0])
         self._answers += slopes.unbind()
-        assert self._ask is not None
-        if len(self._answers) == len(self._ask.points):
-            self._send(torch.stack(self._answers))
+        if self._ask is not None and len(self._answers) == len(self._ask.points):
+            self._answer()
         return self._onwards()
+
+    def _answer(self) -> None:
+        """Everything that the rule asked is known: it asks on, or its step ends."""
+        assert self._asking is not None
+        slopes, self._answers = torch.stack(self._answers), []
+        try:
+            self._ask = self._asking.send(slopes)
+        except StopIteration as stop:
+            mean, self._history = stop.value
+            n = self.call.step
+            self._x = self._x + expand(self._levels[n + 1] - self._levels[n], self._x) * mean
+            self._asking = self._ask = None
+
+    def _onwards(self) -> Tensor:
+        self.index += 1
+        if self.finished:
+            self.points, self._history = None, ()
+            return self._x[None]
+        call = self.call
+        if call.opens:
+            self.points = self._first_points(self._x)
+        else:
+            assert self._ask is not None
+            self.points = self._ask.points[call.slots[0] : call.slots[-1] + 1]
+        return self.points
+
+    def _euler(self, call: Call, x: Tensor, slope: Tensor) -> Tensor:
+        """From a point inside a step to the step's next point, or to its end."""
+        following = self._calls[self.index + 1] if self.index + 1 < len(self._calls) else None
+        inside = following is not None and following.step == call.step
+        target = following.sigma[0] if following is not None and inside else self._floor[call.step + 1]
+        self._x = x + (target - call.sigma[0]) * slope
+        self._midway = inside
+        self._cold = not inside and self._columns > 0
+        if not inside:
+            return self._onwards()
+        self.index += 1
+        self.points = self._x[None]
+        return self.points

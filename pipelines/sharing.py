@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +28,12 @@ def save_learned(
     metrics: Mapping[str, float] | None = None,
     picture: Image | None = None,
     base_model: str | None = None,
+    scheduler_config: Mapping[str, Any] | None = None,
     push_to_hub: bool = False,
     repo_id: str | None = None,
     private: bool | None = None,
 ) -> Path:
-    """Writes `epd_scheduler/` (the scheduler's configuration, the table, a picture of it) and a model card into a folder.
+    """Writes `epd_scheduler/` (the scheduler's configuration, the table, its picture) and a model card into a folder.
 
     Nothing else in the folder is touched: a pipeline that `save_pretrained` put there keeps its stock scheduler in
     `model_index.json`, and loads without this package.
@@ -43,6 +45,8 @@ def save_learned(
         metrics: name -> number, shown in the card beside the table's own.
         picture: samples, shown in the card.
         base_model: hub id of the pipeline; default what the table was learned for.
+        scheduler_config: of the stock scheduler of a Table's model; default that of the pipeline saved in the folder.
+            With neither, only the table is written: `load_learned` needs no more, `EPDScheduler.from_pretrained` does.
         push_to_hub: uploads what was written here (and nothing else of the folder).
         repo_id: on the hub, `name/repository`; default the folder's name in your account.
         private: whether a new repository is private; default as your account has it.
@@ -55,22 +59,45 @@ def save_learned(
     """
     if repo_id is not None and not push_to_hub:
         raise ValueError(f"repo_id = {repo_id!r} is given but push_to_hub is False: set it, or leave repo_id out")
-    table, scheduler = _table_and_scheduler(learned)
-    target = Path(folder) / SUBFOLDER
+    folder = Path(folder)
+    table, scheduler = _table_and_scheduler(learned, scheduler_config or _stock_config(folder))
+    target = folder / SUBFOLDER
     target.mkdir(parents=True, exist_ok=True)
-    scheduler.save_pretrained(target)
+    if scheduler is not None:
+        scheduler.save_pretrained(target)
     table.save(target / TABLE_FILE)
-    pictures = [PICTURE] if picture is None else [PICTURE, SAMPLES]
-    for name, image in zip(pictures, (draw(table), picture), strict=False):
-        if image is not None:
-            write_atomically(target / name, _png(image))
-    readme = _readme(Path(folder))
+    images = {PICTURE: draw(table)} if picture is None else {PICTURE: draw(table), SAMPLES: picture}
+    for name, image in images.items():
+        write_atomically(target / name, _png(image))
+    readme = _readme(folder)
+    shown = [(target / name).relative_to(readme.parent) for name in images]
     base = table.provenance.model if base_model is None else base_model
-    shown = [(target / name).relative_to(readme.parent) for name in pictures]
-    write_atomically(readme, card(table, SUBFOLDER, metrics or {}, base, shown).encode())
+    where = repo_id or folder.resolve().name
+    text = card(table, where, SUBFOLDER if scheduler is not None else None, metrics or {}, base, shown)
+    write_atomically(readme, text.encode())
     if push_to_hub:
-        _push(Path(folder), repo_id or Path(folder).resolve().name, private)
+        _push(folder, where, private)
     return target
+
+
+def _table_and_scheduler(learned: Any, config: Mapping[str, Any] | None) -> tuple[Table, Any]:  # noqa: ANN401
+    from .scheduler import EPDScheduler
+
+    if isinstance(learned, Table):
+        return learned, None if config is None else EPDScheduler.from_table(learned, config)
+    scheduler = learned.scheduler
+    if not isinstance(scheduler, EPDScheduler) or scheduler.table is None:
+        raise ValueError(
+            f"the pipeline's scheduler is {type(scheduler).__name__}, which has no learned table: "
+            "epd.enable(pipe, table) first, or save the Table itself"
+        )
+    return scheduler.table, scheduler
+
+
+def _stock_config(folder: Path) -> dict[str, Any] | None:
+    """That of the pipeline that was saved here, if any."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _png(image: Image) -> bytes:
@@ -101,7 +128,7 @@ def _push(folder: Path, repo_id: str, private: bool | None) -> None:
 
 
 def find_table(source: str | Path, revision: str | None = None) -> Table:
-    """A table, wherever it is: a JSON (or published .pkl/.npz) file, a published name, a folder of `save_learned`, a hub id.
+    """A table, wherever it is: a file (.json, or published), a published name, a `save_learned` folder, a hub id.
 
     Args:
         source: a hub id is looked for last, and only its `epd_scheduler/solver.json` is downloaded.
@@ -116,7 +143,9 @@ def find_table(source: str | Path, revision: str | None = None) -> Table:
     if path.is_dir():
         inside = [place for place in (path / SUBFOLDER / TABLE_FILE, path / TABLE_FILE) if place.is_file()]
         if not inside:
-            raise ValueError(f"{path} has neither {SUBFOLDER}/{TABLE_FILE} nor {TABLE_FILE}: give a save_learned folder")
+            raise ValueError(
+                f"{path} has neither {SUBFOLDER}/{TABLE_FILE} nor {TABLE_FILE}: give a save_learned folder"
+            )
         return Table.load(inside[0])
     name = str(source)
     if name in table_names() or name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -132,8 +161,30 @@ def _download(repo_id: str, revision: str | None) -> str:
     except (OSError, ValueError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(
-            f"{repo_id} is no local folder and has no readable {SUBFOLDER}/{TABLE_FILE} on the hub: {first}; offline, give "
-            "a folder that save_learned wrote"
+            f"{repo_id} is no local folder and has no readable {SUBFOLDER}/{TABLE_FILE} on the hub: {first}; offline, "
+            "give a folder that save_learned wrote"
         ) from error
 
 
+def load_learned(
+    pipe: Any,  # noqa: ANN401 - any pipeline of diffusers
+    source: str | Path,
+    parallel: bool = True,
+    revision: str | None = None,
+) -> Table:
+    """Puts a saved or published solver into a pipeline, `enable(pipe, find_table(source))`; `disable` takes it out.
+
+    Args:
+        pipe: any pipeline that the table fits.
+        source: as for `find_table`.
+        parallel: as for `enable`.
+        revision: on the hub.
+
+    Returns:
+        The table.
+    """
+    from .enable import enable
+
+    table = find_table(source, revision)
+    enable(pipe, table, parallel=parallel)
+    return table

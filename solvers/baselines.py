@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +13,8 @@ from ..denoisers.protocol import Path
 from .loop import Ask, History, Rule, Steps
 from .schedules import given
 
-if TYPE_CHECKING:
-    from diffusers.schedulers.scheduling_utils import SchedulerMixin
-
 Frame = Literal["ve", "vp", "flow"]
-Make = Callable[[], "SchedulerMixin"]
+Make = Callable[[], object]  # returns a SchedulerMixin, whose subclasses share no typed attributes
 # What a scheduler is told instead of sigma 1 on a flow path, where its log(1 - sigma) is infinite; as diffusers does.
 LARGEST_FLOW_SIGMA = 1 - 1e-6
 
@@ -120,19 +117,22 @@ def scheduler_rule(make: Make, sigmas: Tensor | Sequence[float], path: Path = "v
 
     def rule(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
         if n + 1 >= len(levels) or float(sigma) != float(levels[n]) or float(sigma_next) != float(levels[n + 1]):
-            raise ValueError(f"step {n} from sigma {float(sigma)} to {float(sigma_next)} is not on the sigmas that this "
-                             "scheduler was given: make the rule with the sigmas that it is driven with")
+            raise ValueError(
+                f"step {n} from sigma {float(sigma)} to {float(sigma_next)} is not on the sigmas that this scheduler "
+                "was given: make the rule with the sigmas that it is driven with"
+            )
         scheduler: Any = history[0] if n else make()
         if n == 0:
             kind.arm(scheduler, levels)
         # Where each call of this step looks, and where its result lies; the two differ on the last one only.
-        marks = [levels[n]] if kind.second is None else [levels[n], levels[n + 1] ** kind.second * levels[n] ** (1 - kind.second)]
+        marks = _marks(levels[n], levels[n + 1], kind.second)
         point = x
         for call, (mark, result) in enumerate(zip(marks, [*marks[1:], levels[n + 1]], strict=True)):
             slope = (yield Ask(point[None], mark.to(sigma.device)[None]))[0]
             timestep = scheduler.timesteps[n * len(marks) + call]
             sample = point * _scale(frame, mark)
-            scheduler.scale_model_input(sample, timestep)  # some complain when it was not called; its value is ours
+            if frame == "ve":
+                scheduler.scale_model_input(sample, timestep)  # these complain when it was not called
             said = _model_output(output, point, slope, mark)
             point = scheduler.step(said, timestep, sample, return_dict=False)[0] / _scale(frame, result)
         return (point - x) / (levels[n + 1] - levels[n]), (scheduler,)
@@ -140,12 +140,12 @@ def scheduler_rule(make: Make, sigmas: Tensor | Sequence[float], path: Path = "v
     return rule
 
 
-def _introduce(scheduler: SchedulerMixin, levels: Tensor, path: Path) -> tuple[Kind, Frame, str]:
+def _introduce(scheduler: Any, levels: Tensor, path: Path) -> tuple[Kind, Frame, str]:  # noqa: ANN401
     """Kind, frame and model output of a scheduler, checked against what it will be used for."""
     name = type(scheduler).__name__
     if name not in KINDS:
         raise ValueError(f"no adapter for {name}: there is one for {', '.join(KINDS)}")
-    kind, config = KINDS[name], cast(Any, scheduler).config
+    kind, config = KINDS[name], scheduler.config
     frame: Frame = "flow" if config.get("use_flow_sigmas") else kind.frame
     if (frame == "flow") != (path == "flow"):
         raise ValueError(f"{name} works in the {frame} frame, the path is {path!r}: on a flow path use a FlowMatch "
@@ -156,6 +156,11 @@ def _introduce(scheduler: SchedulerMixin, levels: Tensor, path: Path) -> tuple[K
     if kind.second is not None and not float(levels[-1]) > 0:
         raise ValueError(f"sigmas[{len(levels) - 1}] = 0: {name} evaluates the network there; end above 0")
     return kind, frame, kind.output or config["prediction_type"]
+
+
+def _marks(sigma: Tensor, sigma_next: Tensor, second: float | None) -> list[Tensor]:
+    """Where the network calls of a step are."""
+    return [sigma] if second is None else [sigma, sigma_next**second * sigma ** (1 - second)]
 
 
 def _scale(frame: Frame, sigma: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ from torch import Tensor
 from ..denoisers.protocol import Denoiser
 from .schedules import given
 
+MAX_STEPS = 5000  # between two wanted sigmas; 1e-12 on a mixture of 1,800 sharp components takes some 500
+FIRST_STEP = 0.05  # in log sigma
+LARGEST_STEP = 0.5  # the quiet stretch at large sigma would let steps grow until they jump over where the data appear
 Field = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -40,7 +43,13 @@ def converged(
     levels = _positive(sigmas).to(noise.device)
     tau = -levels.log()
     # Steps end on the wanted sigmas, the last too: interpolants are of lower order, and no network is asked below it.
-    options = {"norm": _worst_sample, "step_t": tau[1:]}
+    options = {
+        "norm": _worst_sample,
+        "step_t": tau[1:],
+        "first_step": FIRST_STEP,  # its own guess may probe far beyond the last sigma
+        "max_step": LARGEST_STEP,
+        "max_num_steps": MAX_STEPS,
+    }
     start = _scaled_start(noise, levels)
     try:
         states = odeint(_field(denoiser), start, tau, rtol=rtol, atol=atol, method="dopri5", options=options)
@@ -72,7 +81,9 @@ def cross_check(
     start = noise.detach().double() * levels[0]
     pieces = [start.cpu()]
     for begin, end in zip(tau[:-1], tau[1:], strict=True):
-        found = solve_ivp(change, (begin, end), pieces[-1].flatten().numpy(), "DOP853", rtol=rtol, atol=atol)
+        first = min(FIRST_STEP, end - begin)
+        y = pieces[-1].flatten().numpy()
+        found = solve_ivp(change, (begin, end), y, "DOP853", rtol=rtol, atol=atol, first_step=first)
         if not found.success:
             raise FloatingPointError(f"DOP853 gave up between tau {begin} and {end}: {found.message}")
         pieces.append(torch.from_numpy(found.y[:, -1].copy()).reshape(noise.shape))

@@ -128,6 +128,11 @@ def _require_finite(finite: list[Tensor], levels: Tensor) -> None:
     flags = torch.stack(finite).tolist()
     if not all(flags):
         n = flags.index(False)
+        if float(levels[n + 1]) == 0:
+            raise FloatingPointError(
+                f"the state is not finite after step {n} (sigma {float(levels[n]):.6g} -> 0): this rule asks for a slope "
+                "at sigma 0, where there is none; end on a positive sigma, or use euler, ipndm or dpmpp with num_steps"
+            )
         raise FloatingPointError(
             f"the state is not finite after step {n} (sigma {float(levels[n]):.6g} -> {float(levels[n + 1]):.6g}): "
             "the denoiser returned NaN or infinity there; in half precision try bfloat16 or float32 for the network"

@@ -111,7 +111,13 @@ def ipndm(order: int = 4, weights: Literal["uniform", "computed"] = "uniform", a
     return rule
 
 
-def dpmpp(order: int = 2, predict_x0: bool = True, num_steps: int | None = None, afs: bool = False) -> Rule:
+def dpmpp(
+    order: int = 2,
+    predict_x0: bool = True,
+    num_steps: int | None = None,
+    afs: bool = False,
+    weights: Literal["published", "exact"] = "published",
+) -> Rule:
     r"""DPM-Solver++ (1, 2M, 3M) in variance-exploding form, lambda = -log sigma; h = log(sigma / sigma').
 
     Order 2: x' = (s'/s) x - expm1(-h) D0 - expm1(-h)/2 D1. Order 3 adds the second difference with
@@ -120,6 +126,8 @@ def dpmpp(order: int = 2, predict_x0: bool = True, num_steps: int | None = None,
     Args:
         order: 1, 2 or 3.
         predict_x0: False is multistep DPM-Solver, on slopes (arXiv 2206.00927).
+        weights: `published` gives the third order's second difference half its Taylor weight, as every known
+            implementation does, and is then of second order; `exact` is of third order.
         num_steps: with it the last steps lower their order (`lower_order_final`), as stability at few steps wants.
     """
     if not 1 <= order <= 3:
@@ -130,7 +138,7 @@ def dpmpp(order: int = 2, predict_x0: bool = True, num_steps: int | None = None,
         value = x - expand(sigma, x) * d if predict_x0 else d
         past = ((-sigma.log(), value), *history)[:order]
         p = len(past) if num_steps is None else min(len(past), num_steps - n)
-        change = _multistep(past[:p], (sigma / sigma_next).log(), 1 if predict_x0 else -1)
+        change = _multistep(past[:p], (sigma / sigma_next).log(), 1 if predict_x0 else -1, 2 if weights == "exact" else 1)
         # x' = x + (s' - s) d + rest: `change` is what the higher orders add, in units of x0 (or of s' eps).
         unit = 1 if predict_x0 else expand(sigma_next, x)
         return d + change * unit / expand(sigma_next - sigma, x), past
@@ -138,8 +146,8 @@ def dpmpp(order: int = 2, predict_x0: bool = True, num_steps: int | None = None,
     return rule
 
 
-def _multistep(past: tuple[tuple[Tensor, Tensor], ...], h: Tensor, sign: int) -> Tensor:
-    """What DPM-Solver++ (sign 1) or DPM-Solver (sign -1) adds to its first order."""
+def _multistep(past: tuple[tuple[Tensor, Tensor], ...], h: Tensor, sign: int, curvature: int) -> Tensor:
+    """What DPM-Solver++ (sign 1) or DPM-Solver (sign -1) adds to its first order; curvature 2 is Taylor's."""
     (lam0, m0), rest = past[0], past[1:]
     phi1 = torch.expm1(-sign * h)
     if not rest:
@@ -152,7 +160,7 @@ def _multistep(past: tuple[tuple[Tensor, Tensor], ...], h: Tensor, sign: int) ->
     r0, r1 = (lam0 - lam1) / h, (lam1 - lam2) / h
     older = (m1 - m2) / expand(r1, m0)
     d1 = first + expand(r0 / (r0 + r1), m0) * (first - older)
-    d2 = expand(1 / (r0 + r1), m0) * (first - older)
+    d2 = expand(curvature / (r0 + r1), m0) * (first - older)
     phi2 = phi1 / h + sign
     phi3 = phi2 / h - 0.5
     return expand(sign * phi2, m0) * d1 - expand(phi3, m0) * d2

@@ -107,6 +107,8 @@ class Table:
     provenance: Provenance = field(default_factory=Provenance)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.provenance, Provenance):
+            raise TableError(f"provenance is a {type(self.provenance).__name__}: give epd.Provenance(model=..., ...)")
         sigmas = _array("sigmas", self.sigmas, 1)
         _check_sigmas(sigmas)
         n = len(sigmas) - 1
@@ -142,7 +144,7 @@ class Table:
     @property
     def num_parallel(self) -> int:
         """K, rows per sample in the widest call: J in two-call steps, J + 1 where the anchor is in the same call."""
-        return max(len([1 for inside in u.lookahead if inside]) + (c == 1) for u, c in zip(self.used, self.steps))
+        return max(len([1 for inside in u.lookahead if inside]) + (c == 1) for u, c in zip(self.used, self.steps, strict=True))
 
     @property
     def steps(self) -> tuple[int, ...]:

@@ -93,7 +93,7 @@ def from_dict(data: Any) -> Table:  # noqa: ANN401 - whatever a file held
     """A table of parsed JSON, types checked before anything is converted."""
     if not isinstance(data, dict):
         raise TableError(f"a table is a JSON object, not {type(data).__name__}")
-    if data.get("format") != FORMAT or data.get("version") != VERSION:
+    if data.get("format") != FORMAT or type(data.get("version")) is not int or data["version"] != VERSION:
         raise TableError(
             f"format = {data.get('format')!r}, version = {data.get('version')!r}: this reads {FORMAT!r} version {VERSION}"
         )

@@ -1,0 +1,208 @@
+"""The `epd` command: learn, sample, compare, look at tables, check the machine."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+OK, FAILED, USAGE = 0, 1, 2
+
+
+class Command(NamedTuple):
+    """Where a command's options and its function live, both loaded only when it is called."""
+
+    options: str
+    function: str
+    summary: str
+
+
+COMMANDS = {
+    "distill": Command("Distill", "commands:distill", "learn a solver for a frozen model"),
+    "sample": Command("Sample", "sampling:sample", "draw samples with a learned or hand-made solver"),
+    "compare": Command("Compare", "commands:compare", "hold learned solvers against all hand-made ones"),
+    "table show": Command("TableShow", "tables:show", "print a table"),
+    "table convert": Command("TableConvert", "tables:convert", "turn a published .pkl or .npz into our JSON"),
+    "table diff": Command("TableDiff", "tables:diff", "say where two tables differ"),
+    "doctor": Command("Doctor", "doctor:doctor", "check this machine, with verdicts and remedies"),
+}
+
+HELP = """usage: epd [-h] [--version] [-v | -q] COMMAND ...
+
+Learned parallel ODE solvers for diffusion and flow models.
+
+commands:
+{commands}
+
+options, before or after the command:
+  -h, --help       this help, or that of a command: epd distill --help
+  -v, --verbose    say more; twice: tracebacks of expected errors, too
+  -q, --quiet      warnings and errors only
+  --version        print the version
+  --tyro-print-completion {{bash,zsh,tcsh}}
+                   print a completion script for the shell
+
+exit codes:
+  0  done; of `table diff`: equal; of `doctor`: nothing is bad
+  1  failed or interrupted; of `table diff`: different; of `doctor`: something is bad
+  2  usage: an unknown command or option, a value out of range, a config with a fault
+"""
+
+
+def help_text() -> str:
+    """The overview: made without loading anything, so that it is there at once."""
+    return HELP.format(commands="\n".join(f"  {name:<15}  {c.summary}" for name, c in COMMANDS.items()))
+
+
+def split_verbosity(argv: Sequence[str]) -> tuple[list[str], int]:
+    """The arguments without -v, -vv, -q, --verbose, --quiet, wherever they stand, and what they add up to."""
+    rest, level = [], 0
+    for i, word in enumerate(argv):
+        if word == "--":
+            return rest + list(argv[i:]), level
+        if word in ("-v", "--verbose"):
+            level += 1
+        elif word.startswith("-vv") and set(word[1:]) == {"v"}:
+            level += len(word) - 1
+        elif word in ("-q", "--quiet"):
+            level -= 1
+        else:
+            rest.append(word)
+    return rest, level
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0 done, 1 failed, 2 usage."""
+    words, verbosity = split_verbosity(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(words, verbosity)
+    except SystemExit as stop:  # tyro has said what is wrong
+        return stop.code if isinstance(stop.code, int) else FAILED if stop.code else OK
+    except KeyboardInterrupt:
+        hint = "; add --resume to continue the run" if words[:1] == ["distill"] else ""
+        print(f"epd: interrupted{hint}", file=sys.stderr)
+        return FAILED
+
+
+def _main(words: list[str], verbosity: int) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(help_text(), end="", file=sys.stdout if words else sys.stderr)
+        return OK if words else USAGE
+    if words[0] == "--version":
+        print(f"epd {__version__}")
+        return OK
+    if words[0].startswith("--tyro-"):
+        return _completion(words)
+    name = _command(words)
+    if name is None:
+        return USAGE
+    from .experiments.logs import set_up_logging
+
+    set_up_logging(verbosity)
+    return _run(name, words[len(name.split()) :], verbosity)
+
+
+def _command(words: list[str]) -> str | None:
+    """The command that the words start with, or none after saying what is known."""
+    for length in (2, 1):
+        if " ".join(words[:length]) in COMMANDS:
+            return " ".join(words[:length])
+    group = [name for name in COMMANDS if name.split()[0] == words[0]]
+    if group and {"-h", "--help"} & set(words[1:2]):
+        print("\n".join(f"epd {name:<15}  {COMMANDS[name].summary}" for name in group))
+        raise SystemExit(OK)
+    wanted = " ".join(words[: 2 if group else 1])
+    close = difflib.get_close_matches(wanted, group or COMMANDS, n=1, cutoff=0.4)
+    hint = f"perhaps you meant {close[0]!r}; " if close else ""
+    known = ", ".join(group or COMMANDS)
+    print(f"epd: error: no command {wanted!r}: {hint}there are {known} (epd --help)", file=sys.stderr)
+    return None
+
+
+def _run(name: str, words: list[str], verbosity: int) -> int:
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
+    from .experiments.options import UsageError
+    from .experiments.yaml_config import ConfigError
+
+    try:
+        options = _parse(name, words)
+        module, function = COMMANDS[name].function.split(":")
+        call: Callable[[Any], int] = getattr(importlib.import_module(f".experiments.{module}", __package__), function)
+        return call(options)
+    except BrokenPipeError:  # the reader of our output has gone: nothing to say, and nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (UsageError, ConfigError) as error:
+        return _complain(error, USAGE, verbosity)
+    except (ValueError, OSError, FloatingPointError, MemoryError, ImportError) as error:
+        return _complain(error, FAILED, verbosity)
+
+
+def _complain(error: BaseException, code: int, verbosity: int) -> int:
+    if verbosity >= 2:
+        import traceback
+
+        traceback.print_exception(error)
+    for line in str(error).splitlines() if code == USAGE else [" ".join(str(error).split())]:
+        print(f"epd: error: {line or type(error).__name__}", file=sys.stderr)
+    return code
+
+
+def _options(name: str) -> type[BaseModel]:
+    from .experiments import options
+
+    return getattr(options, COMMANDS[name].options)
+
+
+def _parse(name: str, words: list[str]) -> Any:  # noqa: ANN401 - the command's options
+    import tyro
+
+    schema, path = _options(name), _config_path(words)
+    default: Any = tyro.MISSING
+    if path is not None and "config" in schema.model_fields:
+        from pathlib import Path
+
+        from .experiments.yaml_config import load_config
+
+        default = load_config(Path(path), schema)
+    return tyro.cli(schema, prog=f"epd {name}", description=inspect.getdoc(schema), args=words, default=default)
+
+
+def _config_path(words: Sequence[str]) -> str | None:
+    """The value of --config, which has to be read before anything else can be parsed."""
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if word == "--config" and following:
+            return following
+        if word.startswith("--config="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def _completion(words: list[str]) -> int:
+    """Lets tyro write its completion script for all commands."""
+    from typing import Union
+
+    import tyro
+
+    def union(members: list[Any]) -> Any:  # noqa: ANN401 - a type that is made here
+        return Union[tuple(members)]  # noqa: UP007
+
+    kinds: dict[str, Any] = {n: Annotated[_options(n), tyro.conf.subcommand(n.split()[-1])] for n in COMMANDS}
+    tables = union([kind for n, kind in kinds.items() if " " in n])
+    tables = Annotated[tables, tyro.conf.subcommand("table", description="Look at, convert and compare tables.")]
+    everything = union([*(kind for n, kind in kinds.items() if " " not in n), tables])
+    tyro.cli(everything, prog="epd", args=words, config=(tyro.conf.OmitSubcommandPrefixes,))
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

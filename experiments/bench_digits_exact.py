@@ -1,0 +1,100 @@
+"""The benchmark: learned families on `digits-exact`, RMSE to the exact end point on 2,048 fresh samples in float64.
+
+    python -m epd.experiments.bench_digits_exact            # every row that results/digits_exact.json lacks
+    python -m epd.experiments.bench_digits_exact --seeds 1  # a quick look
+
+Each row is one training run with the family's defaults and its wall-clock; rows are written as they come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..denoisers.digits import digits_exact
+from ..denoisers.mixture import GaussianMixture
+from ..denoisers.noise import unit_noise
+from ..distill.config import DistillConfig
+from ..distill.train import distill, make_plan
+from ..solvers.exact import converged
+from ..solvers.files import write_atomically
+from ..solvers.loop import solve
+from ..solvers.table import Table
+from .environment import environment
+
+RESULTS = Path(__file__).resolve().parent / "results" / "digits_exact.json"
+CALLS = (3, 5, 7, 9)
+SAMPLES = 2048
+# Name -> what differs from the defaults, and how many training seeds.
+ROWS: dict[str, tuple[dict[str, object], int]] = {
+    "default": ({}, 5),
+    "epd": ({"family": "epd"}, 5),
+    "s4s": ({"family": "s4s"}, 5),
+    "epd-plugin": ({"family": "epd-plugin"}, 3),
+    "two-call, memory 0": ({"memory": 0}, 3),
+    "two-call, memory 2": ({"memory": 2}, 3),
+    "one-call K=2, memory 1": ({"step_calls": 1, "memory": 1}, 3),
+    "one-call K=2, memory 2": ({"step_calls": 1, "memory": 2}, 3),
+}
+
+
+def exact_ends(model: GaussianMixture) -> tuple[Tensor, Tensor]:
+    """Noise of seeds 0..2047 and the exact end points, float64."""
+    noise = unit_noise(range(SAMPLES), model.shape, torch.float64)
+    ends = [converged(model, part, [model.sigma_max, model.sigma_min])[-1] for part in noise.split(512)]
+    return noise, torch.cat(ends)
+
+
+def learn(model: GaussianMixture, config: DistillConfig, cache: Path) -> tuple[Table, float]:
+    """The table of one run and its seconds."""
+    began = time.perf_counter()
+    *_, last = distill(model, make_plan(model, config), cache=cache)
+    return last.table, time.perf_counter() - began
+
+
+def error(table: Table, model: GaussianMixture, noise: Tensor, ends: Tensor) -> float:
+    """RMSE over all elements of all samples."""
+    with torch.no_grad():
+        found = torch.cat([solve(table.rule(), model, part, table.a("sigmas")) for part in noise.split(512)])
+    return float((found - ends).square().mean().sqrt())
+
+
+def missing(rows: list[dict[str, object]], seeds: int | None, names: list[str]) -> Iterator[tuple[str, int, int]]:
+    """(name, calls, seed) of the runs that are not in `rows` yet."""
+    done = {(row["family"], row["calls"], row["seed"]) for row in rows}
+    for name, (_, count) in ROWS.items():
+        for seed in range(count if seeds is None else min(seeds, count)):
+            for calls in CALLS:
+                if (name, calls, seed) not in done and (not names or name in names):
+                    yield name, calls, seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, help="training seeds of each row; default: the row's own")
+    parser.add_argument("--only", nargs="*", default=[], choices=list(ROWS), metavar="NAME", help="rows to run")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    model = digits_exact()
+    noise, ends = exact_ends(model)
+    rows: list[dict[str, object]] = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+    with tempfile.TemporaryDirectory() as cache:
+        for name, calls, seed in missing(rows, args.seeds, args.only):
+            config = DistillConfig.model_validate({"calls": calls, "seed": seed, **ROWS[name][0]})
+            table, seconds = learn(model, config, Path(cache))
+            row = {"family": name, "calls": calls, "seed": seed, "nfe": table.nfe, "seconds": round(seconds, 1)}
+            rows.append({**row, "rmse": error(table, model, noise, ends)})
+            print(json.dumps(rows[-1]), flush=True)
+            result = {"samples": SAMPLES, "environment": environment(), "rows": rows}
+            write_atomically(args.out, (json.dumps(result, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

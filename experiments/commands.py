@@ -1,0 +1,110 @@
+"""`epd distill` and `epd compare`."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..denoisers.protocol import Model
+from ..solvers.named import named_table, table_names
+from ..solvers.table import Table, TableError
+from .models import ModelOptions, load_model
+from .options import Compare, Distill, ModelArguments, UsageError
+
+log = logging.getLogger("epd")
+
+
+def model_options(given: ModelArguments) -> ModelOptions:
+    """The part of a command's options that the model is made with."""
+    return ModelOptions(
+        prompts=given.prompts,
+        prompt=given.prompt,
+        negative_prompt=given.negative_prompt,
+        labels=given.labels,
+        guidance=given.guidance,
+        height=given.height,
+        width=given.width,
+        resolution=given.resolution,
+        num_frames=given.num_frames,
+        network_dtype=given.network_dtype,
+        variant=given.variant,
+        revision=given.revision,
+        device=given.device,
+        device_map=given.device_map,
+        offload=given.offload,
+    )
+
+
+def load_table(source: str) -> Table:
+    """A table from a file or a run's folder, a published one by name, or one from the hub.
+
+    Raises:
+        ValueError: for none of them, naming the remedies.
+    """
+    if Path(source).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+(?<!\.json)", source) and not Path(source).exists():
+        from ..pipelines.sharing import find_table
+
+        return find_table(source)
+    if Path(source).exists() or Path(source).suffix:
+        if Path(source).suffix in (".pkl", ".npz"):
+            raise TableError(f"{source} is a published table: `epd table convert {source} table.json` makes one of ours")
+        return Table.load(source)
+    if source in table_names():
+        return named_table(source)
+    raise TableError(f"no table {source!r}: give a JSON file, or a published table's name: {', '.join(table_names())}")
+
+
+def fits(table: Table, model: Model, source: str) -> None:
+    """Warns where a table was learned for another model, refuses it where the path is another.
+
+    Raises:
+        TableError: for a table of another path.
+    """
+    known = table.provenance
+    if known.path and known.path != model.path:
+        raise TableError(f"{source} is for a {known.path} path, but {model.name} is {model.path}: learn one for it")
+    if known.model and known.model != model.name:
+        log.warning("%s was learned for %s, not for %s: expect worse than its metrics say", source, known.model, model.name)
+    elif known.guidance is not None and known.guidance != model.guidance:
+        log.warning("%s was learned at guidance %g, this is %g", source, known.guidance, model.guidance)
+
+
+def distill(options: Distill) -> int:
+    """Learns a table into `options.out`."""
+    from .train import run_distill
+
+    init = load_table(options.init) if options.init else None
+    model = load_model(options.model, model_options(options))
+    path = run_distill(model, options.distill_config(), options.out, options.resume, options.dry_run, init)
+    if path is not None:
+        log.info("look:    epd table show %s", path)
+        log.info("sample:  epd sample --model %s --table %s --out %s", options.model, path, options.out / "samples")
+        log.info("compare: epd compare --model %s --tables %s --calls %d", options.model, path, options.calls)
+        log.info("watch:   tensorboard --logdir %s", options.out / "tb")
+    return 0
+
+
+def compare(options: Compare) -> int:
+    """Measures tables against every hand-made solver into `options.out`."""
+    from . import compare as comparing
+
+    if any(calls < 1 for calls in options.calls):
+        raise UsageError(f"calls = {list(options.calls)}: sequential calls are at least 1")
+    model = load_model(options.model, model_options(options))
+    tables = named(options.tables)
+    for name, table in tables.items():
+        fits(table, model, name)
+    raise NotImplementedError(comparing)
+
+
+def named(sources: Sequence[str]) -> dict[str, Table]:
+    """Tables by a short name: that of their file, or of their folder where files are all called solver.json."""
+    out: dict[str, Table] = {}
+    for source in sources:
+        path = Path(source)
+        short = path.parent.name if path.stem == "solver" and path.parent.name else path.stem
+        name = source if short in out else short
+        out[name] = load_table(source)
+    return out

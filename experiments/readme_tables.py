@@ -1,0 +1,117 @@
+"""Puts the numbers of `experiments/results/*.json` into README.md: `python -m epd.experiments.readme_tables [--check]`.
+
+Between `<!-- results:NAME -->` and `<!-- /results -->` stands what the renderer NAME makes of its result file; nobody
+writes a number there by hand. `--check` changes nothing and exits with 1 where the text is not what it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..solvers.files import write_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+BLOCK = re.compile(r"(<!-- results:([\w-]+) -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
+MISSING = "*Not measured yet.*"
+Render = Callable[[Mapping[str, Any]], str]
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a Markdown table; the first column to the left, numbers to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+
+
+def measured_in(environment: Mapping[str, Any]) -> str:
+    """One line on where numbers come from."""
+    told = [f"{key} {value}" for key, value in environment.items() if isinstance(value, (str, int, float))]
+    return f"<sub>Measured with {', '.join(told)}.</sub>" if told else ""
+
+
+def digits(result: Mapping[str, Any]) -> str:
+    """What `digits_report` says of the embedded network."""
+    away = result["rms_to_nearest_training_image"]
+    rows = [
+        ["samples whose digit a separate classifier recognises", f"{100 * result['class_agreement']:.1f} %"],
+        ["the same at guidance 2", f"{100 * result['class_agreement_guidance_2']:.1f} %"],
+        ["that classifier on held-out images", f"{100 * result['classifier']['accuracy_held_out']:.1f} %"],
+        ["RMS distance of samples to the nearest training image", f"{away['samples']:.3f}"],
+        ["the same of held-out images (a copying network would be far below)", f"{away['held_out_images']:.3f}"],
+    ]
+    return markdown_table(["the `digits` network", ""], rows) + "\n\n" + measured_in(result["environment"])
+
+
+def comparison(result: Mapping[str, Any]) -> str:
+    """What `epd compare` has written as Markdown beside its numbers."""
+    return str(result["markdown"]).strip() + "\n\n" + measured_in(result["environment"])
+
+
+def plain(result: Mapping[str, Any]) -> str:
+    """Any result with `head`, `rows` of text and an `environment`."""
+    table = markdown_table(result["head"], result["rows"])
+    return "\n\n".join(part for part in (table, result.get("note", ""), measured_in(result["environment"])) if part)
+
+
+# Marker -> (result file, how it is shown).
+RENDERERS: dict[str, tuple[str, Render]] = {
+    "digits": ("digits_training.json", digits),
+    "families": ("families.json", plain),
+    "robustness": ("robustness.json", plain),
+    "compare-digits-exact": ("compare_digits_exact.json", comparison),
+    "compare-digits": ("compare_digits.json", comparison),
+    "overhead": ("overhead.json", plain),
+}
+
+
+def rendered(name: str, folder: Path = RESULTS) -> str:
+    """What belongs between the markers of this name.
+
+    Raises:
+        ValueError: for a marker that no renderer serves, or a result that its renderer cannot read.
+    """
+    if name not in RENDERERS:
+        raise ValueError(f"no renderer for <!-- results:{name} -->: known are {', '.join(RENDERERS)}")
+    file, render = RENDERERS[name]
+    path = folder / file
+    if not path.exists():
+        return MISSING
+    try:
+        return render(json.loads(path.read_text(encoding="utf-8"))).strip()
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} does not hold what <!-- results:{name} --> needs: {error!r}; measure again") from error
+
+
+def filled(text: str, folder: Path = RESULTS) -> str:
+    """The text with every marked place as the result files say."""
+    marks = re.findall(r"<!-- results:", text)
+    if len(marks) != len(BLOCK.findall(text)):
+        raise ValueError("a <!-- results:NAME --> has no <!-- /results --> after it")
+    return BLOCK.sub(lambda m: f"{m[1]}{rendered(m[2], folder)}\n{m[4]}", text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fills README.md, or checks it."""
+    parser = argparse.ArgumentParser(description="put the numbers of experiments/results into README.md")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if anything would change")
+    parser.add_argument("--file", type=Path, default=ROOT / "README.md", help="the text to fill")
+    given = parser.parse_args(argv)
+    text = given.file.read_text(encoding="utf-8")
+    new = filled(text)
+    if new == text:
+        return 0
+    if given.check:
+        print(f"{given.file} is out of date: run `make readme`", file=sys.stderr)
+        return 1
+    write_atomically(given.file, new.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Between a pipeline's rows, scaled for the network in the pipeline's dtype, and a solver's points in its own frame."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from diffusers.utils.outputs import BaseOutput
+from torch import Tensor
+
+from .frames import Frame
+from .grids import noise_level
+from .run import Call
+
+
+@dataclasses.dataclass
+class EPDSchedulerOutput(BaseOutput):
+    """What `EPDScheduler.step` returns.
+
+    Args:
+        prev_sample: the rows that the network gets next, B or B x K (sample-major); after the last call the result.
+        pred_original_sample: the denoised state of every row of this call, in the frame x = x0 + sigma noise.
+    """
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Fan:
+    """How the next network call differs from what the pipeline makes of it; `epd.enable`'s hook makes it so.
+
+    Args:
+        width: K, rows of the call per sample.
+        timesteps: (K,) float32, what each of them is told.
+        first: the scheduler's timestep that the pipeline will tell all of them.
+        ahead: the rows are still the pipeline's own, one per sample: `EPDScheduler.ahead` makes the K of them.
+    """
+
+    width: int
+    timesteps: Tensor
+    first: float
+    ahead: bool
+
+
+def rows_of(points: Tensor, scales: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """(B x K, *S), sample-major, of points (K, B, *S), each scaled for the network."""
+    return torch.stack([x * c for x, c in zip(points, scales, strict=False)], dim=1).flatten(0, 1).to(dtype)
+
+
+def points_of(sample: Tensor, points: Tensor, scales: Sequence[float]) -> Tensor:
+    """The points that a pipeline's rows stand for: exactly those handed out, except where somebody changed the rows.
+
+    Elementwise, so that half-precision rows cost no accuracy and nothing waits for the device.
+
+    Raises:
+        ValueError: for another number of rows, or another shape.
+    """
+    handed = rows_of(points, scales, sample.dtype)
+    if handed.shape != sample.shape:
+        raise ValueError(f"sample has shape {tuple(sample.shape)}, but {tuple(handed.shape)} was handed out by step")
+    both = (sample == handed, sample.to(points.dtype))
+    kept, theirs = (v.unflatten(0, (-1, len(points))).transpose(0, 1) for v in both)
+    changed = torch.stack([row / c for row, c in zip(theirs, scales, strict=False)])
+    return torch.where(kept, points, changed)
+
+
+def noised(frame: Frame, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """The pipeline's latents at these timesteps, (1,) or (B,): alpha x0 + sigma eps in its frame."""
+    sigma = noise_level(frame, torch.as_tensor(timesteps)).reshape(-1, *[1] * (clean.ndim - 1))
+    work = torch.promote_types(clean.dtype, torch.float32)
+    signal = 1 - sigma if frame.path == "flow" else torch.ones_like(sigma)
+    scale = frame.precondition(sigma)[2]
+    signal, sigma = ((scale * c).to(clean.device, work) for c in (signal, sigma))
+    return (signal * clean.to(work) + sigma * noise.to(work)).to(clean.dtype)
+
+
+def position(timestep: Tensor | float, timesteps: Tensor, calls: Sequence[Call]) -> int:
+    """Where in `timesteps` a pipeline begins that does not say so."""
+    if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
+        mine, theirs = timesteps.untyped_storage(), timestep.untyped_storage()
+        if mine.data_ptr() == theirs.data_ptr():  # an entry of ours: no need to wait for the device
+            return int(timestep.storage_offset())
+    distance = [abs(call.timestep[0] - float(timestep)) for call in calls]
+    return distance.index(min(distance))
+
+
+def evaluated(call: Call, points: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """D = c_skip x + c_out F and the slopes (x - D) / sigma at the points, both (K, B, *S).
+
+    Raises:
+        ValueError: when the network's output has another number of rows than the points.
+    """
+    width, samples = points.shape[:2]
+    if len(output) != samples * width:
+        raise ValueError(
+            f"model_output has {len(output)} rows, expected {samples * width} ({samples} samples x {width} points); "
+            "was epd.enable called on this pipeline, after its networks were last replaced?"
+        )
+    channels = points.shape[2]  # a learned variance may stand behind them
+    values = output[:, :channels].to(points.dtype).unflatten(0, (samples, width)).unbind(1)
+    pairs = list(zip(points, values, call.c_skip, call.c_out, strict=False))
+    denoised = torch.stack([skip * x + out * f for x, f, skip, out in pairs])
+    return denoised, torch.stack([(x - d) / s for x, d, s in zip(points, denoised, call.sigma, strict=False)])

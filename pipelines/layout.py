@@ -1,0 +1,128 @@
+"""What a scheduler runs: a rule, its noise levels, and the network calls that they come to."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..solvers.loop import Rule
+from ..solvers.table import Table
+from .frames import Frame
+from .grids import is_placeholder, stock_levels
+from .run import Call, Run, calls_of, named_rule
+
+Placement = Literal["bare", "serial", "batched"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a pipeline asked `set_timesteps` for.
+
+    Raises:
+        ValueError: for nothing at all, or for both timesteps and sigmas.
+    """
+
+    steps: int | None = None
+    timesteps: list[float] | None = None
+    sigmas: list[float] | None = None
+    mu: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.timesteps is not None and self.sigmas is not None:
+            raise ValueError("timesteps and sigmas are both given: give one of them")
+        if self.steps is None and self.timesteps is None and self.sigmas is None:
+            raise ValueError("give one of num_inference_steps, timesteps and sigmas")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A whole run, known before anything is sampled.
+
+    Args:
+        rule: asks.
+        levels: (N+1,) float64 on the CPU.
+        calls: in order.
+        columns: remembered slopes that the rule cannot do without.
+    """
+
+    rule: Rule
+    levels: Tensor
+    calls: Sequence[Call]
+    columns: int = 0
+
+    @property
+    def steps(self) -> int:
+        """N."""
+        return len(self.levels) - 1
+
+    def run(self, begin: int = 0) -> Run:
+        """One trajectory from the call with this index."""
+        return Run(self.rule, self.levels, self.calls, begin, self.columns)
+
+
+def rule_layout(config: Mapping[str, Any], frame: Frame, asked: Asked) -> Layout:
+    """A hand-made rule on the caller's own sigmas, or on those that the stock scheduler would use."""
+    levels = stock_levels(config, frame, asked.steps, asked.timesteps, asked.sigmas, asked.mu)
+    rule = named_rule(config["rule"], config["rule_order"], levels)
+    return Layout(rule, levels, calls_of(rule, levels, frame.precondition, batched=False))
+
+
+def moved(table: Table) -> bool:
+    """The first call is at a look-ahead point only, not at the initial state."""
+    return table.afs and table.steps[0] == 2
+
+
+def require_fit(table: Table, frame: Frame) -> None:
+    """Refuses a table that cannot work on this path.
+
+    Raises:
+        ValueError: naming both paths, or the sigma that a flow does not have.
+    """
+    path, start = table.provenance.path, float(table.a("sigmas")[0])
+    if path and path != frame.path:
+        raise ValueError(
+            f"the table was learned on the path {path!r}, this pipeline's is {frame.path!r}: "
+            "take a table that was learned for this kind of model"
+        )
+    if frame.path == "flow" and start > 1 + 1e-6:
+        raise ValueError(f"the table starts at sigma {start:g}, a flow at 1: it was not learned for a flow model")
+
+
+def table_layout(table: Table, frame: Frame, placement: Placement) -> Layout:
+    """A table on its own sigmas. Without a hook (`bare`) the first call has to be at the pipeline's own latents."""
+    table = table.sorted()  # image-to-image may begin between points: the noise must fall from each to the next
+    if placement == "bare" and moved(table):
+        table = dataclasses.replace(table, afs=False)
+    levels = torch.tensor(table.a("sigmas"), dtype=torch.float64)
+    rule = table.rule()
+    return Layout(rule, levels, calls_of(rule, levels, frame.precondition, placement == "batched"), table.columns)
+
+
+def overruled(layout: Layout, asked: Asked) -> str:
+    """What to tell somebody who asked for something else than the table's own steps; empty when it fits.
+
+    Raises:
+        ValueError: for sigmas or timesteps that are not the table's.
+    """
+    calls, levels = layout.calls, layout.levels.tolist()
+    steps = len(asked.sigmas) if asked.sigmas is not None and is_placeholder(asked.sigmas) else asked.steps
+    times = [call.timestep[0] for call in calls]
+    for name, given, rows in (("sigmas", asked.sigmas, [levels, levels[:-1]]), ("timesteps", asked.timesteps, [times])):
+        if given is not None and not is_placeholder(given) and not any(_close(given, row) for row in rows):
+            raise ValueError(f"{name} = {given} are not the table's own, {rows[0]}: leave them out, it brings them")
+    if steps is None or steps in (layout.steps, len(calls)):
+        return ""
+    return (
+        f"num_inference_steps = {steps}, but the table has {layout.steps} steps in {len(calls)} network calls; these "
+        f"are run: pass num_inference_steps={layout.steps}"
+    )
+
+
+def _close(left: Sequence[float], right: Sequence[float]) -> bool:
+    pairs = zip(left, right, strict=False)
+    return len(left) == len(right) and all(math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-7) for a, b in pairs)

@@ -1,0 +1,282 @@
+"""Distillation: it learns, it repeats, it resumes bit for bit, several processes are one, bad input harms nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from toy_models import toy_config, toy_mixture
+from torch import Tensor
+
+from epd import GaussianMixture, Table, solve
+from epd.denoisers.noise import unit_noise
+from epd.distill.config import DistillConfig
+from epd.distill.teacher import Teacher
+from epd.distill.train import POOL_SEEDS, Update, distill, make_plan
+from epd.experiments.train import RunError, run_distill
+from epd.solvers.exact import converged
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EPD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def updates(config: DistillConfig, model: GaussianMixture | None = None, count: int | None = None) -> list[Update]:
+    model = model or toy_mixture()
+    out = []
+    for update in distill(model, make_plan(model, config)):
+        out.append(update)
+        if len(out) == count:
+            break
+    return out
+
+
+def rmse(table: Table, model: GaussianMixture) -> float:
+    noise = unit_noise(range(500), (1, 2, 2), torch.float64)
+    end = converged(model, noise, table.a("sigmas")[[0, -1]], 1e-6, 1e-6)[-1]
+    return float((solve(table.rule(), model, noise, table.a("sigmas")) - end).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("family", ["default", "epd", "epd-plugin", "s4s", "ld3", "amed"])
+def test_every_family_learns(family: str) -> None:
+    model, config = toy_mixture(), toy_config(family=family, calls=5)
+    plan = make_plan(model, config)
+    last = list(distill(model, plan))[-1]
+    start = min(rmse(table, model) for table in plan.tables)
+    # ld3 has three interior sigmas to learn and little to gain; everything else halves the error at least.
+    assert rmse(last.table, model) < (0.97 if family == "ld3" else 0.6) * start
+    assert last.table.depth == 5 and last.table.provenance.metrics["validation_rmse"] == last.state.best_rmse
+
+
+def test_flow_paths_learn() -> None:
+    model, config = toy_mixture("flow"), toy_config(calls=4)
+    last = updates(config, model)[-1]
+    assert rmse(last.table, model) < 0.5 * rmse(make_plan(model, config).tables[0], model)
+
+
+@pytest.mark.parametrize("objective", ["end", "steps", "both"])
+def test_adam_learns_with_every_objective(objective: str) -> None:
+    config = toy_config(family="epd", calls=5, optimizer="adam", objective=objective, iterations=60, screening=5)
+    model = toy_mixture()
+    last = updates(config)[-1]
+    assert rmse(last.table, model) < 0.8 * rmse(make_plan(model, config).tables[0], model)
+
+
+def test_checkpointed_activations_change_nothing() -> None:
+    plain = toy_config(family="epd", optimizer="adam", iterations=5)
+    a, b = updates(plain)[-1], updates(plain.model_copy(update={"checkpointing": True}))[-1]
+    assert torch.equal(a.state.vector, b.state.vector)
+
+
+def test_accumulation_parts_change_rounding_only() -> None:
+    a, b = (updates(toy_config(optimizer="adam", accumulate=n, iterations=5))[-1] for n in (1, 4))
+    assert torch.allclose(a.state.vector, b.state.vector, rtol=1e-8, atol=1e-8)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
+    a, b, c = (updates(toy_config(seed=s, iterations=3))[-1].state.vector for s in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("optimizer", ["gauss-newton", "adam"])
+def test_resuming_from_any_update_gives_the_same_bits(optimizer: str) -> None:
+    """Screening of several starts included (family epd)."""
+    config = toy_config(family="epd", optimizer=optimizer, iterations=4)
+    model = toy_mixture()
+    plan = make_plan(model, config)
+    whole = list(distill(model, plan))
+    assert len(whole) == plan.total == 4 * 2 + 4
+    for update in whole[:-1]:
+        rest = list(distill(model, plan, update.state))
+        assert len(rest) == len(whole) - update.iteration
+        assert rest[-1].table == whole[-1].table
+
+
+def test_the_last_table_is_the_best_on_held_out_noise() -> None:
+    found = updates(toy_config(family="epd"))
+    measured = [u.validation for u in found if u.validation is not None]
+    assert found[-1].state.best_rmse <= min(measured)
+    assert torch.equal(found[-1].state.vector, found[-1].state.best)
+
+
+def test_patience_stops_early() -> None:
+    config = toy_config(family="amed", calls=4, schedule="polynomial", iterations=60, patience=3)
+    found = updates(config)
+    assert len(found) < 60 and found[-1].state.stale == 3
+    assert not list(distill(toy_mixture(), make_plan(toy_mixture(), config), found[-1].state))  # and stays stopped
+
+
+def test_teachers_are_solved_once_and_belong_to_their_network(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, config = toy_mixture(), toy_config()
+    sigmas = torch.tensor([20.0, 0.02], dtype=torch.float64)
+    teacher = Teacher(model, config, sigmas, cache)
+    seeds = list(range(POOL_SEEDS, POOL_SEEDS + 300))
+    first = teacher.states(seeds)
+    files = sorted(cache.rglob("*.safetensors"))
+    stamps = [f.stat().st_mtime_ns for f in files]
+    assert torch.equal(teacher.states(seeds[40:70]), first[:, 40:70])
+    assert [f.stat().st_mtime_ns for f in files] == stamps and len(files) == 2
+    exact = converged(model, unit_noise(seeds, model.shape, torch.float64), sigmas, 1e-7, 1e-7)[1:]
+    assert float((first - exact).square().mean().sqrt()) < 2e-3
+    other = GaussianMixture(torch.ones(1, 1, 2, 2), 0.3, sigma_min=0.02, sigma_max=20.0, name="toy")  # same name
+    assert not torch.allclose(Teacher(other, config, sigmas, cache).states(seeds), first, atol=1e-2)
+    assert "another network" in caplog.text
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    assert torch.allclose(teacher.states(seeds), first) and "unreadable" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["heun", "dpm2", "ipndm", "dpmpp", "euler"])
+def test_rules_as_teachers_pass_through_the_students_sigmas(name: str, cache: Path) -> None:
+    model = toy_mixture()
+    sigmas = torch.tensor([20.0, 5.0, 0.5, 0.02], dtype=torch.float64)
+    teacher = Teacher(model, toy_config(teacher=name, teacher_multiplier=16), sigmas, cache)
+    assert torch.equal(teacher.fine_sigmas()[::16], sigmas)
+    states, noise = teacher.states(range(8)), teacher.noise(range(8))
+    assert states.shape == (3, 8, 1, 2, 2)
+    exact = converged(model, noise, sigmas, 1e-6, 1e-6)[1:]
+    assert float((states - exact).square().mean().sqrt()) < (0.3 if name == "euler" else 0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 512}, "exceeds pool"),
+        ({"accumulate": 3}, "must divide"),
+        ({"optimizer": "gauss-newton", "objective": "steps"}, "needs objective = 'end'"),
+        ({"optimizer": "gauss-newton", "precision": "bf16"}, "half-precision"),
+        ({"objective": "steps", "learn": ("sigmas",)}, "fixed sigmas"),
+        ({"nums_steps": 3}, "nums_steps"),
+        ({"calls": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_impossible_configurations_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        toy_config(**changes)
+
+
+def test_an_initial_table_of_other_calls_or_with_nothing_to_learn_is_refused() -> None:
+    model = toy_mixture()
+    table = make_plan(model, toy_config(calls=5)).tables[0]
+    with pytest.raises(ValueError, match="5 sequential calls, calls = 3"):
+        make_plan(model, toy_config(calls=3), table)
+    with pytest.raises(ValueError, match="nothing to learn"):
+        make_plan(model, toy_config(calls=3, family="s4s", learn=("nodes",)))
+
+
+class Broken(GaussianMixture):
+    """The toy model with a fault."""
+
+    fault = "nan"
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        out = super().__call__(x, sigma)
+        return out * math.nan if self.fault == "nan" else out[:, :, :1]
+
+    def for_seeds(self, seeds: Sequence[int]) -> GaussianMixture:
+        return self
+
+
+@pytest.mark.parametrize(("fault", "error"), [("nan", FloatingPointError), ("shape", ValueError)])
+@pytest.mark.parametrize("teacher", ["exact", "heun"])
+def test_broken_networks_are_one_clear_error_and_leave_nothing(
+    fault: str, error: type[Exception], teacher: str, cache: Path, tmp_path: Path
+) -> None:
+    model = Broken(torch.zeros(1, 1, 2, 2), 0.2, sigma_min=0.02, sigma_max=20.0)
+    model.fault = fault
+    with pytest.raises(error, match="NaN or infinity|shape"):
+        run_distill(model, toy_config(teacher=teacher), tmp_path / "run")
+    assert not list(cache.rglob("*.safetensors")) and not (tmp_path / "run" / "solver.json").exists()
+
+
+def run(out: Path, **changes: object) -> Path:
+    resume = bool(changes.pop("resume", False))
+    path = run_distill(toy_mixture(), toy_config(family="epd", **changes), out, resume=resume)
+    assert path is not None
+    return path
+
+
+def test_a_run_folder_holds_everything(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    table = Table.load(run(tmp_path / "a"))
+    assert table.provenance.model == "toy" and table.provenance.config["family"] == "epd"
+    events = EventAccumulator(str(tmp_path / "a" / "tb")).Reload()
+    tags = events.Tags()["scalars"]
+    assert {"losses/train_rmse", "losses/validation_rmse", "nodes/step1/0", "weights/step0/1", "sigmas/step0/0"} <= set(tags)
+    assert [e.step for e in events.Scalars("losses/train_rmse")] == list(range(1, 15))
+    assert len((tmp_path / "a" / "history.jsonl").read_text().splitlines()) == 14
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
+    before = run(tmp_path / "a").read_bytes()
+    with pytest.raises(RunError, match="already holds a run: add --resume"):
+        run(tmp_path / "a")
+    assert run(tmp_path / "a", resume=True).read_bytes() == before  # finished: left as it is
+    with pytest.raises(RunError, match="config.seed was 0, is 1"):
+        run(tmp_path / "a", seed=1, resume=True)
+    assert (tmp_path / "a" / "solver.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "empty", "nan", "text"])
+def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path, damage: str) -> None:
+    before = run(tmp_path / "a").read_bytes()
+    path = tmp_path / "a" / "checkpoint.safetensors"
+    data = path.read_bytes()
+    nan = torch.tensor(math.nan, dtype=torch.float64).numpy().tobytes()
+    path.write_bytes(
+        {
+            "cut": data[: len(data) // 2],
+            "noise": bytes(255 - b for b in data),
+            "empty": b"",
+            "nan": data[:-8] + nan,
+            "text": b"{}" * 500,
+        }[damage]
+    )
+    with pytest.raises(RunError, match="damaged|not finite"):
+        run(tmp_path / "a", resume=True)
+    assert (tmp_path / "a" / "solver.json").read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from epd.experiments import train
+
+    whole = run(tmp_path / "whole").read_bytes()
+    real, written = train.save_state, []
+
+    def full(path: Path, state: object, identity: dict[str, object]) -> None:
+        written.append(path)
+        if len(written) > 1:
+            monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        real(path, state, identity)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train, "save_state", full)
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(OSError, match="could not write .* what was there before is unchanged"):
+        run(tmp_path / "a")
+    monkeypatch.undo()
+    monkeypatch.setenv("EPD_CACHE", str(tmp_path / "cache"))
+    assert not list((tmp_path / "a").glob(".*")) and not (tmp_path / "a" / "solver.json").exists()
+    assert run(tmp_path / "a", resume=True).read_bytes() == whole
+
+
+def test_dry_run_computes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: Path) -> None:
+    assert run_distill(toy_mixture(), toy_config(), tmp_path / "a", dry_run=True) is None
+    text = capsys.readouterr().out
+    assert "3 sequential calls" in text and "training evaluations" in text and "seconds" in text
+    assert not (tmp_path / "a").exists() and not cache.exists()
+
+
+def test_a_child_names_its_parent() -> None:
+    model, config = toy_mixture(), toy_config(iterations=2)
+    parent = updates(config)[-1].table
+    child = list(distill(model, make_plan(model, config, parent)))[-1].table
+    assert child.provenance.parent == parent.digest and dataclasses.asdict(child.provenance)["model"] == "toy"
