@@ -41,7 +41,7 @@ format: $(STAMP) ## what ruff can mend by itself
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP) ## time the loop against the bare network calls
-	$(BIN)/python -m epd.experiments.bench
+	$(BIN)/python -m epd.experiments.bench_overhead
 
 readme: $(STAMP) ## put the numbers of experiments/results into README.md
 	$(BIN)/python -m epd.experiments.readme_tables

@@ -16,13 +16,13 @@ class DistillConfig(BaseModel):
 
     family: Literal["default", "epd", "epd-plugin", "s4s", "ld3", "amed"] = "default"
     """Which numbers exist and are learned: `epd --help` of the families is in the README."""
-    calls: int = Field(5, ge=1, le=200)
+    calls: int = Field(default=5, ge=1, le=200)
     """Sequential network calls of one sample."""
-    points: int = Field(2, ge=1, le=16)
+    points: int = Field(default=2, ge=1, le=16)
     """K, rows per sample in the widest call."""
     step_calls: Literal[1, 2] | None = None
     """Sequential calls of a step; none: the family's."""
-    memory: int | None = Field(None, ge=0, le=200)
+    memory: int | None = Field(default=None, ge=0, le=200)
     """How many earlier steps' slopes are remembered; none: the family's."""
     afs: bool | None = None
     """Analytic first slope; none: where the path is variance exploding and the count of calls allows it."""
@@ -30,48 +30,48 @@ class DistillConfig(BaseModel):
     """What is learned; none: the family's."""
     schedule: Literal["polynomial", "logsnr", "time_uniform", "flow"] | None = None
     """Where the sigmas start; none: several are tried, the best on held-out noise is trained on."""
-    rho: float = Field(7.0, gt=0)
+    rho: float = Field(default=7.0, gt=0)
     """Exponent of the polynomial schedule."""
-    shift: float = Field(1.0, gt=0)
+    shift: float = Field(default=1.0, gt=0)
     """Shift of the flow schedule."""
-    sigma_min: float | None = Field(None, gt=0)
+    sigma_min: float | None = Field(default=None, gt=0)
     """Last sigma; none: the model's."""
-    sigma_max: float | None = Field(None, gt=0)
+    sigma_max: float | None = Field(default=None, gt=0)
     """First sigma; none: the model's."""
     teacher: Literal["exact", "heun", "dpm2", "ipndm", "dpmpp", "euler"] = "exact"
     """The converged ODE, or a rule at `teacher_multiplier` times the steps."""
-    teacher_multiplier: int = Field(8, ge=1, le=1000)
+    teacher_multiplier: int = Field(default=8, ge=1, le=1000)
     """Teacher steps per student step (a rule as teacher only)."""
-    teacher_tolerance: float = Field(1e-4, gt=0, lt=1)
+    teacher_tolerance: float = Field(default=1e-4, gt=0, lt=1)
     """Of one step of the converged ODE (exact teacher only)."""
     objective: Literal["end", "steps", "both"] = "end"
     """End point through the whole trajectory, the paper's per-step matching, or their sum."""
-    feature_weight: float = Field(0.0, ge=0)
+    feature_weight: float = Field(default=0.0, ge=0)
     """Weight of the distance in the features of the network given to `distill`."""
     optimizer: Literal["auto", "gauss-newton", "adam"] = "auto"
     """Gauss-Newton (forward evaluations only; end point objective) or Adam through the trajectory; auto: the first
     where it applies."""
-    iterations: int | None = Field(None, ge=1)
+    iterations: int | None = Field(default=None, ge=1)
     """Optimiser updates after screening; none: 24 of Gauss-Newton, 1000 of Adam."""
-    screening: int = Field(12, ge=1)
+    screening: int = Field(default=12, ge=1)
     """Updates that each start gets, where several are tried."""
-    batch: int = Field(2048, ge=1)
+    batch: int = Field(default=2048, ge=1)
     """Samples per update, over all processes and accumulation parts; Gauss-Newton grows up to it."""
-    accumulate: int = Field(8, ge=1)
+    accumulate: int = Field(default=8, ge=1)
     """Parts that a batch is split into, one network batch each; processes share the parts among them."""
-    pool: int = Field(4096, ge=1)
+    pool: int = Field(default=4096, ge=1)
     """Teacher trajectories that training draws from."""
-    validation: int = Field(512, ge=1)
+    validation: int = Field(default=512, ge=1)
     """Held-out teacher trajectories; the best table on them is kept."""
-    validate_every: int | None = Field(None, ge=1)
+    validate_every: int | None = Field(default=None, ge=1)
     """Updates between two measurements on held-out noise; none: 1 with Gauss-Newton, 25 with Adam."""
-    patience: int = Field(0, ge=0)
+    patience: int = Field(default=0, ge=0)
     """Stop after this many measurements without improvement; 0: never."""
-    lr: float = Field(0.05, gt=0)
+    lr: float = Field(default=0.05, gt=0)
     """Peak of Adam's one-cycle learning rate."""
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm (Adam)."""
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Training seed: batches and starting points. The noise pool is shared between seeds."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of the state while training."""

@@ -23,7 +23,8 @@ from .parameters import Parameters
 from .state import Run, State, Stepped
 
 DAMPING = 1e-2  # relative to the diagonal: the first step is nearly a Gauss-Newton step
-TRIALS = 8
+LEAST, MOST = 1e-6, 1e3
+TRIALS = 6
 EPS = {"float32": 2e-3, "float64": 1e-6}  # forward differences: rounding against curvature
 
 @dataclass
@@ -125,30 +126,37 @@ def damped_step(normal: Normal, damping: float) -> Tensor:
 
 
 def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk]) -> Stepped:
-    """One trust-region step on the batch's parts."""
+    """One trust-region step from the batch's parts, accepted by as many others.
+
+    A step fits its batch, noise included: a few samples between two modes have residuals and sensitivities that
+    outweigh all others. What lowers the loss of other samples, too, is no such fit; else the damping grows.
+    """
     eps, parameters = EPS[run.config.dtype], run.parameters(state)
-    size = len(state.vector)
 
     def equations(i: int) -> Tensor:
         return normal_equations(parameters, state.vector, part(i), run.residual, eps).flat()
 
     def loss_at(vector: Tensor) -> float:
         c = parameters.coefficients(vector)
-        work = lambda i: run.residual(c, part(i).denoiser, part(i)).square().mean().reshape(1).cpu()  # noqa: E731
+
+        def others(i: int) -> Tensor:
+            chunk = part(parts + i)
+            return run.residual(c, chunk.denoiser, chunk).square().mean().reshape(1).cpu()
+
         try:
-            return float(run.workers.mean(parts, work))
+            return float(run.workers.mean(parts, others))
         except FloatingPointError:  # a step so long that the trajectory overflows is a step to refuse
             return math.inf
 
     with torch.no_grad():
-        normal = Normal.unflat(run.workers.mean(parts, equations), size)
-        damping = state.damping
+        normal = Normal.unflat(run.workers.mean(parts, equations), len(state.vector))
+        before, damping = loss_at(state.vector), state.damping
         for _ in range(TRIALS):
             moved = state.vector + damped_step(normal, damping)
-            if loss_at(moved) < float(normal.loss):
-                return Stepped(moved, max(damping / 4, 1e-6), state.moments, float(normal.loss), True)
+            if loss_at(moved) < before:
+                return Stepped(moved, max(damping / 4, LEAST), state.moments, float(normal.loss), True)
             damping *= 4
-    return Stepped(state.vector, min(damping, 1e6), state.moments, float(normal.loss), False)
+    return Stepped(state.vector, min(damping, MOST), state.moments, float(normal.loss), False)
 
 
 def evaluations(parameters: Parameters, eps: float = EPS["float32"]) -> int:

@@ -26,7 +26,7 @@ from .workers import Workers
 
 POOL_SEEDS = 2**30  # training noise lies far above the seeds that people sample with
 VALIDATION_SEEDS = 2**30 + 2**29
-ALONE = 0.4  # share of Gauss-Newton's updates that use one part of the batch; the rest grow to all of it
+ALONE = 0.6  # share of Gauss-Newton's updates that use one part of the batch; the rest grow to all of it
 
 
 @dataclass(frozen=True)
@@ -225,10 +225,14 @@ class _Run:
         return self._measured(state)[0]
 
     def _chunk(self, iteration: int, part: int) -> Chunk:
-        """One part of an update's batch; a function of the seed, the iteration and the part alone."""
+        """One part of an update's samples; a function of the seed, the iteration and the part alone.
+
+        Parts beyond the batch are other samples while the pool has any.
+        """
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + iteration)
-        picked = torch.randperm(self.config.pool, generator=generator)[: self.config.batch]
-        rows = picked.reshape(self.config.accumulate, -1)[part].tolist()
+        order = torch.randperm(self.config.pool, generator=generator)
+        size = self.config.batch // self.config.accumulate
+        rows = order.roll(-part * size)[:size].tolist()
         seeds = [POOL_SEEDS + row for row in rows]
         return Chunk(self._denoiser(seeds), self.teacher.noise(seeds), self.pool[:, rows])
 

@@ -48,7 +48,7 @@ options, before or after the command:
   -v, --verbose    say more; twice: tracebacks of expected errors, too
   -q, --quiet      warnings and errors only
   --version        print the version
-  --tyro-print-completion {{bash,zsh,tcsh}}
+  --tyro-print-completion {{bash,zsh}}
                    print a completion script for the shell
 
 exit codes:

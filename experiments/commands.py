@@ -7,7 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from ..denoisers.protocol import Model
+from ..denoisers.timesteps import linear_beta
 from ..solvers.named import named_table, table_names
 from ..solvers.table import Table, TableError
 from .models import ModelOptions, load_model
@@ -43,13 +47,15 @@ def load_table(source: str) -> Table:
     Raises:
         ValueError: for none of them, naming the remedies.
     """
-    if Path(source).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+(?<!\.json)", source) and not Path(source).exists():
+    hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+(?<!\.json)", source) and not Path(source).exists()
+    if Path(source).is_dir() or hub:
         from ..pipelines.sharing import find_table
 
         return find_table(source)
     if Path(source).exists() or Path(source).suffix:
         if Path(source).suffix in (".pkl", ".npz"):
-            raise TableError(f"{source} is a published table: `epd table convert {source} table.json` makes one of ours")
+            text = f"{source} is a published table: `epd table convert {source} table.json` makes one of ours"
+            raise TableError(text)
         return Table.load(source)
     if source in table_names():
         return named_table(source)
@@ -66,7 +72,8 @@ def fits(table: Table, model: Model, source: str) -> None:
     if known.path and known.path != model.path:
         raise TableError(f"{source} is for a {known.path} path, but {model.name} is {model.path}: learn one for it")
     if known.model and known.model != model.name:
-        log.warning("%s was learned for %s, not for %s: expect worse than its metrics say", source, known.model, model.name)
+        text = "%s was learned for %s, not for %s: expect worse than its metrics say"
+        log.warning(text, source, known.model, model.name)
     elif known.guidance is not None and known.guidance != model.guidance:
         log.warning("%s was learned at guidance %g, this is %g", source, known.guidance, model.guidance)
 
@@ -88,15 +95,46 @@ def distill(options: Distill) -> int:
 
 def compare(options: Compare) -> int:
     """Measures tables against every hand-made solver into `options.out`."""
-    from . import compare as comparing
-
     if any(calls < 1 for calls in options.calls):
         raise UsageError(f"calls = {list(options.calls)}: sequential calls are at least 1")
-    model = load_model(options.model, model_options(options))
+    from .compare import compare as measure
+    from .compare import write_comparison
+    from .comparison import markdown
+    from .judges import judges_of
+
     tables = named(options.tables)
+    model = load_model(options.model, model_options(options))
     for name, table in tables.items():
         fits(table, model, name)
-    raise NotImplementedError(comparing)
+    judges = judges_of(options.model)
+    found = measure(
+        model,
+        tables,
+        options.calls,
+        options.samples,
+        options.batch,
+        options.seed,
+        judges.features,
+        judges.classifier,
+        getattr(torch, options.dtype),
+        data=judges.data,
+        tolerance=options.tolerance,
+        alphas_cumprod=training_schedule(options.model, model),
+        solvers=options.solvers or None,
+    )
+    paths = write_comparison(found, options.out)
+    print(markdown(found))
+    log.info("%s", ", ".join(map(str, paths)))
+    return 0
+
+
+def training_schedule(name: str, model: Model) -> Tensor | None:
+    """alphas_cumprod of the timesteps that a model was trained on, where it was trained on any."""
+    if name == "digits":
+        return linear_beta()
+    from ..pipelines.denoiser import PipelineModel
+
+    return model.alphas_cumprod if isinstance(model, PipelineModel) else None
 
 
 def named(sources: Sequence[str]) -> dict[str, Table]:

@@ -29,6 +29,7 @@ IMPORTS = {
     "tensorboard": "from torch.utils.tensorboard import SummaryWriter",
 }
 SPACE_GIB = 2.0
+OLDEST = (3, 10)
 SECONDS = 300
 
 
@@ -65,8 +66,8 @@ def checks(out: Path) -> list[Callable[[], Iterator[Finding]]]:
 
 def python() -> Iterator[Finding]:
     found = f"{platform.python_version()} at {sys.executable}"
-    if sys.version_info < (3, 10):
-        yield Finding("python", found, "bad", "epd needs 3.10 or newer")
+    if sys.version_info < OLDEST:
+        yield Finding("python", found, "bad", f"epd needs {OLDEST[0]}.{OLDEST[1]} or newer")
     else:
         yield Finding("python", found)
 

@@ -31,7 +31,7 @@ def rank() -> int:
 
 
 def set_up_logging(verbosity: int) -> None:
-    """Our messages on stderr: warnings only (-1), what is being done (0), details and other libraries' warnings (1 and up).
+    """Our messages on stderr: warnings only (-1), what is being done (0), details and others' warnings (1 and up).
 
     Processes other than the first speak up only for errors, so that nothing is said twice.
     """

@@ -51,7 +51,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     """Unbiased squared MMD with the kernel (x.y / F + 1)^3: KID, which can be slightly negative. arXiv 1801.01401."""
     a, b = a.double(), b.double()
     if a.shape[-1] != b.shape[-1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"need two sets of at least 2 features of one width, got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(f"features {tuple(a.shape)} and {tuple(b.shape)}: need two sets of one width, 2 rows at least")
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         return (x @ y.T / x.shape[1] + 1) ** 3

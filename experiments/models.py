@@ -121,7 +121,8 @@ def load_model(name: str, options: ModelOptions = ModelOptions()) -> Model:  # n
     allowed = {"labels", "guidance", *(["device"] if options.device in (None, "cpu") else [])}
     useless = [item for item in options.given() if item not in allowed]
     if useless:
-        raise ValueError(f"{useless[0]} = {getattr(options, useless[0])!r}: the embedded model {name!r} has no such option")
+        value = getattr(options, useless[0])
+        raise ValueError(f"{useless[0]} = {value!r}: the embedded model {name!r} has no such option")
     if any(label not in range(10) for label in options.labels):
         raise ValueError(f"labels = {list(options.labels)}: the digits are 0 to 9")
     guidance = 1.0 if options.guidance is None else options.guidance
@@ -141,7 +142,8 @@ def _pipeline(name: str, options: ModelOptions) -> Model:
     if not Path(name).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         close = difflib.get_close_matches(name, EMBEDDED, n=1)
         hint = f"perhaps you meant {close[0]!r}; " if close else ""
-        raise ValueError(f"no model {name!r}: {hint}give {', '.join(EMBEDDED)}, a pipeline's folder, or a hub id owner/name")
+        known = ", ".join(EMBEDDED)
+        raise ValueError(f"no model {name!r}: {hint}give {known}, a pipeline's folder, or a hub id owner/name")
     if (Path(name) / "edm.json").is_file():
         from ..denoisers.edm_checkpoint import load_edm
 

@@ -1,4 +1,4 @@
-"""What each command is told: its options, their defaults and their help. The same names are the keys of a YAML config."""
+"""What each command is told: options, their defaults and their help; the same names are the keys of a YAML config."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class ModelArguments(BaseModel):
     """Classes, dealt out to samples like prompts; `digits` deals out 0 to 9 without."""
     guidance: float | None = None
     """Guidance scale; none: the model's own."""
-    height: int | None = Field(None, ge=1)
+    height: int | None = Field(default=None, ge=1)
     """Picture height in pixels; none: the model's own."""
-    width: int | None = Field(None, ge=1)
+    width: int | None = Field(default=None, ge=1)
     """Picture width in pixels; none: the model's own."""
-    resolution: int | None = Field(None, ge=1)
+    resolution: int | None = Field(default=None, ge=1)
     """Height and width in one."""
-    num_frames: int | None = Field(None, ge=1)
+    num_frames: int | None = Field(default=None, ge=1)
     """Frames of a video model."""
     network_dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """The network's own; none: as it was saved."""
@@ -91,34 +91,37 @@ class Sample(ModelArguments):
     """Learned solver: a file, or the name of a published one. Exactly one of --table and --rule."""
     rule: Rule | None = None
     """Hand-made solver."""
-    calls: int = Field(10, ge=1)
+    calls: int = Field(default=10, ge=1)
     """Sequential network calls of --rule."""
     schedule: Schedule | None = None
     """Of --rule; none: polynomial, or flow on a flow path."""
-    rho: float = Field(7.0, gt=0)
+    rho: float = Field(default=7.0, gt=0)
     """Exponent of the polynomial schedule."""
-    shift: float = Field(1.0, gt=0)
+    shift: float = Field(default=1.0, gt=0)
     """Shift of the flow schedule."""
     afs: bool = False
     """Analytic first slope for --rule: one call fewer."""
-    count: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = Field(None, ge=1)
+    count: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = Field(default=None, ge=1)
     """How many samples, seeds 0, 1, 2, ...; none: as many as --seeds, or 64."""
     seeds: str | None = None
     """Which samples: 0-99, or 1,2,3, or both mixed. A sample is its seed, whatever the batch."""
-    batch: int = Field(256, ge=1)
+    batch: int = Field(default=256, ge=1)
     """Samples per network batch."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of the state."""
-    columns: int = Field(16, ge=1)
+    columns: int = Field(default=16, ge=1)
     """Pictures in a row of the grid."""
-    grid: int = Field(256, ge=0)
+    grid: int = Field(default=256, ge=0)
     """How many of the pictures go into the grid; 0: no grid."""
     states: bool = False
     """Keep the finished states, too, not only the 8-bit pictures."""
 
 
 class Compare(ModelArguments):
-    """Hold tables against every hand-made solver on its best schedule; leaves a Markdown table, JSON and plots in --out."""
+    """Hold tables against every hand-made solver on its best schedule.
+
+    Leaves a Markdown table, JSON and plots in --out.
+    """
 
     out: Path = Path("runs/compare")
     """Folder of the result."""
@@ -126,12 +129,16 @@ class Compare(ModelArguments):
     """Learned solvers: files, or names of published ones."""
     calls: tuple[int, ...] = (3, 5, 7, 9)
     """Sequential network calls to compare at."""
-    samples: int = Field(2048, ge=2)
+    solvers: tuple[str, ...] = ()
+    """Only these hand-made solvers, by name or group; none: all."""
+    samples: int = Field(default=2048, ge=2)
     """Fresh samples that are measured."""
-    batch: int = Field(512, ge=1)
+    batch: int = Field(default=512, ge=1)
     """Samples per network batch."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Where the samples' seeds start."""
+    tolerance: float = Field(default=1e-5, gt=0)
+    """Of the converged end points; a float32 network supports 1e-5."""
     dtype: Literal["float32", "float64"] = "float64"
     """Of the state."""
 
@@ -158,13 +165,13 @@ class TableConvert(BaseModel):
     """Noise levels, one more than steps; none: rebuilt from what the file says of its schedule and model."""
     schedule: Literal["polynomial", "logsnr", "time_uniform", "discrete", "flowmatch"] | None = None
     """Rebuild them from this schedule instead."""
-    sigma_min: float | None = Field(None, gt=0)
+    sigma_min: float | None = Field(default=None, gt=0)
     """Where the schedule ends."""
-    sigma_max: float | None = Field(None, gt=0)
+    sigma_max: float | None = Field(default=None, gt=0)
     """Where it starts."""
-    rho: float | None = Field(None, gt=0)
+    rho: float | None = Field(default=None, gt=0)
     """Its exponent."""
-    shift: float | None = Field(None, gt=0)
+    shift: float | None = Field(default=None, gt=0)
     """Shift of a flow schedule."""
     mu: float | None = None
     """Shift e^mu of a flow schedule."""

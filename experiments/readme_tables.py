@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,20 +54,61 @@ def comparison(result: Mapping[str, Any]) -> str:
     return str(result["markdown"]).strip() + "\n\n" + measured_in(result["environment"])
 
 
-def plain(result: Mapping[str, Any]) -> str:
-    """Any result with `head`, `rows` of text and an `environment`."""
-    table = markdown_table(result["head"], result["rows"])
-    return "\n\n".join(part for part in (table, result.get("note", ""), measured_in(result["environment"])) if part)
+def by_family(result: Mapping[str, Any]) -> dict[str, dict[int, list[Mapping[str, Any]]]]:
+    """family -> calls -> the runs of all its training seeds."""
+    out: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
+    for row in result["rows"]:
+        out.setdefault(row["family"], {}).setdefault(row["calls"], []).append(row)
+    return out
+
+
+def per_calls(result: Mapping[str, Any], text: Callable[[list[Mapping[str, Any]]], str]) -> str:
+    """One row per family, one column per count of sequential calls."""
+    found = by_family(result)
+    calls = sorted({count for runs in found.values() for count in runs})
+    rows = [[f"`{name}`", *(text(runs[c]) if c in runs else "" for c in calls)] for name, runs in found.items()]
+    return markdown_table(["sequential calls", *map(str, calls)], rows)
+
+
+def families(result: Mapping[str, Any]) -> str:
+    """Median RMSE over training seeds, and what a sample costs."""
+
+    def text(runs: list[Mapping[str, Any]]) -> str:
+        return f"{statistics.median(run['rmse'] for run in runs):.4f} ({runs[0]['nfe']})"
+
+    head = f"RMSE on `digits-exact`, median over training seeds, {result['samples']} fresh samples (in brackets: "
+    return head + f"total evaluations):\n\n{per_calls(result, text)}\n\n{measured_in(result['environment'])}"
+
+
+def robustness(result: Mapping[str, Any]) -> str:
+    """Worst training seed against the median, and how long a run took."""
+
+    def text(runs: list[Mapping[str, Any]]) -> str:
+        errors = [run["rmse"] for run in runs]
+        worst, slowest = max(errors) / statistics.median(errors), max(run["seconds"] for run in runs)
+        return f"{worst:.2f} of {len(runs)}, {slowest:.0f} s"
+
+    head = "worst RMSE over the median one, of how many training seeds, and the slowest run:"
+    return f"{head}\n\n{per_calls(result, text)}"
+
+
+def overhead(result: Mapping[str, Any]) -> str:
+    """Wall-clock of `solve` over that of the bare network calls of the same shapes."""
+    columns = (("bare_ms", 1), ("solve_ms", 1), ("ratio", 3))
+    rows = [[f"`{name}`", *(f"{row[k]:.{n}f}" for k, n in columns)] for name, row in result["rows"].items()]
+    table = markdown_table(["family", "bare calls, ms", "solve, ms", "ratio"], rows)
+    told = f"Batch {result['batch']} of `digits`, {result['calls']} sequential calls, {result['rounds']} rounds:"
+    return f"{told}\n\n{table}\n\n{measured_in(result['environment'])}"
 
 
 # Marker -> (result file, how it is shown).
 RENDERERS: dict[str, tuple[str, Render]] = {
     "digits": ("digits_training.json", digits),
-    "families": ("families.json", plain),
-    "robustness": ("robustness.json", plain),
+    "families": ("digits_exact.json", families),
+    "robustness": ("digits_exact.json", robustness),
     "compare-digits-exact": ("compare_digits_exact.json", comparison),
     "compare-digits": ("compare_digits.json", comparison),
-    "overhead": ("overhead.json", plain),
+    "overhead": ("overhead.json", overhead),
 }
 
 
@@ -85,7 +127,8 @@ def rendered(name: str, folder: Path = RESULTS) -> str:
     try:
         return render(json.loads(path.read_text(encoding="utf-8"))).strip()
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} does not hold what <!-- results:{name} --> needs: {error!r}; measure again") from error
+        needs = f"what <!-- results:{name} --> needs"
+        raise ValueError(f"{path} does not hold {needs}: {error!r}; measure again") from error
 
 
 def filled(text: str, folder: Path = RESULTS) -> str:

@@ -81,7 +81,8 @@ def wanted_seeds(options: Sample) -> Sequence[int]:
         return range(options.count or 64)
     seeds = parse_seeds(options.seeds)
     if options.count is not None and options.count != len(seeds):
-        raise UsageError(f"count = {options.count}, but seeds = {options.seeds!r} are {len(seeds)}: give one of the two")
+        found = f"seeds = {options.seeds!r} are {len(seeds)}"
+        raise UsageError(f"count = {options.count}, but {found}: give one of the two")
     return seeds
 
 
@@ -126,7 +127,7 @@ def pictures(model: Model, x: Tensor) -> np.ndarray:
 
 
 class Archive:
-    """Rows written one batch at a time to disk, and at the end, all at once, to one .npz; never two copies in memory."""
+    """Rows written one batch at a time to disk, and at the end to one .npz, without a second copy in memory."""
 
     def __init__(self, path: Path, count: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,12 @@ class Archive:
 
 
 def draw(
-    model: Model, solver: Solver, seeds: Sequence[int], batch: int, dtype: torch.dtype, take: Callable[[int, Tensor], None]
+    model: Model,
+    solver: Solver,
+    seeds: Sequence[int],
+    batch: int,
+    dtype: torch.dtype,
+    take: Callable[[int, Tensor], None],
 ) -> float:
     """Solves for every seed, batch by batch, and hands (first row, states) to `take`; seconds spent in the solver."""
     from tqdm import tqdm
@@ -181,14 +187,14 @@ def draw(
 
 def sample(options: Sample) -> int:
     """Draws what is asked for into `options.out`."""
-    from .environment import environment
-    from .plots import save_grid
-
     settings, seeds = model_options(options), wanted_seeds(options)
     model = load_model(options.model, settings)
     solver = solver_of(options, model)
     log.info("%d samples of %s: %s, %d sequential calls, %d evaluations", len(seeds), model.name, solver.name,
              solver.depth, solver.nfe)  # fmt: skip
+    from .environment import environment
+    from .plots import save_grid
+
     small = {"seeds": np.asarray(seeds, np.int64)}
     labels = labels_of(options.model, settings, list(seeds))
     if labels is not None:

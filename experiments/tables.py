@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -158,7 +157,8 @@ def differences(first: Table, second: Table) -> Iterator[tuple[str, str, str]]:
         yield from _array_differences(name, first.a(name), second.a(name))
     yield from _array_differences("lookahead", first.effective_lookahead, second.effective_lookahead)
     if (first.lookahead is None) != (second.lookahead is None):
-        yield "lookahead", *("default" if t.lookahead is None else "given" for t in (first, second))
+        one, two = ("default" if t.lookahead is None else "given" for t in (first, second))
+        yield "lookahead", one, two
 
 
 def _array_differences(name: str, one: np.ndarray, two: np.ndarray) -> Iterator[tuple[str, str, str]]:

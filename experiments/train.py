@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -117,10 +118,10 @@ def _train(
                     save_state(folder.checkpoint, update.state, identity)
                     saved = time.monotonic()
     finally:
-        if records is not None and latest is not None:
-            save_state(folder.checkpoint, latest, identity)
         if records is not None:
-            records.close()
+            with contextlib.closing(records):
+                if latest is not None:  # Ctrl-C, too, leaves a run to go on with
+                    save_state(folder.checkpoint, latest, identity)
     return table
 
 

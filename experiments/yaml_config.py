@@ -1,4 +1,4 @@
-"""YAML configs of the command: read, checked against the command's schema, every fault with its path, value and hint."""
+"""YAML configs of the command: read, checked against its schema, every fault told with its path, value and hint."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} occurs twice", key.start_mark)
+                text = f"the key {key.value!r} occurs twice"
+                raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -47,7 +48,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: {error.problem or error.context}; the file is no valid YAML") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split()) or type(error).__name__}; the file is no valid YAML") from error
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path}: {text}; the file is no valid YAML") from error
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):

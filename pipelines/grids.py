@@ -76,7 +76,7 @@ def diffusion_levels(config: Config, times: Timesteps, n: int) -> Tensor:
     elif spacing == "leading":
         t = (n - 1 - ramp) * (count // n) + config["steps_offset"]
     elif spacing == "linspace":
-        t = torch.linspace(count - 1, 0, n, dtype=torch.float64) if n > 1 else torch.zeros(1, dtype=torch.float64)
+        t = torch.linspace(count - 1, 0, n, dtype=torch.float64)
     else:
         raise ValueError(f"timestep_spacing = {spacing!r} is unknown: give trailing, leading or linspace")
     sigmas = _respaced(config, times.sigma(t.clamp(0, len(times) - 1)))

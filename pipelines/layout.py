@@ -60,6 +60,15 @@ class Layout:
         """N."""
         return len(self.levels) - 1
 
+    @property
+    def order(self) -> int:
+        """Pipelines that asked for N steps count begin indices and progress in units of `order` calls.
+
+        Where steps differ in length this is their mean: rounded up, unless image-to-image could then skip every call.
+        """
+        up = math.ceil(len(self.calls) / self.steps)
+        return up if (self.steps - 1) * up < len(self.calls) else len(self.calls) // self.steps
+
     def run(self, begin: int = 0) -> Run:
         """One trajectory from the call with this index."""
         return Run(self.rule, self.levels, self.calls, begin, self.columns)

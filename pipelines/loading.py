@@ -10,7 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .denoiser import PipelineModel, from_pipeline
+from ..denoisers.edm_checkpoint import CONFIG as EDM_CONFIG
+from ..denoisers.edm_checkpoint import load_edm
+from ..denoisers.protocol import Model
+from .denoiser import from_pipeline
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -121,8 +124,16 @@ def load_model(
     embeds: Mapping[str, Tensor] | None = None,
     options: Mapping[str, Any] | None = None,
     load: Load = Load(),  # noqa: B008 - frozen
-) -> PipelineModel:
-    """`from_pipeline(load_pipeline(source, load), ...)`, named after its source."""
+) -> Model:
+    """`from_pipeline(load_pipeline(source, load), ...)`, named after its source; or a folder that `save_edm` wrote.
+
+    Raises:
+        ValueError: for what cannot be loaded, or options that it has no use for.
+    """
+    if (Path(source) / EDM_CONFIG).is_file():
+        given = {"prompts": prompts, "negative_prompt": negative_prompt, "guidance": guidance, "height": height}
+        given |= {"width": width, "num_frames": num_frames, "embeds": embeds, "options": options}
+        return _edm(source, class_labels, [name for name, value in given.items() if value is not None], load)
     return from_pipeline(
         load_pipeline(source, load),
         prompts=prompts,
@@ -136,6 +147,18 @@ def load_model(
         options=options,
         name=str(source),
     )
+
+
+def _edm(source: str | Path, labels: Sequence[int] | None, useless: list[str], load: Load) -> Model:
+    if useless:
+        raise ValueError(f"{source} is an EDM network: it has no {useless[0]}, only class labels")
+    device = load.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_edm(source, device=device, dtype=DTYPES[load.dtype or "float32"])
+    if labels is None:
+        return model
+    if model.seed_rows is None:
+        raise ValueError(f"{source} is unconditional: leave the class labels out")
+    return dataclasses.replace(model, seed_rows=lambda seeds: torch.tensor([labels[s % len(labels)] for s in seeds]))
 
 
 def read_prompts(path: str | Path) -> list[str]:

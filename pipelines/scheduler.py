@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -219,8 +218,7 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
             if self.placement == "bare" and moved(self.table):
                 self._say(MOVED)
         steps, calls = self._layout.steps, self._layout.calls
-        # Pipelines count begin indices and progress in units of `order` calls per step that they asked for.
-        self.order = math.ceil(len(calls) / steps) if num_inference_steps == steps else 1
+        self.order = self._layout.order if num_inference_steps == steps else 1
         self.num_inference_steps = steps
         self._told = [torch.tensor(c.timestep, dtype=torch.float32, device=device) for c in calls]
         self.timesteps = torch.tensor([c.timestep[0] for c in calls], dtype=torch.float32, device=device)

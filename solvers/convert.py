@@ -155,8 +155,8 @@ def rebuild_sigmas(metadata: Mapping[str, JSON], steps: int, wanted: Grid = Grid
         raise ValueError("the file names no schedule: give --schedule, or --sigmas")
     if g.sigma_min is None or g.sigma_max is None:
         raise ValueError(
-            f"the data set {metadata.get('dataset_name')!r} is unknown, and with it sigma_min and sigma_max: give them, "
-            "or --sigmas"
+            f"the data set {metadata.get('dataset_name')!r} is unknown, and with it sigma_min and sigma_max: "
+            "give them, or --sigmas"
         )
     low, high, rho = g.sigma_min, g.sigma_max, 7.0 if g.rho is None else g.rho
     if g.schedule == "polynomial":

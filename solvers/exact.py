@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def converged(
             f"rtol = {rtol}, atol = {atol} cannot be met ({error}): the denoiser is not that smooth; a float32 network "
             "supports about 1e-5, a half precision one about 1e-2"
         ) from error
-    return _unscaled(states, levels).to(noise.dtype)
+    return _unscaled(cast(Tensor, states), levels).to(noise.dtype)
 
 
 def cross_check(

@@ -29,7 +29,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
     def call(*words: object) -> tuple[int, str, str]:
         code = cli.main([str(word) for word in words])
-        return (code, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return code, out, err
 
     return call
 

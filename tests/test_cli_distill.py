@@ -47,5 +47,6 @@ def test_an_interrupted_run_is_resumable(tmp_path: Path) -> None:
         assert running.poll() is None, running.stderr and running.stderr.read()
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=120)
-    assert running.returncode == cli.FAILED and err.splitlines()[-1] == "epd: interrupted; add --resume to continue the run"
+    assert running.returncode == cli.FAILED
+    assert err.splitlines()[-1] == "epd: interrupted; add --resume to continue the run"
     assert "Traceback" not in err and not (tmp_path / "x" / "solver.json").exists()

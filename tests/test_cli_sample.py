@@ -59,7 +59,9 @@ def test_a_sample_is_its_seed_whatever_the_batch(run: Run, saved: Path, tmp_path
     assert run(*words, "--seeds", "4,2-3", "--batch", "2", "--out", tmp_path / "b")[0] == cli.OK
     a, b = drawn(tmp_path / "a"), drawn(tmp_path / "b")
     assert a["seeds"].tolist() == list(range(7)) and b["seeds"].tolist() == [4, 2, 3]
-    assert (a["states"][[4, 2, 3]] == b["states"]).all() and (a["samples"][[4, 2, 3]] == b["samples"]).all()
+    # A matrix product may round by its shape; nothing else of the batch may show.
+    np.testing.assert_allclose(a["states"][[4, 2, 3]], b["states"], rtol=0, atol=1e-12)
+    assert (a["samples"][[4, 2, 3]] == b["samples"]).all()
     model, t = digits_exact(), table()
     expected = solve(t.rule(), model, unit_noise(range(7), model.shape, torch.float64), t.a("sigmas").tolist())
     np.testing.assert_allclose(a["states"], expected.numpy(), rtol=0, atol=1e-12)
@@ -87,7 +89,9 @@ def test_labels_and_the_grid(run: Run, tmp_path: Path) -> None:
     assert drawn(tmp_path / "b")["labels"].tolist() == [8, 1, 8, 1, 8] and not (tmp_path / "b" / "grid.png").exists()
 
 
-def test_a_failure_leaves_the_previous_samples(run: Run, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_the_previous_samples(
+    run: Run, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["sample", "--model", "digits-exact", "--table", saved, "-n", "3", "--out", tmp_path / "a"]
     assert run(*words)[0] == cli.OK
     before = (tmp_path / "a" / "samples.npz").read_bytes()

@@ -9,7 +9,7 @@ import yaml
 
 import epd
 from epd import cli
-from epd.distill.config import DistillConfig
+from epd.distill.config import DistillConfig, Learned
 from epd.experiments.options import Compare, Distill, ModelArguments, Sample
 from epd.experiments.yaml_config import ConfigError, load_config, read_yaml
 
@@ -23,13 +23,15 @@ def written(folder: Path, text: str | bytes) -> Path:
 
 
 def test_a_config_holds_any_option_by_its_name(tmp_path: Path) -> None:
-    text = "model: digits-exact\ncalls: 7\nlr: 1e-3\ndry-run: true\nlearn: [nodes, weights]\nlabels: [1, 2]\nout: runs/y\n"
+    text = "model: digits-exact\ncalls: 7\nlr: 1e-3\ndry-run: true\nlearn: [nodes, weights]\n"
+    text += "labels: [1, 2]\nout: runs/y\n"
     found = load_config(written(tmp_path, text), Distill)
+    learn: tuple[Learned, ...] = ("nodes", "weights")
     expected = Distill(
-        model="digits-exact", calls=7, lr=1e-3, dry_run=True, learn=("nodes", "weights"), labels=(1, 2), out=Path("runs/y")
+        model="digits-exact", calls=7, lr=1e-3, dry_run=True, learn=learn, labels=(1, 2), out=Path("runs/y")
     )
     assert found == expected
-    assert found.distill_config() == DistillConfig(calls=7, lr=1e-3, learn=("nodes", "weights"))
+    assert found.distill_config() == DistillConfig(calls=7, lr=1e-3, learn=learn)
 
 
 def test_an_empty_config_is_the_defaults(tmp_path: Path) -> None:

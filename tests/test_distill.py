@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from toy_models import toy_config, toy_mixture
 from torch import Tensor
+from toy_models import toy_config, toy_mixture
 
 from epd import GaussianMixture, Table, solve
 from epd.denoisers.noise import unit_noise

@@ -12,7 +12,9 @@ from epd.experiments import doctor
 from epd.experiments.options import Doctor
 
 
-def test_doctor_is_content_here(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_is_content_here(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(doctor, "run_import", lambda statement: "")
     assert doctor.doctor(Doctor(out=tmp_path / "runs" / "deep")) == 0
     out = capsys.readouterr().out
@@ -26,7 +28,8 @@ def test_doctor_sees_the_torchvision_trap(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr(doctor, "run_import", lambda statement: fault if "torchvision" in statement else "")
     assert doctor.doctor(Doctor()) == 1
     out = capsys.readouterr().out
-    assert re.search(r"^bad +torchvision +0.1 does not fit torch: .*nms.*\n +-> .*pip uninstall torchvision", out, re.MULTILINE)
+    line = r"^bad +torchvision +0.1 does not fit torch: .*nms.*\n +-> .*pip uninstall torchvision"
+    assert re.search(line, out, re.MULTILINE)
 
 
 def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

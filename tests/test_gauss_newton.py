@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from toy_models import toy_config, toy_mixture
 from torch import Tensor
+from toy_models import toy_config, toy_mixture
 
 from epd import trajectory
 from epd.denoisers.noise import unit_noise

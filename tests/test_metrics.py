@@ -87,4 +87,4 @@ def test_what_cannot_be_compared(a: tuple[int, int], b: tuple[int, int]) -> None
 
 def test_environment_says_what_it_was() -> None:
     told = environment()
-    assert told["torch"] == torch.__version__ and told["threads"] == torch.get_num_threads() and told["cpu"]
+    assert told["torch"] == torch.__version__ and told["threads"] == torch.get_num_threads() and told["processor"]

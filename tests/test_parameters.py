@@ -8,8 +8,8 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from toy_models import toy_config, toy_mixture
 from torch import Tensor
+from toy_models import toy_config, toy_mixture
 
 from epd import Provenance, Table, solve
 from epd.distill.families import FAMILIES, initial_table, structure

@@ -73,7 +73,8 @@ def test_the_table_keys_are_those_of_the_code() -> None:
     from epd.solvers.table_json import FIELDS
 
     section = README.split("## The table file")[1].split("## ")[0]
-    keys = {key for cell in re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE) for key in re.findall(r"`(\w+)`", cell)}
+    cells = re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE)
+    keys = {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
     assert keys == {*FIELDS, "format", "version"}
 
 
@@ -95,10 +96,13 @@ def test_links_to_files_lead_somewhere() -> None:
 
 def test_filling_replaces_only_what_is_marked(tmp_path: Path) -> None:
     text = "a 1\n<!-- results:families -->\nold\n<!-- /results -->\nb 2\n"
-    result = {"head": ["x", "3"], "rows": [["y", "0.1"]], "environment": {"python": "3.11"}}
-    (tmp_path / "families.json").write_text(json.dumps(result))
+    rows = [{"family": "epd", "calls": 3, "seed": s, "nfe": 5, "seconds": 9.0, "rmse": 0.1 * (s + 1)} for s in range(3)]
+    result = {"samples": 64, "rows": rows, "environment": {"python": "3.11"}}
+    (tmp_path / "digits_exact.json").write_text(json.dumps(result))
     new = readme_tables.filled(text, tmp_path)
-    assert new.startswith("a 1\n<!-- results:families -->\n| x | 3 |\n| --- | ---: |\n| y | 0.1 |\n")
+    assert "| sequential calls | 3 |\n| --- | ---: |\n| `epd` | 0.2000 (5) |\n" in new
+    assert "| `epd` | 1.50 of 3, 9 s |" in readme_tables.rendered("robustness", tmp_path)
+    assert new.startswith("a 1\n<!-- results:families -->\n")
     assert new.endswith("<!-- /results -->\nb 2\n") and "old" not in new and "python 3.11" in new
     assert readme_tables.filled(new, tmp_path) == new
     assert readme_tables.MISSING in readme_tables.filled(text, tmp_path / "nowhere")
@@ -117,7 +121,7 @@ def test_a_wrong_marker_is_an_error(text: str, message: str, tmp_path: Path) -> 
 
 
 def test_a_result_of_another_shape_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "families.json").write_text("{}")
+    (tmp_path / "digits_exact.json").write_text("{}")
     with pytest.raises(ValueError, match="does not hold what"):
         readme_tables.rendered("families", tmp_path)
 

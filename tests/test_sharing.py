@@ -14,6 +14,7 @@ import tiny_pipelines
 import torch
 
 import epd
+from epd.pipelines.denoiser import PipelineModel
 from epd.pipelines.enable import disable, enable
 from epd.pipelines.loading import Load, load_model, load_pipeline, read_prompts
 from epd.pipelines.picture import draw
@@ -196,6 +197,7 @@ def test_models_from_saved_pipelines(saved: Path, tmp_path: Path) -> None:
     assert prompts == ["a red fox", "snow"]
     half = Load(dtype="bfloat16", device="cpu", local_only=True)
     model = load_model(saved, prompts, guidance=2.0, height=64, width=64, load=half)
+    assert isinstance(model, PipelineModel)
     assert (model.name, model.dtype, model.shape, model.guidance) == (str(saved), torch.bfloat16, (4, 8, 8), 2.0)
     assert model.request.count == 2
     (tmp_path / "none.txt").write_text("\n")

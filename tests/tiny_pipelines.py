@@ -34,9 +34,7 @@ def clip_tokenizer() -> Any:  # noqa: ANN401
 def t5_tokenizer() -> Any:  # noqa: ANN401
     pieces = ["<pad>", "</s>", "<unk>", "\u2581", *("\u2581" + w for w in WORDS), *(chr(c) for c in range(33, 127))]
     vocabulary = [(p, -i / 10) for i, p in enumerate(pieces)]
-    return transformers.T5Tokenizer(
-        vocab=vocabulary, extra_ids=0, additional_special_tokens=[], model_max_length=32
-    )
+    return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0, additional_special_tokens=[], model_max_length=32)
 
 
 @functools.cache

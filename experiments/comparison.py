@@ -1,0 +1,183 @@
+"""What a comparison is: measured cells, JSON and back, Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One solver at one number of sequential calls, measured.
+
+    Args:
+        solver: its name; `group` collects the variants of one method, or the tables of one family.
+        learned: a table rather than a hand-made solver.
+        asked: sequential calls that were asked for; `calls` is what it took (at most that), recorded.
+        evaluations: network evaluations of one sample, recorded.
+        schedule: the best of the candidates; `learned` for a table.
+        rmse: to the converged end points, over all elements.
+        frechet: distance of its features to those of the converged end points.
+        frechet_data: the same to features of data.
+        agreement: share of samples that the classifier sees as it sees their converged end points.
+        seconds: wall-clock of one batch, median.
+    """
+
+    solver: str
+    group: str
+    learned: bool
+    asked: int
+    calls: int
+    evaluations: int
+    steps: int
+    schedule: str
+    rmse: float
+    seconds: float
+    frechet: float | None = None
+    frechet_data: float | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cells, and how they were measured.
+
+    Args:
+        calls: the sequential calls of the main table; cells at other counts serve the one at equal evaluations.
+        reference: the converged end points themselves: `frechet_data` where it was measured, evaluations.
+    """
+
+    model: str
+    path: str
+    guidance: float
+    samples: int
+    batch: int
+    seed: int
+    dtype: str
+    tolerance: float
+    tuning: int
+    calls: tuple[int, ...]
+    cells: tuple[Cell, ...]
+    reference: dict[str, float]
+    environment: dict[str, str | int]
+
+    def to_json(self) -> str:
+        """JSON text, with the short Markdown tables beside the numbers."""
+        return json.dumps({**dataclasses.asdict(self), "markdown": markdown(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Comparison:
+        """What `to_json` wrote.
+
+        Raises:
+            ValueError: for text that is not a comparison.
+        """
+        try:
+            parts = json.loads(text)
+            parts.pop("markdown", None)
+            cells = tuple(Cell(**cell) for cell in parts.pop("cells"))
+            return cls(**{**parts, "calls": tuple(parts["calls"])}, cells=cells)
+        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a comparison that `epd compare` wrote: {error}; compare again") from error
+
+    def best(self, count: Callable[[Cell], int], at: int, group: str) -> Cell | None:
+        """The cell of a group with the smallest RMSE among those whose count is `at`."""
+        found = [cell for cell in self.cells if cell.group == group and count(cell) == at]
+        return min(found, key=lambda cell: cell.rmse, default=None)
+
+    def groups(self) -> list[str]:
+        """Learned groups first, then hand-made ones, each by their RMSE over the asked calls."""
+        learned = {cell.group: cell.learned for cell in self.cells}
+
+        def rank(group: str) -> tuple[bool, float]:
+            cells = [self.best(by_asked, at, group) for at in self.calls]
+            logs = [math.log(max(cell.rmse, 1e-300)) for cell in cells if cell is not None]
+            return not learned[group], sum(logs) / len(logs) if logs else math.inf
+
+        return sorted(learned, key=rank)
+
+
+def by_asked(cell: Cell) -> int:
+    """Sequential calls asked for."""
+    return cell.asked
+
+
+def by_evaluations(cell: Cell) -> int:
+    """Evaluations: hand-made solvers make one a call, so the most calls that fit are what was asked for."""
+    return cell.evaluations if cell.learned else cell.asked
+
+
+def family_names(names: Sequence[str]) -> dict[str, str]:
+    """Table name -> its family: the name without a trailing number (`epd-5`, `calls7`) where several share the rest."""
+    stems = {name: re.sub(r"[-_ ./]*(calls|c|nfe)?[-_ ]*\d+$", "", name) or name for name in names}
+    counts = {stem: sum(other == stem for other in stems.values()) for stem in stems.values()}
+    return {name: stem if counts[stem] > 1 else name for name, stem in stems.items()}
+
+
+def markdown(c: Comparison) -> str:
+    """The short tables: best variant of every method, at equal sequential calls and at equal evaluations."""
+    parts = [
+        f"RMSE to the converged end point at equal **sequential calls**: {c.samples} samples of `{c.model}`, each "
+        "hand-made solver in its best variant on its best schedule, chosen cell by cell.",
+        _grid(c, "sequential calls", c.calls, by_asked, lambda cell: cell.rmse, 4),
+    ]
+    totals = sorted({cell.evaluations for cell in c.cells if cell.learned})
+    if totals:
+        parts += [
+            "RMSE at equal **total evaluations** (a parallel call of K points counts K):",
+            _grid(c, "evaluations", totals, by_evaluations, lambda cell: cell.rmse, 4),
+        ]
+    if any(cell.frechet is not None for cell in c.cells):
+        parts += [
+            "Fréchet distance to the converged samples in feature space, at equal sequential calls:",
+            _grid(c, "sequential calls", c.calls, by_asked, lambda cell: cell.frechet, 3),
+        ]
+    parts += [
+        f"Milliseconds per batch of {min(c.batch, c.samples)} samples, at equal sequential calls:",
+        _grid(c, "sequential calls", c.calls, by_asked, lambda cell: 1000 * cell.seconds, 0, bold=False),
+    ]
+    if "*" in "".join(parts[1::2]).replace("**", ""):
+        parts.append("<sub>* took one call fewer: its steps take two.</sub>")
+    return "\n\n".join(parts) + "\n"
+
+
+def _grid(
+    c: Comparison,
+    unit: str,
+    columns: Sequence[int],
+    count: Callable[[Cell], int],
+    value: Callable[[Cell], float | None],
+    digits: int,
+    bold: bool = True,
+) -> str:
+    rows = {group: [c.best(count, at, group) for at in columns] for group in c.groups()}
+    shown = {g: [None if x is None else value(x) for x in cells] for g, cells in rows.items() if any(cells)}
+    best = [min((v[i] for v in shown.values() if v[i] is not None), default=None) for i in range(len(columns))]  # type: ignore[type-var]
+    lines = [[unit, *map(str, columns)], ["---", *["---:"] * len(columns)]]
+    for group, values in shown.items():
+        learned = any(cell is not None and cell.learned for cell in rows[group])
+        line = [f"**{group}** (learned)" if learned else group]
+        for i, (number, cell) in enumerate(zip(values, rows[group], strict=True)):
+            text = "" if number is None else f"{number:.{digits}f}"
+            if number is not None and cell is not None and not cell.learned and cell.calls < cell.asked:
+                text += "*"
+            line.append(f"**{text}**" if bold and number is not None and number == best[i] else text)
+        lines.append(line)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def every_cell(c: Comparison) -> str:
+    """The long table: each solver at each count, its schedule and its recorded cost."""
+    head = ["solver", "asked", "calls", "evaluations", "steps", "schedule", "RMSE", "Fréchet", "agreement", "ms/batch"]
+    lines: list[list[str]] = [head, ["---"] * len(head)]
+    for cell in sorted(c.cells, key=lambda cell: (cell.asked, cell.rmse)):
+        measured: Mapping[str, Any] = dataclasses.asdict(cell)
+        optional = ["" if measured[k] is None else f"{measured[k]:.4f}" for k in ("frechet", "agreement")]
+        counts = [str(measured[k]) for k in ("asked", "calls", "evaluations", "steps", "schedule")]
+        lines.append([cell.solver, *counts, f"{cell.rmse:.5f}", *optional, f"{1000 * cell.seconds:.1f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

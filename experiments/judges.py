@@ -1,0 +1,32 @@
+"""How samples of the embedded models are judged beside their RMSE: a classifier's features, its verdict, the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..denoisers.digits import digits_classifier, digits_data
+from .metrics import Features
+from .models import EMBEDDED
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What `compare` can be given for a model; none where there is none."""
+
+    features: Features | None = None
+    classifier: Features | None = None
+    data: Tensor | None = None
+
+
+def judges_of(name: str) -> Judges:
+    """The judges of a model: the digits' own classifier for the embedded models, nobody for others."""
+    if name not in EMBEDDED:
+        return Judges()
+    network = digits_classifier()
+    return Judges(
+        features=lambda x: network.features(x.float()),
+        classifier=lambda x: network(x.float()),
+        data=digits_data()[0],
+    )

@@ -1,0 +1,99 @@
+"""Runs that are killed, and runs of several processes: the table is the same."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_models import toy_config, toy_mixture
+
+from epd import Table
+from epd.distill.config import DistillConfig
+from epd.experiments import train
+
+HERE = Path(__file__).resolve().parent
+
+
+def child(config: DistillConfig, out: Path) -> int:
+    """The run in a forked process of this one, so that twenty of them take seconds."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            train.run_distill(toy_mixture(), config, out, resume=(out / "checkpoint.safetensors").exists())
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["gauss-newton", "adam"])
+def test_killed_at_random_moments_and_resumed_the_table_is_bit_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    """kill -9 at ten random moments of each optimiser's run, teacher, screening and writes included."""
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setenv("EPD_CACHE", str(tmp_path / "cache-whole"))
+    config = toy_config(family="epd", calls=5, optimizer=optimizer, iterations=12)
+    began = time.monotonic()
+    assert os.waitpid(child(config, tmp_path / "whole"), 0)[1] == 0
+    duration = time.monotonic() - began
+    monkeypatch.setenv("EPD_CACHE", str(tmp_path / "cache"))
+    out, rng, kills = tmp_path / "killed", random.Random(0), 0
+    while kills < 10:
+        pid = child(config, out)
+        time.sleep(rng.uniform(0.05, 0.4) * duration)
+        os.kill(pid, signal.SIGKILL)
+        if os.waitpid(pid, 0)[1] == 0:  # it was faster
+            (out / "solver.json").unlink()
+            (out / "checkpoint.safetensors").unlink()
+        else:
+            kills += 1
+    assert os.waitpid(child(config, out), 0)[1] == 0
+    assert (out / "solver.json").read_bytes() == (tmp_path / "whole" / "solver.json").read_bytes()
+    assert not list(out.glob(".solver*"))  # what a kill left of an unfinished write is a dot file of the checkpoint only
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_table_of_one(tmp_path: Path) -> None:
+    """torchrun with two gloo processes on the CPU."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    for name, launcher in (
+        ("one", [sys.executable]),
+        ("two", [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]),
+    ):
+        command = [*launcher, str(HERE / "toy_run.py"), str(tmp_path / name)]
+        done = subprocess.run(
+            command, env={**environment, "EPD_CACHE": str(tmp_path / f"cache-{name}")}, capture_output=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+    one, two = (Table.load(tmp_path / name / "solver.json") for name in ("one", "two"))
+    for field in ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale"):
+        assert np.abs(one.a(field) - two.a(field)).max() <= 1e-6
+    assert one.digest == two.digest  # in fact to the bit: parts are summed in one order, whoever computed them
+
+
+def test_a_part_for_every_process_is_required() -> None:
+    from epd.distill.train import distill, make_plan
+    from epd.distill.workers import Workers
+
+    config = toy_config(accumulate=1)
+    with pytest.raises(ValueError, match="accumulate = 1 is below 2 processes"):
+        list(distill(toy_mixture(), make_plan(toy_mixture(), config), workers=Workers(0, 2)))
+
+
+def test_means_are_taken_in_one_order() -> None:
+    from epd.distill.workers import Workers
+
+    values = torch.tensor([1e16, 1.0, -1e16, 1.0], dtype=torch.float64)
+    expected = (((values[0] + values[1]) + values[2]) + values[3]) / 4
+    assert torch.equal(Workers().mean(4, lambda i: values[i].reshape(1)), expected.reshape(1))

@@ -1,0 +1,19 @@
+"""A distillation of the toy model as a process of its own: python toy_run.py OUT [resume]."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+from toy_models import toy_config, toy_mixture
+
+from epd.experiments import train
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train.CHECKPOINT_SECONDS = 0.0  # kill it as often as it writes
+    train.run_distill(toy_mixture(), toy_config(family="epd", calls=5), Path(sys.argv[1]), resume="resume" in sys.argv)
