@@ -45,6 +45,7 @@ def _denoiser(
         dtype=model.dtype,
         device=str(model.device),
         null={key: value.to(model.device) for key, value in (null or {}).items()},
+        alphas_cumprod=torch.as_tensor(alphas_cumprod).detach().cpu().double(),
     )
 
 

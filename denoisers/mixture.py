@@ -68,6 +68,7 @@ class GaussianMixture:
         if labels is not None and labels.shape != (len(means),):
             raise ValueError(f"labels must have shape ({len(means)},), one per mean, got {tuple(labels.shape)}")
         self.labels = labels
+        self.alphas_cumprod: Tensor | None = None
         # With one common width |x|^2 and log v cancel in the softmax: leaving them out is faster and more accurate.
         self._common = bool((self.variances == self.variances[0]).all())
         self._condition: Tensor | None = None  # (B, M) log-weights, -inf outside the class
@@ -85,7 +86,9 @@ class GaussianMixture:
         wanted = torch.as_tensor(labels)
         inside = self.labels[None] == wanted[:, None]
         if not bool(inside.any(1).all()):
-            raise ValueError(f"labels {wanted.tolist()} hold a class that no component has: {self.labels.unique().tolist()}")
+            raise ValueError(
+                f"labels {wanted.tolist()} hold a class that no component has: {self.labels.unique().tolist()}"
+            )
         bound = copy.copy(self)
         bound.guidance = float(guidance)
         bound._condition = self.log_weights.masked_fill(~inside, -math.inf)

@@ -70,6 +70,7 @@ class NetworkDenoiser:
         condition: the name under which `bind` files a bare tensor.
         seed_rows: seeds -> conditioning, for `for_seeds`; without it a seed stands for no condition.
         picture: x0 -> pictures in [0, 1]; by default x/2 + 1/2.
+        alphas_cumprod: (T,), of a network trained on discrete timesteps.
     """
 
     call: Call
@@ -86,6 +87,7 @@ class NetworkDenoiser:
     condition: str = "class_labels"
     seed_rows: Callable[[Sequence[int]], Rows | Tensor] | None = None
     picture: Callable[[Tensor], Tensor] | None = None
+    alphas_cumprod: Tensor | None = None
     _rows: Rows | None = None  # bound, (B, ...) each
     _free: Rows | None = None  # their unconditional partners, when guided
     _expanded: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False)  # by number of states of a call

@@ -59,6 +59,11 @@ class Model(Denoiser, Protocol):
         ...
 
     @property
+    def alphas_cumprod(self) -> Tensor | None:
+        """Signal shares (T,) on the training timesteps of a discrete-time network; None for any other model."""
+        ...
+
+    @property
     def device(self) -> str: ...
 
     def for_seeds(self, seeds: Sequence[int]) -> Denoiser:

@@ -1,4 +1,4 @@
-"""Adam through the trajectory, one-cycle learning rate, clipped gradients: for per-step objectives and half precision."""
+"""Adam through the trajectory, one-cycle rate, clipped gradients: for per-step objectives and half precision."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk]) -> 
         assert vector.grad is not None
         return torch.cat([vector.grad, loss.detach().cpu().reshape(1)])
 
-    row = run.workers.mean(parts, gradient)
+    row = run.workers.mean(parts, len(state.vector) + 1, gradient)
     grad, loss = row[:-1], float(row[-1])
     grad = grad * min(1.0, config.clip / (float(grad.norm()) + 1e-12))
     done = state.iteration - state.began

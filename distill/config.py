@@ -28,7 +28,7 @@ class DistillConfig(BaseModel):
     """Analytic first slope; none: where the path is variance exploding and the count of calls allows it."""
     learn: tuple[Learned, ...] | None = None
     """What is learned; none: the family's."""
-    schedule: Literal["polynomial", "logsnr", "time_uniform", "flow"] | None = None
+    schedule: Literal["polynomial", "logsnr", "time_uniform", "discrete", "flow"] | None = None
     """Where the sigmas start; none: several are tried, the best on held-out noise is trained on."""
     rho: float = Field(default=7.0, gt=0)
     """Exponent of the polynomial schedule."""
@@ -52,7 +52,7 @@ class DistillConfig(BaseModel):
     """Gauss-Newton (forward evaluations only; end point objective) or Adam through the trajectory; auto: the first
     where it applies."""
     iterations: int | None = Field(default=None, ge=1)
-    """Optimiser updates after screening; none: 24 of Gauss-Newton, 1000 of Adam."""
+    """Optimiser updates after screening; none: 32 of Gauss-Newton, 1000 of Adam."""
     screening: int = Field(default=12, ge=1)
     """Updates that each start gets, where several are tried."""
     batch: int = Field(default=2048, ge=1)
@@ -96,8 +96,12 @@ class DistillConfig(BaseModel):
         if self.optimizer == "gauss-newton" and self.objective != "end":
             raise ValueError(f"optimizer = 'gauss-newton' needs objective = 'end', not {self.objective!r}: use 'adam'")
         if self.optimizer == "gauss-newton" and self.precision != "no":
-            raise ValueError(f"optimizer = 'gauss-newton' with precision = {self.precision!r}: differences of "
-                             "half-precision outputs are noise; use 'adam', or precision = 'no'")
+            raise ValueError(
+                f"optimizer = 'gauss-newton' with precision = {self.precision!r}: differences of "
+                "half-precision outputs are noise; use 'adam', or precision = 'no'"
+            )
         if self.objective != "end" and self.learn is not None and "sigmas" in self.learn:
-            raise ValueError(f"objective = {self.objective!r} matches states on fixed sigmas: leave 'sigmas' out of learn")
+            raise ValueError(
+                f"objective = {self.objective!r} matches states on fixed sigmas: leave 'sigmas' out of learn"
+            )
         return self

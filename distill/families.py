@@ -43,7 +43,9 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "default": Family(2, None, 1, 1, EVERYTHING, "arXiv 2507.14797, with anchor, memory and sigmas"),
     "epd": Family(2, None, 0, 1, ("nodes", "weights", "slope_scale", "sigma_scale"), "arXiv 2507.14797"),
-    "epd-plugin": Family(2, None, 0, 3, ("nodes", "weights", "slope_scale", "sigma_scale"), "arXiv 2507.14797, Section 3.4"),
+    "epd-plugin": Family(
+        2, None, 0, 3, ("nodes", "weights", "slope_scale", "sigma_scale"), "arXiv 2507.14797"
+    ),
     "amed": Family(2, 1, 0, 1, ("nodes", "slope_scale", "sigma_scale"), "arXiv 2312.00094"),
     "s4s": Family(1, 1, None, 1, ("anchor", "memory", "sigmas"), "arXiv 2502.17423; BNS arXiv 2403.01329"),
     "ld3": Family(1, 1, None, 3, ("sigmas",), "arXiv 2405.15506"),
@@ -152,6 +154,10 @@ def start_sigmas(config: DistillConfig, model: Model, num_steps: int, start: Sta
         return schedules.logsnr(num_steps, low, high)
     if name == "time_uniform":
         return schedules.time_uniform(num_steps, low, high)
+    if name == "discrete":
+        if model.alphas_cumprod is None:
+            raise ValueError(f"schedule = 'discrete' needs training timesteps, {model.name} has none: use 'polynomial'")
+        return schedules.discrete(num_steps, model.alphas_cumprod, low, high)
     if model.path != "flow":
         raise ValueError(f"schedule = 'flow' needs a flow path, {model.name} is {model.path}: use 'polynomial'")
     # A shift moves the ends of a ramp, too; teachers of different starts must share theirs.

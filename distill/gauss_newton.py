@@ -27,6 +27,7 @@ LEAST, MOST = 1e-6, 1e3
 TRIALS = 6
 EPS = {"float32": 2e-3, "float64": 1e-6}  # forward differences: rounding against curvature
 
+
 @dataclass
 class Recorder:
     """A denoiser that keeps what it returned, call by call."""
@@ -131,7 +132,7 @@ def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk]) -> 
     A step fits its batch, noise included: a few samples between two modes have residuals and sensitivities that
     outweigh all others. What lowers the loss of other samples, too, is no such fit; else the damping grows.
     """
-    eps, parameters = EPS[run.config.dtype], run.parameters(state)
+    eps, parameters, size = EPS[run.config.dtype], run.parameters(state), len(state.vector)
 
     def equations(i: int) -> Tensor:
         return normal_equations(parameters, state.vector, part(i), run.residual, eps).flat()
@@ -144,17 +145,18 @@ def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk]) -> 
             return run.residual(c, chunk.denoiser, chunk).square().mean().reshape(1).cpu()
 
         try:
-            return float(run.workers.mean(parts, others))
+            return float(run.workers.mean(parts, 1, others))
         except FloatingPointError:  # a step so long that the trajectory overflows is a step to refuse
             return math.inf
 
     with torch.no_grad():
-        normal = Normal.unflat(run.workers.mean(parts, equations), len(state.vector))
+        normal = Normal.unflat(run.workers.mean(parts, size * size + size + 1, equations), size)
         before, damping = loss_at(state.vector), state.damping
-        for _ in range(TRIALS):
+        for trial in range(TRIALS):
             moved = state.vector + damped_step(normal, damping)
             if loss_at(moved) < before:
-                return Stepped(moved, max(damping / 4, LEAST), state.moments, float(normal.loss), True)
+                kept = max(damping / 5, LEAST) if trial == 0 else damping
+                return Stepped(moved, kept, state.moments, float(normal.loss), True)
             damping *= 4
     return Stepped(state.vector, min(damping, MOST), state.moments, float(normal.loss), False)
 

@@ -26,7 +26,7 @@ from .workers import Workers
 
 POOL_SEEDS = 2**30  # training noise lies far above the seeds that people sample with
 VALIDATION_SEEDS = 2**30 + 2**29
-ALONE = 0.6  # share of Gauss-Newton's updates that use one part of the batch; the rest grow to all of it
+FEW = 2  # parts of the batch that Gauss-Newton uses at least, once the start is chosen; it grows to all of them
 
 
 @dataclass(frozen=True)
@@ -90,22 +90,27 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
     tables = (init,) if init else tuple(initial_table(config, model, s) for s in starts(config, model.path))
     learn = tuple(config.learn or structure(config, model.path).learn)
     if init is not None and init.depth != config.calls:
-        raise ValueError(f"the initial table makes {init.depth} sequential calls, calls = {config.calls}: make them equal")
+        raise ValueError(
+            f"the initial table makes {init.depth} sequential calls, calls = {config.calls}: make them equal"
+        )
     if config.objective != "end":  # states are matched on the starting sigmas, and only one start has them
         learn, tables = tuple(name for name in learn if name != "sigmas"), tables[:1]
     if Parameters.of(tables[0], learn).start.numel() == 0:
         raise ValueError(f"nothing to learn: {', '.join(learn)} have no numbers in this structure; choose others")
     gn = config.gauss_newton
-    return Plan(config, tables, learn, config.iterations or (24 if gn else 1000), config.validate_every or (1 if gn else 25))
+    return Plan(
+        config, tables, learn, config.iterations or (32 if gn else 1000), config.validate_every or (1 if gn else 25)
+    )
 
 
 def parts_at(plan: Plan, iteration: int) -> int:
     """How many parts of the batch an update uses: Gauss-Newton needs little while it is far from the optimum."""
     if not plan.config.gauss_newton:
         return plan.config.accumulate
+    if iteration < plan.screening:
+        return 1
     done = (iteration - plan.screening + 1) / plan.iterations
-    grown = max(0.0, (done - ALONE) / (1 - ALONE)) ** 2
-    return max(1, math.ceil(plan.config.accumulate * grown))
+    return max(min(FEW, plan.config.accumulate), math.ceil(plan.config.accumulate * done**3))
 
 
 def finished(plan: Plan, state: State) -> bool:
@@ -157,9 +162,7 @@ def distill(
 class _Run:
     """The pieces that every update shares."""
 
-    def __init__(
-        self, model: Model, plan: Plan, features: nn.Module | None, cache: Path, workers: Workers
-    ) -> None:
+    def __init__(self, model: Model, plan: Plan, features: nn.Module | None, cache: Path, workers: Workers) -> None:
         self.model, self.plan, self.config, self.workers = model, plan, plan.config, workers
         if self.config.accumulate < workers.count:
             raise ValueError(f"accumulate = {self.config.accumulate} is below {workers.count} processes: raise it")
@@ -181,7 +184,9 @@ class _Run:
             tick = time.perf_counter()
             state = self._begun(state)
             step = gauss_newton.update if self.config.gauss_newton else adam.update
-            moved = step(self, state, max(self.workers.count, parts_at(self.plan, state.iteration)), functools.cache(functools.partial(self._chunk, state.iteration)))
+            parts = parts_at(self.plan, state.iteration)
+            part = functools.cache(functools.partial(self._chunk, state.iteration))
+            moved = step(self, state, parts, part)
             state = replace(
                 state, iteration=state.iteration + 1, vector=moved.vector, damping=moved.damping, moments=moved.moments
             )
@@ -203,7 +208,9 @@ class _Run:
         return replace(state, stale=state.stale + 1), rmse
 
     def _ends_start(self, iteration: int) -> bool:
-        return iteration == self.plan.total or (iteration <= self.plan.screening and iteration % self.config.screening == 0)
+        return iteration == self.plan.total or (
+            iteration <= self.plan.screening and iteration % self.config.screening == 0
+        )
 
     def _first(self) -> State:
         vector = self.starts[0].start
@@ -219,9 +226,7 @@ class _Run:
         start = state.best_start if trained_on else n // self.config.screening
         vector = state.best if trained_on else self.starts[start].start
         none = torch.zeros_like(state.moments)
-        state = replace(
-            state, began=n, start=start, vector=vector, damping=gauss_newton.DAMPING, moments=none, stale=0
-        )
+        state = replace(state, began=n, start=start, vector=vector, damping=gauss_newton.DAMPING, moments=none, stale=0)
         return self._measured(state)[0]
 
     def _chunk(self, iteration: int, part: int) -> Chunk:
@@ -266,7 +271,7 @@ class _Run:
                 return plain(c, chunk.denoiser, chunk).square().sum().reshape(1).cpu()
 
         try:
-            total = self.workers.mean(len(self.held_out), part) * len(self.held_out)
+            total = self.workers.mean(len(self.held_out), 1, part) * len(self.held_out)
         except FloatingPointError:
             return math.inf
         return float((total / (self.config.validation * self.pool[0, 0].numel())).sqrt())

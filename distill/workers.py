@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,30 +24,37 @@ class Workers:
 
     @classmethod
     def of_accelerate(cls) -> Workers:
-        """From accelerate's PartialState, which also starts the process group."""
+        """From accelerate's PartialState, which also starts the process group.
+
+        Raises:
+            ValueError: where a launcher started several processes that accelerate does not join, as each would then
+                train alone and overwrite the others.
+        """
         from accelerate import PartialState
 
-        state = PartialState()
+        state, world = PartialState(), int(os.environ.get("WORLD_SIZE", "1"))
+        if state.num_processes != world:
+            raise ValueError(
+                f"WORLD_SIZE = {world}, but accelerate joins {state.num_processes} processes: start with torchrun and "
+                "without ACCELERATE_USE_CPU"
+            )
         return cls(state.process_index, state.num_processes)
 
-    def mean(self, parts: int, work: Callable[[int], Tensor]) -> Tensor:
-        """Mean over parts 0..parts-1 of work(part) (P,), each computed by one process."""
-        mine = {part: work(part) for part in range(self.rank, parts, self.count)}
-        if self.count == 1:
-            rows = torch.stack([mine[part] for part in range(parts)])
-        else:
+    def mean(self, parts: int, size: int, work: Callable[[int], Tensor]) -> Tensor:
+        """Mean over parts 0..parts-1 of work(part) (size,), float64, each part computed by one process."""
+        rows = torch.zeros(parts, size, dtype=torch.float64)
+        for part in range(self.rank, parts, self.count):
+            rows[part] = work(part).cpu()
+        if self.count > 1:
             from accelerate import PartialState
             from accelerate.utils import reduce
 
-            size = next(iter(mine.values())).shape if mine else (0,)
-            rows = torch.zeros(parts, *size, dtype=torch.float64)
-            for part, value in mine.items():
-                rows[part] = value.cpu()
-            rows = reduce(rows.to(PartialState().device), "sum")
+            # Everybody's zeros but for the rows of one: the sum is exact, whatever order it is taken in.
+            rows = cast(Tensor, reduce(rows.to(PartialState().device), "sum")).cpu()
         total = rows[0]
         for row in rows[1:]:
             total = total + row
-        return total.cpu() / parts
+        return total / parts
 
     def wait(self) -> None:
         """Until everybody is here."""

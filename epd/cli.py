@@ -130,6 +130,8 @@ def _command(words: list[str]) -> str | None:
 
 def _run(name: str, words: list[str], verbosity: int) -> int:
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
+    # Idle threads that spin take the cores from those that work: several times slower where anybody else computes.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from .experiments.options import UsageError
     from .experiments.yaml_config import ConfigError
 

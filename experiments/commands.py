@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..denoisers.protocol import Model
-from ..denoisers.timesteps import linear_beta
 from ..solvers.named import named_table, table_names
 from ..solvers.table import Table, TableError
 from .models import ModelOptions, load_model
@@ -119,22 +117,13 @@ def compare(options: Compare) -> int:
         getattr(torch, options.dtype),
         data=judges.data,
         tolerance=options.tolerance,
-        alphas_cumprod=training_schedule(options.model, model),
+        alphas_cumprod=model.alphas_cumprod,
         solvers=options.solvers or None,
     )
     paths = write_comparison(found, options.out)
     print(markdown(found))
     log.info("%s", ", ".join(map(str, paths)))
     return 0
-
-
-def training_schedule(name: str, model: Model) -> Tensor | None:
-    """alphas_cumprod of the timesteps that a model was trained on, where it was trained on any."""
-    if name == "digits":
-        return linear_beta()
-    from ..pipelines.denoiser import PipelineModel
-
-    return model.alphas_cumprod if isinstance(model, PipelineModel) else None
 
 
 def named(sources: Sequence[str]) -> dict[str, Table]:

@@ -25,6 +25,7 @@ from .handmade import HandMade, Schedule, candidate_schedules, handmade
 from .metrics import Features, extract, frechet_distance, rmse
 
 log = logging.getLogger("epd")
+TIMINGS = 3
 Batches = list[tuple[Denoiser, Tensor]]
 
 
@@ -71,22 +72,25 @@ class Judges:
         return out
 
 
-def run(rule: Rule, sigmas: Tensor, batches: Batches) -> Run:
-    """Solves every batch.
+def run(rule: Rule, sigmas: Tensor, batches: Batches, timings: int = 1) -> Run:
+    """Solves every batch, and full ones again until there are this many timings of them.
 
     Raises:
         FloatingPointError: when the solver leaves the finite numbers.
     """
     ends, seconds, calls, rows = [], [], 0, 0
-    for denoiser, noise in batches:
+    full = [pair for pair in batches if len(pair[1]) == len(batches[0][1])]
+    again = [full[0]] * max(timings - len(full), 0)
+    for denoiser, noise in [*batches, *again]:
         counting = Counting(denoiser)
         began = time.perf_counter()
         ends.append(solve(rule, counting, noise, sigmas))
         if noise.is_cuda:
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
+        if len(noise) == len(batches[0][1]):
+            seconds.append(time.perf_counter() - began)
         calls, rows = counting.calls, counting.rows // len(noise)
-    return Run(torch.cat(ends), calls, rows, statistics.median(seconds))
+    return Run(torch.cat(ends[: len(batches)]), calls, rows, statistics.median(seconds))
 
 
 def compare(
@@ -173,7 +177,7 @@ def chosen(known: list[HandMade], wanted: Sequence[str] | None) -> list[HandMade
 
 def _table_cell(name: str, group: str, table: Table, batches: Batches, judges: Judges) -> Cell:
     sigmas = torch.tensor(table.a("sigmas"))  # a copy: tables are read-only
-    done = run(table.rule(batches[0][1].device), sigmas, batches)
+    done = run(table.rule(batches[0][1].device), sigmas, batches, TIMINGS)
     error = rmse(done.end, judges.end)
     log.info("%-28s %2d calls, %2d evaluations: RMSE %.4f", name, done.calls, done.evaluations, error)
     return Cell(name, group, True, done.calls, done.calls, done.evaluations, table.num_steps, "learned", error,
@@ -195,7 +199,7 @@ def _handmade_cell(
         return None
     sigmas = candidates[best](steps)
     try:
-        done = run(solver.rule(sigmas), sigmas, batches)
+        done = run(solver.rule(sigmas), sigmas, batches, TIMINGS)
     except FloatingPointError as error:  # finite on the tuning samples, yet not on all
         log.warning("%s at %d calls: %s", solver.name, at, error)
         return None

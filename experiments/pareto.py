@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LEARNED = ("#c8102e", "#e8731a", "#8e2f8f", "#b8860b", "#d4507a")
 HANDMADE = "#8a93a0"
 INK = "#20252c"
-FEATURED = 5  # hand-made methods that are named; the others stay thin lines
+FEATURED = 5  # hand-made methods that are drawn in full; the others are paler
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def pareto_plots(c: Comparison, folder: Path) -> list[Path]:
     for name, shown in [(cost.name, [cost]) for cost in costs(c)] + [("", costs(c))]:
         figure = Figure(figsize=(7.6 * len(shown), 5.4), layout="constrained", facecolor="white")
         for axes, cost in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-            _draw(axes, figure, c, cost)
+            _draw(axes, c, cost)
         _title(figure, f"Error against cost on {c.model}", f"{c.samples:,} samples; hand-made solvers in their best "
                "variant on their best schedule")  # fmt: skip
         paths.append(save_figure(figure, folder / (f"pareto_{name}.png" if name else "pareto.png")))
@@ -94,48 +94,50 @@ def _title(figure: Figure, title: str, subtitle: str) -> None:
     figure.supxlabel(subtitle, x=0.012, ha="left", fontsize=9, color="#5b6470")
 
 
-def _draw(axes: Axes, figure: Figure, c: Comparison, cost: Cost) -> None:
+def _draw(axes: Axes, c: Comparison, cost: Cost) -> None:
     shown = [curve for curve in curves(c, cost) if curve.points]
     learned = [curve for curve in shown if curve.learned]
     handmade = [curve for curve in shown if not curve.learned]
-    named = {curve.group for curve in learned + handmade[:FEATURED]}
     _axes(axes, shown, cost)
     ends = []
     for i, curve in enumerate(reversed(handmade)):
-        grey = HANDMADE if curve.group in named else "#ccd1d8"
+        featured = len(handmade) - i <= FEATURED
+        grey = HANDMADE if featured else "#cdd2d9"
         axes.plot(*zip(*curve.points, strict=True), "-o", color=grey, lw=1.3, ms=3.2, zorder=2 + i / 100)
-        ends.append((curve, "#5b6470", False))
+        ends.append((curve, "#5b6470" if featured else "#9aa2ad", False))
     for i, curve in enumerate(learned):
         color = LEARNED[i % len(LEARNED)]
         axes.plot(*zip(*curve.points, strict=True), "-o", color=color, lw=2.6, ms=6.5, zorder=5, mec="white", mew=1)
         ends.append((curve, color, True))
-    _labels(axes, figure, [end for end in ends if end[0].group in named])
+    _labels(axes, ends)
 
 
 def _axes(axes: Axes, shown: Sequence[Curve], cost: Cost) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator
 
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    xs = [x for curve in shown for x, _ in curve.points]
+    log_axes(axes)
     ys = [y for curve in shown for _, y in curve.points]
-    # Diverged solvers would flatten the rest; what is cut off is far from any use.
-    top = min(max(ys), 12 * sorted(ys)[len(ys) // 2]) if ys else 1.0
-    axes.set_ylim(min(ys) / 1.25, top * 1.15)
+    # Solvers that diverge at few calls would flatten the rest: the best methods set the top, others enter from above.
+    top = 1.5 * max(curve.points[0][1] for curve in shown[: FEATURED + sum(c.learned for c in shown)])
+    xs = [x for curve in shown for x, y in curve.points if y <= top]
+    axes.set_ylim(min(ys) / 1.25, top)
     axes.set_xlim(min(xs) / 1.07, max(xs) * 1.07)
     if cost.whole:
         axes.xaxis.set_major_locator(FixedLocator(_ticks(sorted({int(x) for x in xs}))))
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(cost.label, color=INK)
     axes.set_ylabel("RMSE to the converged end point", color=INK)
+
+
+def log_axes(axes: Axes) -> None:
+    """Two log axes with plain numbers, a faint grid and no frame."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis, subs in ((axes.xaxis, (1.0, 2.0, 5.0)), (axes.yaxis, (1.0, 2.0, 3.0, 5.0))):
+        axis.set_major_locator(LogLocator(subs=subs))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(True, color="#e9ebee", lw=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors="#5b6470", length=0)
@@ -147,12 +149,12 @@ def _ticks(counts: list[int]) -> list[float]:
     """As many of the counts as fit on a log axis without touching."""
     out: list[float] = []
     for count in counts:
-        if not out or count / out[-1] >= 1.14:
+        if not out or count / out[-1] >= 1.1:
             out.append(float(count))
     return out
 
 
-def _labels(axes: Axes, figure: Figure, ends: Sequence[tuple[Curve, str, bool]]) -> None:
+def _labels(axes: Axes, ends: Sequence[tuple[Curve, str, bool]]) -> None:
     """Names to the right of the axes, near the height of each curve's end, pushed apart, joined to it by a hairline."""
     low, high = (math.log(v) for v in axes.get_ylim())
     wanted = [min(max((math.log(curve.points[-1][1]) - low) / (high - low), 0.0), 1.0) for curve, _, _ in ends]
@@ -169,7 +171,8 @@ def _labels(axes: Axes, figure: Figure, ends: Sequence[tuple[Curve, str, bool]])
             fontsize=10.5 if learned else 9.5,
             fontweight="bold" if learned else "normal",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.7, "alpha": 0.45, "shrinkA": 2, "shrinkB": 5},
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.7, "alpha": 0.45, "shrinkA": 1, "shrinkB": 5,
+                        "relpos": (0, 0.5)},
         )
 
 

@@ -16,7 +16,7 @@ from ..denoisers.protocol import Denoiser, Model
 from ..solvers.exact import converged
 from ..solvers.files import write_atomically
 from ..solvers.loop import Rule, trajectory
-from .pareto import HANDMADE, INK, LEARNED, save_figure
+from .pareto import HANDMADE, INK, LEARNED, log_axes, save_figure, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,33 +190,31 @@ def _strips(axes: Sequence[Sequence[Axes]], strips: Sequence[tuple[str, Tensor, 
     for i in range(samples):
         for j, (name, views, sigmas) in enumerate(strips):
             row = axes[i * len(strips) + j]
-            for n, cell in enumerate(row):
+            for cell in row:
                 cell.set_axis_off()
-                if n < len(sigmas):
-                    cell.imshow(views[n, i].numpy(), interpolation="nearest")
-                    cell.set_title(f"{float(sigmas[n]):.3g}", fontsize=7.5, color="#5b6470", pad=2)
+            for n in range(len(sigmas)):
+                cell = row[n if n < len(sigmas) - 1 else -1]  # ends stand below each other
+                cell.imshow(views[n, i].numpy(), interpolation="nearest")
+                cell.set_title(f"{float(sigmas[n]):.3g}", fontsize=7.5, color="#5b6470", pad=2)
             row[0].text(-0.12, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=9.5, color=INK)
 
 
 def _errors(axes: Axes, solvers: Sequence[Traced], traces: Sequence[Trace]) -> None:
-    from .pareto import spread
+    from matplotlib.ticker import LogLocator
 
     palette = iter(LEARNED)
     colors = [next(palette) if solver.learned else HANDMADE for solver in solvers]
     for solver, found, color in zip(solvers, traces, colors, strict=True):
         thick, dot = (2.6, 6.0) if solver.learned else (1.5, 4.0)
         axes.plot(solver.sigmas[1:].tolist(), found.errors[1:], "-o", color=color, lw=thick, ms=dot)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    log_axes(axes)
+    axes.xaxis.set_major_locator(LogLocator())  # powers of ten: sigma spans many
     axes.invert_xaxis()
     low, high = (math.log(v) for v in axes.get_ylim())
     places = spread([(math.log(max(t.errors[-1], 1e-12)) - low) / (high - low) for t in traces], 0.07)
     for solver, place, color in zip(solvers, places, colors, strict=True):
         weight = "bold" if solver.learned else "normal"
-        axes.text(1.015, place, solver.name, transform=axes.transAxes, va="center", color=color, fontweight=weight)
+        axes.text(1.015, place, solver.name, transform=axes.transAxes, va="center", fontweight=weight,
+                  color=color if solver.learned else "#5b6470")  # fmt: skip
     axes.set_xlabel("sigma (noise level), from start to end", color=INK)
     axes.set_ylabel("RMSE to the exact trajectory", color=INK)
-    axes.grid(True, color="#e9ebee", lw=0.8)
-    axes.tick_params(colors="#5b6470", length=0, which="both")
-    for side in axes.spines.values():
-        side.set_visible(False)

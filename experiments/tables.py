@@ -142,6 +142,8 @@ def origin(table: Table) -> Iterator[str]:
             yield f"{name:<11} {_text(known[name])}"
     for name in ("metrics", "config", "metadata"):
         for key, value in known[name].items():
+            if value is None:
+                continue
             yield f"{name:<11} {key} = {_text(value)}"
 
 

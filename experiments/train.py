@@ -165,7 +165,9 @@ def load_state(path: Path, identity: dict[str, object]) -> State:
         ) from error
     for key, value in identity.items():
         if run.get(key) != value:
-            raise RunError(f"{path} is of another run: {_difference(key, run.get(key), value)}; use the same options, or another --out")
+            raise RunError(
+                f"{path} is of another run: {_difference(key, run.get(key), value)}; use the same options, or another --out"
+            )
     if not all(bool(t.isfinite().all()) for t in tensors.values()) or tensors["vector"].ndim != 1:
         raise RunError(f"{path} holds numbers that are not finite: delete it and start again")
     return state

@@ -41,13 +41,16 @@ _enabled: weakref.WeakKeyDictionary[Pipe, Enabled] = weakref.WeakKeyDictionary()
 def enable(pipe: Pipe, table: Table | str | Path | None = None, parallel: bool = True) -> Pipe:
     """Puts a learned solver into a pipeline; its calls stay as they were, `num_inference_steps` is the table's.
 
-    The stock scheduler is replaced, and each denoising network (and ControlNet) gets one forward pre-hook that makes
-    the points of a fan the rows of one call. Compile the networks first (`pipe.unet = torch.compile(pipe.unet)`): the
-    hook then sits on the wrapper. Pipelines made of the same components share the solver. Enabling again replaces the
-    table.
+    The stock scheduler is replaced, and each denoising network gets one forward pre-hook that makes the points of a fan
+    the rows of one call. So does a ControlNet: it is asked again for every point, because its residuals change with the
+    noise level (keeping those of the step's first call moved the result by a tenth of the control's whole effect).
+    Networks may be compiled before or after, offloaded, adapted (LoRA, IP-Adapter). Pipelines made of the same
+    components share the solver. Enabling again replaces the table.
 
     Pipelines that mix the latents with tensors of their own between calls (inpainting, image conditions beside the
     latents) have no room for a fan's rows: there the points are evaluated one after another, with the same result.
+    Where two networks share the work by timestep (Wan 2.2), all points of a fan go to the one of its first point.
+    `denoising_end` must lie between two steps.
     `callback_on_step_end` sees every network call, and the rows of the next one; `epd.on_states` shows it states only.
 
     Args:

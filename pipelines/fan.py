@@ -35,6 +35,7 @@ class FanHook:
         self._scheduler, self._watch = scheduler, watch
         self._time = ""
 
+    @torch.compiler.disable  # it reads Python state that changes with every call; on a compiled wrapper it is outside
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         names = _names(args)
         given: dict[str, Any] = {**dict(zip(names, args, strict=True)), **kwargs}

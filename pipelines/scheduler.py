@@ -106,6 +106,8 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         self._noised = False
         self.num_inference_steps: int | None = None
         self._layout: Layout | None = None
+        self._layouts: dict[Placement, Layout] = {}
+        self._handed: tuple[Tensor, int] | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
 
     @classmethod
@@ -213,7 +215,9 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         if self.table is None:
             self._layout = rule_layout(self.config, self.frame, asked)
         else:
-            self._layout = table_layout(self.table, self.frame, self.placement)
+            if self.placement not in self._layouts:  # a table is the same in every run
+                self._layouts[self.placement] = table_layout(self.table, self.frame, self.placement)
+            self._layout = self._layouts[self.placement]
             self._say(overruled(self._layout, asked))
             if self.placement == "bare" and moved(self.table):
                 self._say(MOVED)
@@ -224,7 +228,7 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.tensor([c.timestep[0] for c in calls], dtype=torch.float32, device=device)
         ends = [*(c.sigma[0] for c in calls), float(self._layout.levels[-1])]
         self.sigmas = torch.tensor(ends, dtype=torch.float32)
-        self._run, self._begin_index, self._noised = None, None, False
+        self._run, self._handed, self._begin_index, self._noised = None, None, None, False
 
     def _say(self, text: str) -> None:
         if text and self.first_time(text):
@@ -296,10 +300,16 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         """
         run = self._started(timestep)
         call = run.call
-        points = run.open(self._state(sample)) if run.points is None else points_of(sample, run.points, call.c_in)
+        if run.points is None:
+            points = run.open(self._state(sample))
+        elif self._handed is not None and sample is self._handed[0] and sample._version == self._handed[1]:
+            points = run.points
+        else:
+            points = points_of(sample, run.points, call.c_in)
         denoised, slopes = evaluated(call, points, model_output)
         after = run.advance(points, slopes)
         rows = rows_of(after, self._last_scale if run.finished else run.call.c_in, sample.dtype)
+        self._handed = None if rows.is_inference() or run.finished else (rows, rows._version)
         original = denoised.transpose(0, 1).flatten(0, 1).to(sample.dtype)
         return EPDSchedulerOutput(rows, original) if return_dict else (rows, original)
 

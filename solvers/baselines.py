@@ -148,11 +148,14 @@ def _introduce(scheduler: Any, levels: Tensor, path: Path) -> tuple[Kind, Frame,
     kind, config = KINDS[name], scheduler.config
     frame: Frame = "flow" if config.get("use_flow_sigmas") else kind.frame
     if (frame == "flow") != (path == "flow"):
-        raise ValueError(f"{name} works in the {frame} frame, the path is {path!r}: on a flow path use a FlowMatch "
-                         "scheduler, or use_flow_sigmas=True with prediction_type='flow_prediction'")
+        raise ValueError(
+            f"{name} works in the {frame} frame, the path is {path!r}: on a flow path use a FlowMatch "
+            "scheduler, or use_flow_sigmas=True with prediction_type='flow_prediction'"
+        )
     if config.get("clip_sample") or config.get("thresholding"):
-        raise ValueError(f"{name} clips samples to a range, no solver of the same ODE: give clip_sample=False "
-                         "and thresholding=False")
+        raise ValueError(
+            f"{name} clips samples to a range, no solver of the same ODE: give clip_sample=False and thresholding=False"
+        )
     if kind.second is not None and not float(levels[-1]) > 0:
         raise ValueError(f"sigmas[{len(levels) - 1}] = 0: {name} evaluates the network there; end above 0")
     return kind, frame, kind.output or config["prediction_type"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import cast
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..denoisers.protocol import Denoiser
@@ -18,7 +19,7 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 
 def converged(
-    denoiser: Denoiser, noise: Tensor, sigmas: Tensor | Sequence[float], rtol: float = 1e-7, atol: float = 1e-7
+    denoiser: Denoiser, noise: Tensor, sigmas: Tensor | ArrayLike, rtol: float = 1e-7, atol: float = 1e-7
 ) -> Tensor:
     r"""States (T+1, B, *S) at `sigmas` of dx/dsigma = (x - D) / sigma from x = noise * sigmas[0], the first included.
 
@@ -63,7 +64,7 @@ def converged(
 
 
 def cross_check(
-    denoiser: Denoiser, noise: Tensor, sigmas: Tensor | Sequence[float], rtol: float = 1e-11, atol: float = 1e-11
+    denoiser: Denoiser, noise: Tensor, sigmas: Tensor | ArrayLike, rtol: float = 1e-11, atol: float = 1e-11
 ) -> Tensor:
     """What `converged` returns, by SciPy's DOP853 (order 8) on plain x over tau = -log sigma: slow, for proof.
 
@@ -91,7 +92,7 @@ def cross_check(
     return torch.stack(pieces).to(device=noise.device, dtype=noise.dtype)
 
 
-def _positive(sigmas: Tensor | Sequence[float]) -> Tensor:
+def _positive(sigmas: Tensor | ArrayLike) -> Tensor:
     levels = given(sigmas).detach()
     if not float(levels[-1]) > 0:
         raise ValueError(f"sigmas[{len(levels) - 1}] = 0: the exact flow is solved in log sigma, end above 0 (0.002)")

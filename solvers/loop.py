@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..denoisers.protocol import Denoiser
@@ -17,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ask:
-    """"The slopes at these K points, please": independent of each other, so one batched network call.
+    """ "The slopes at these K points, please": independent of each other, so one batched network call.
 
     Args:
         points: (K, B, *S).
@@ -85,7 +86,7 @@ def drive(asking: Generator[Ask, Tensor, T], answer: Callable[[Ask], Tensor]) ->
 
 
 def trajectory(
-    rule: Rule, denoiser: Denoiser, noise: Tensor, sigmas: Tensor | Sequence[float], detach: bool = False
+    rule: Rule, denoiser: Denoiser, noise: Tensor, sigmas: Tensor | ArrayLike, detach: bool = False
 ) -> Iterator[Tensor]:
     """The N + 1 states x_0 = noise * sigmas[0], ..., x_N, one by one, each (B, *S) in the dtype of the noise.
 
@@ -139,7 +140,7 @@ def _require_finite(finite: list[Tensor], levels: Tensor) -> None:
         )
 
 
-def solve(rule: Rule, denoiser: Denoiser, noise: Tensor, sigmas: Tensor | Sequence[float]) -> Tensor:
+def solve(rule: Rule, denoiser: Denoiser, noise: Tensor, sigmas: Tensor | ArrayLike) -> Tensor:
     """The last state of `trajectory`: x at sigmas[-1], (B, *S)."""
     x = noise
     for x in trajectory(rule, denoiser, noise, sigmas):
@@ -147,7 +148,7 @@ def solve(rule: Rule, denoiser: Denoiser, noise: Tensor, sigmas: Tensor | Sequen
     return x
 
 
-def plan(rule: Rule, sigmas: Tensor | Sequence[float]) -> list[list[Ask]]:
+def plan(rule: Rule, sigmas: Tensor | ArrayLike) -> list[list[Ask]]:
     """Per step, what the rule will ask for: a dry run on a state of zeros (the sigmas asked for do not depend on x)."""
     levels = given(sigmas)
     x = torch.zeros(1, 1, dtype=torch.float64)

@@ -138,7 +138,9 @@ def dpmpp(
         value = x - expand(sigma, x) * d if predict_x0 else d
         past = ((-sigma.log(), value), *history)[:order]
         p = len(past) if num_steps is None else min(len(past), num_steps - n)
-        change = _multistep(past[:p], (sigma / sigma_next).log(), 1 if predict_x0 else -1, 2 if weights == "exact" else 1)
+        change = _multistep(
+            past[:p], (sigma / sigma_next).log(), 1 if predict_x0 else -1, 2 if weights == "exact" else 1
+        )
         # x' = x + (s' - s) d + rest: `change` is what the higher orders add, in units of x0 (or of s' eps).
         unit = 1 if predict_x0 else expand(sigma_next, x)
         return d + change * unit / expand(sigma_next - sigma, x), past

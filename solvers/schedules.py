@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 
@@ -27,7 +28,7 @@ def _pinned(sigmas: Tensor, first: float, last: float) -> Tensor:
     return sigmas
 
 
-def given(sigmas: Tensor | Sequence[float]) -> Tensor:
+def given(sigmas: Tensor | ArrayLike) -> Tensor:
     """Any given sigmas, checked: (N+1,), finite, strictly decreasing, > 0 (the last may be 0).
 
     Raises:
@@ -42,7 +43,9 @@ def given(sigmas: Tensor | Sequence[float]) -> Tensor:
             raise ValueError(f"sigmas[{i}] = {value} must be finite and positive (only the last may be 0)")
     for i in range(1, len(rows)):
         if rows[i] >= rows[i - 1]:
-            raise ValueError(f"sigmas must decrease: sigmas[{i - 1}] = {rows[i - 1]}, sigmas[{i}] = {rows[i]}; sort them")
+            raise ValueError(
+                f"sigmas must decrease: sigmas[{i - 1}] = {rows[i - 1]}, sigmas[{i}] = {rows[i]}; sort them"
+            )
     return out
 
 

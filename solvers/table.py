@@ -144,7 +144,9 @@ class Table:
     @property
     def num_parallel(self) -> int:
         """K, rows per sample in the widest call: J in two-call steps, J + 1 where the anchor is in the same call."""
-        return max(len([1 for inside in u.lookahead if inside]) + (c == 1) for u, c in zip(self.used, self.steps, strict=True))
+        return max(
+            len([1 for inside in u.lookahead if inside]) + (c == 1) for u, c in zip(self.used, self.steps, strict=True)
+        )
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -285,7 +287,9 @@ class Table:
         changes["memory"] = np.array([self.a("memory")[n][columns(n, m)] for n in range(self.num_steps)])
         if self.lookahead is not None:
             ahead = [self.a("lookahead")[n][order[n]] for n in range(self.num_steps)]
-            changes["lookahead"] = np.array([row[:, [0, *(1 + k for k in columns(n, m))]] for n, row in enumerate(ahead)])
+            changes["lookahead"] = np.array(
+                [row[:, [0, *(1 + k for k in columns(n, m))]] for n, row in enumerate(ahead)]
+            )
         return dataclasses.replace(self, **changes)
 
     @functools.cached_property

@@ -69,7 +69,9 @@ def loads(text: str, source: str = "table") -> Table:
     except TableError as error:
         raise TableError(f"{source}: {error}") from error
     except (ValueError, RecursionError, OverflowError) as error:  # JSONDecodeError is a ValueError
-        raise TableError(f"{source} is not valid JSON: {error}; `epd table convert` reads .pkl and .npz files") from error
+        raise TableError(
+            f"{source} is not valid JSON: {error}; `epd table convert` reads .pkl and .npz files"
+        ) from error
 
 
 def _no_constant(name: str) -> float:

@@ -58,11 +58,12 @@ def test_counts_are_recorded() -> None:
 
 
 def test_every_solver_of_the_issue_is_there_on_both_paths() -> None:
-    for path in ("ve", "flow"):
+    paths: tuple[OdePath, ...] = ("ve", "flow")
+    for path in paths:
         names = " ".join(solver.name for solver in handmade.theirs(path))
         common = ("DPM++ 2M", "DPM++ 3M", "UniPC-2 bh1", "UniPC-3 bh2", "DEIS-2")
-        own = ("DDIM", "Euler", "Heun", "DPM-Solver-2", "iPNDM") if path == "ve" else ("FlowMatchEuler", "FlowMatchHeun")
-        assert all(name in names for name in (*common, *own))
+        own = {"ve": ("DDIM", "Euler", "Heun", "DPM-Solver-2", "iPNDM"), "flow": ("FlowMatchEuler", "FlowMatchHeun")}
+        assert all(name in names for name in (*common, *own[path]))
     assert {cell.solver for cell in measured().cells if not cell.learned} == {s.name for s in handmade.handmade("ve")}
 
 
@@ -143,9 +144,8 @@ def test_equal_evaluations_compare_a_table_with_as_many_calls_of_the_others() ->
 
 def test_files_and_plots(tmp_path: Path) -> None:
     paths = write_comparison(measured(), tmp_path)
-    assert {path.name for path in paths} == {
-        "comparison.json", "comparison.md", "pareto.png", "pareto_calls.png", "pareto_evaluations.png", "pareto_time.png",
-    }  # fmt: skip
+    plots = {f"pareto{name}.png" for name in ("", "_calls", "_evaluations", "_time")}
+    assert {path.name for path in paths} == {"comparison.json", "comparison.md", *plots}
     assert Comparison.from_json((tmp_path / "comparison.json").read_text()) == measured()
     assert "## Every solver" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths if path.suffix == ".png")

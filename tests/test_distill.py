@@ -211,7 +211,9 @@ def test_a_run_folder_holds_everything(tmp_path: Path) -> None:
     assert table.provenance.model == "toy" and table.provenance.config["family"] == "epd"
     events = EventAccumulator(str(tmp_path / "a" / "tb")).Reload()
     tags = events.Tags()["scalars"]
-    assert {"losses/train_rmse", "losses/validation_rmse", "nodes/step1/0", "weights/step0/1", "sigmas/step0/0"} <= set(tags)
+    assert {"losses/train_rmse", "losses/validation_rmse", "nodes/step1/0", "weights/step0/1", "sigmas/step0/0"} <= set(
+        tags
+    )
     assert [e.step for e in events.Scalars("losses/train_rmse")] == list(range(1, 15))
     assert len((tmp_path / "a" / "history.jsonl").read_text().splitlines()) == 14
 

@@ -10,6 +10,7 @@ import pytest
 import tables
 import tiny_pipelines
 import torch
+from tiny_pipelines import diffusers
 from torch import Tensor
 
 import epd
@@ -118,8 +119,6 @@ def own_entries(config: Any, kind: type) -> dict[str, Any]:  # noqa: ANN401
 
 def stock_schedulers(name: str, config: Any) -> dict[str, tuple[Any, dict[str, Any]]]:  # noqa: ANN401
     """Schedulers of diffusers, and what makes EPDScheduler the same."""
-    import diffusers
-
     if name in tiny_pipelines.FLOWS:
         flow = diffusers.FlowMatchEulerDiscreteScheduler
         return {"flow": (flow(**own_entries(config, flow)), {})}

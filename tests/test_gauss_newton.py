@@ -79,7 +79,9 @@ def test_one_step_solves_a_linear_problem() -> None:
 
 
 def test_useless_directions_stay_still() -> None:
-    normal = gauss_newton.Normal(torch.diag(torch.tensor([2.0, 0.0]).double()), torch.tensor([1.0, 0.0]).double(), torch.tensor(1.0))
+    normal = gauss_newton.Normal(
+        torch.diag(torch.tensor([2.0, 0.0]).double()), torch.tensor([1.0, 0.0]).double(), torch.tensor(1.0)
+    )
     step = damped_step(normal, 1e-2)
     assert abs(float(step[0]) + 1 / 2.02) < 1e-6 and float(step[1]) == 0.0
 

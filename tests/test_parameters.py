@@ -47,7 +47,9 @@ def tensors(c: Coefficients) -> list[Tensor]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_start_is_the_table_itself(case: dict[str, object]) -> None:
     parameters = start(case)
-    for mine, own in zip(tensors(parameters.coefficients(parameters.start)), tensors(parameters.base.coefficients()), strict=True):
+    for mine, own in zip(
+        tensors(parameters.coefficients(parameters.start)), tensors(parameters.base.coefficients()), strict=True
+    ):
         assert torch.allclose(mine, own, rtol=0, atol=1e-6)  # nodes and simplex weights keep off their borders
 
 
@@ -92,7 +94,9 @@ def test_names_tell_the_entries() -> None:
     parameters = start({"family": "epd", "calls": 3})
     assert len(parameters.names) == len(parameters.start) == len(set(parameters.names))
     assert "nodes/1/0" in parameters.names
-    assert not [name for name in parameters.names if name.startswith("weights") and name.endswith("/0")]  # the softmax's own
+    assert not [
+        name for name in parameters.names if name.startswith("weights") and name.endswith("/0")
+    ]  # the softmax's own
 
 
 def test_fixed_parts_stay_bit_equal() -> None:

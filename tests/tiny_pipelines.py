@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
+
+# Their lazy modules and generated signatures mean nothing to a type checker.
+diffusers: Any = importlib.import_module("diffusers")
+transformers: Any = importlib.import_module("transformers")
 
 PROMPTS = ("a red fox", "an owl in snow", "fox")
 BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -17,3 +17,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     train.CHECKPOINT_SECONDS = 0.0  # kill it as often as it writes
     train.run_distill(toy_mixture(), toy_config(family="epd", calls=5), Path(sys.argv[1]), resume="resume" in sys.argv)
+    workers = train.Workers.of_accelerate()
+    print(f"{workers.rank}/{workers.count}", flush=True)
