@@ -23,7 +23,7 @@ def one_cycle(fraction: float, peak: float) -> float:
     return peak * (1e-4 + (1 - 1e-4) * (1 + math.cos(math.pi * (fraction - WARM) / (1 - WARM))) / 2)
 
 
-def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk]) -> Stepped:
+def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk], exploring: bool) -> Stepped:
     """One Adam update; the parts' gradients are averaged before they are clipped. Reference: arXiv 1412.6980."""
     config, parameters = run.config, run.parameters(state)
 
@@ -41,7 +41,7 @@ def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk]) -> 
     first = BETAS[0] * state.moments[0] + (1 - BETAS[0]) * grad
     second = BETAS[1] * state.moments[1] + (1 - BETAS[1]) * grad**2
     unbiased = first / (1 - BETAS[0] ** (done + 1)), second / (1 - BETAS[1] ** (done + 1))
-    lr = one_cycle(done / run.iterations, config.lr)
+    lr = one_cycle(done / (config.screening if exploring else run.iterations), config.lr)
     vector = state.vector - lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
     return Stepped(vector, state.damping, torch.stack([first, second]), loss, True)
 

@@ -52,8 +52,8 @@ class DistillConfig(BaseModel):
     """Gauss-Newton (forward evaluations only; end point objective) or Adam through the trajectory; auto: the first
     where it applies."""
     iterations: int | None = Field(default=None, ge=1)
-    """Optimiser updates after screening; none: 32 of Gauss-Newton, 1000 of Adam."""
-    screening: int = Field(default=12, ge=1)
+    """Optimiser updates after screening; none: 24 of Gauss-Newton, 1000 of Adam."""
+    screening: int = Field(default=20, ge=1)
     """Updates that each start gets, where several are tried."""
     batch: int = Field(default=2048, ge=1)
     """Samples per update, over all processes and accumulation parts; Gauss-Newton grows up to it."""

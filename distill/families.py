@@ -122,17 +122,28 @@ class Start:
     far: bool = False
 
 
-# Which start leads to the best optimum depends on the model and the count of calls, and a few updates from each tell.
-# With learned sigmas and a fan, the far start wins most often but one run in three of it ends in a poor optimum, so it
-# gets two chances, on other batches.
+# Which start leads to the best optimum depends on the model, the count of calls and the batches, and some updates from
+# each tell. Learned sigmas and a fan have many optima: the far start finds the best one most often, but one run in
+# three of it ends in a poor one, so it is tried again and again, on other batches and schedules.
 FIXED_STARTS = {
     "ve": (Start("polynomial", 7.0), Start("time_uniform", 1.0), Start("polynomial", 3.0), Start("logsnr", 1.0)),
     "flow": (Start("flow", 1.0), Start("flow", 3.0), Start("flow", 0.5)),
 }
 LEARNED_STARTS = {
-    "ve": (Start("polynomial", 7.0, True), Start("time_uniform", 1.0), Start("polynomial", 7.0, True)),
-    "flow": (Start("flow", 1.0, True), Start("flow", 3.0), Start("flow", 1.0, True)),
+    "ve": (
+        Start("polynomial", 7.0, True),
+        Start("time_uniform", 1.0),
+        Start("polynomial", 7.0, True),
+        Start("polynomial", 5.0, True),
+        Start("time_uniform", 1.0, True),
+        Start("polynomial", 10.0, True),
+        Start("polynomial", 7.0),
+        Start("polynomial", 7.0, True),
+    ),
+    "flow": (Start("flow", 1.0, True), Start("flow", 3.0), Start("flow", 1.0, True), Start("flow", 3.0, True)),
 }
+FEWEST_STARTS = 3
+START_COST = 800  # evaluations per sample of one update of all starts together: cheap structures try more of them
 
 
 def starts(config: DistillConfig, path: str) -> tuple[Start, ...]:

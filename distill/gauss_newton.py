@@ -126,11 +126,12 @@ def damped_step(normal: Normal, damping: float) -> Tensor:
     return torch.linalg.solve(normal.matrix + torch.diag(damping * diagonal + floor), -normal.gradient)
 
 
-def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk]) -> Stepped:
+def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk], exploring: bool) -> Stepped:
     """One trust-region step from the batch's parts, accepted by as many others.
 
     A step fits its batch, noise included: a few samples between two modes have residuals and sensitivities that
-    outweigh all others. What lowers the loss of other samples, too, is no such fit; else the damping grows.
+    outweigh all others. What lowers the loss of other samples, too, is no such fit; else the damping grows. While
+    exploring, the batch itself decides: its noise carries a start over what would hold it in a poor optimum.
     """
     eps, parameters, size = EPS[run.config.dtype], run.parameters(state), len(state.vector)
 
@@ -141,7 +142,7 @@ def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk]) -> 
         c = parameters.coefficients(vector)
 
         def others(i: int) -> Tensor:
-            chunk = part(parts + i)
+            chunk = part(i if exploring else parts + i)
             return run.residual(c, chunk.denoiser, chunk).square().mean().reshape(1).cpu()
 
         try:

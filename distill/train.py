@@ -17,7 +17,7 @@ from ..denoisers.protocol import Denoiser, Model
 from ..solvers.table import Provenance, Table
 from . import adam, gauss_newton
 from .config import DistillConfig
-from .families import initial_table, starts, structure
+from .families import FEWEST_STARTS, START_COST, initial_table, starts, structure
 from .objective import Chunk, end_residual
 from .parameters import Parameters
 from .state import State
@@ -72,6 +72,10 @@ class Plan:
         """Updates before the best start is known."""
         return len(self.tables) * self.config.screening if len(self.tables) > 1 else 0
 
+    def exploring(self, iteration: int) -> bool:
+        """Whether an update belongs to one of several starts, not to the best one."""
+        return iteration < self.screening
+
     @property
     def total(self) -> int:
         """Updates over all starts."""
@@ -87,8 +91,8 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
     Raises:
         ValueError: where config, model and table exclude each other.
     """
-    tables = (init,) if init else tuple(initial_table(config, model, s) for s in starts(config, model.path))
     learn = tuple(config.learn or structure(config, model.path).learn)
+    tables = (init,) if init else _starting_tables(model, config, learn)
     if init is not None and init.depth != config.calls:
         raise ValueError(
             f"the initial table makes {init.depth} sequential calls, calls = {config.calls}: make them equal"
@@ -99,8 +103,15 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
         raise ValueError(f"nothing to learn: {', '.join(learn)} have no numbers in this structure; choose others")
     gn = config.gauss_newton
     return Plan(
-        config, tables, learn, config.iterations or (32 if gn else 1000), config.validate_every or (1 if gn else 25)
+        config, tables, learn, config.iterations or (24 if gn else 1000), config.validate_every or (1 if gn else 25)
     )
+
+
+def _starting_tables(model: Model, config: DistillConfig, learn: tuple[str, ...]) -> tuple[Table, ...]:
+    """As many starts as their cost allows, the likeliest first."""
+    tables = tuple(initial_table(config, model, start) for start in starts(config, model.path))
+    cost = gauss_newton.evaluations(Parameters.of(tables[0], learn)) if config.gauss_newton else START_COST
+    return tables[: max(FEWEST_STARTS, START_COST // max(cost, 1))]
 
 
 def parts_at(plan: Plan, iteration: int) -> int:
@@ -186,7 +197,7 @@ class _Run:
             step = gauss_newton.update if self.config.gauss_newton else adam.update
             parts = parts_at(self.plan, state.iteration)
             part = functools.cache(functools.partial(self._chunk, state.iteration))
-            moved = step(self, state, parts, part)
+            moved = step(self, state, parts, part, self.plan.exploring(state.iteration))
             state = replace(
                 state, iteration=state.iteration + 1, vector=moved.vector, damping=moved.damping, moments=moved.moments
             )

@@ -1,4 +1,4 @@
-"""`make demo`: learns a 5-call solver for the embedded `digits` network and shows what it is worth, in minutes on a CPU.
+"""`make demo`: learns a 5-call solver for the embedded `digits` network and shows what it is worth, in minutes.
 
 Everything lands in one folder; a second run reuses what the first one learned.
 """
@@ -41,7 +41,7 @@ def config() -> DistillConfig:
     return DistillConfig(
         calls=CALLS,
         points=2,
-        schedule="polynomial",
+        schedule="logsnr",
         iterations=9,
         batch=256,
         accumulate=2,
@@ -95,7 +95,7 @@ def best_rival(found: Comparison) -> tuple[HandMade, Tensor, str]:
 
 
 def pictures(model: Model, table: Table, found: Comparison, out: Path) -> None:
-    """The same digits by the converged ODE, the best hand-made solver and the learned one; and their trajectories."""
+    """The same digits by the converged ODE, the best hand-made solver and the learned one; their trajectories."""
     import torch
 
     from ..denoisers.noise import unit_noise
@@ -133,8 +133,8 @@ def verdict(found: Comparison) -> str:
     if not enough:
         nearest += f" with up to {max(c.asked for c in rivals)} calls."
     return (
-        f"learned: {learned.calls} sequential calls ({learned.evaluations} evaluations), RMSE {learned.rmse:.4f} to the "
-        f"exact end points.\nbest hand-made of those tried at {calls.asked} calls: {calls.solver}, {calls.rmse:.4f}; "
+        f"learned: {learned.calls} sequential calls ({learned.evaluations} evaluations), RMSE {learned.rmse:.4f} to "
+        f"the exact end points.\nbest hand-made of those tried at {calls.asked} calls: {calls.solver}, {calls.rmse:.4f}; "
         f"at {total.asked} calls, as many evaluations: {total.solver}, {total.rmse:.4f}.\n{nearest}"
     )
 

@@ -77,13 +77,13 @@ def noised(frame: Frame, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Ten
 
 
 def position(timestep: Tensor | float, timesteps: Tensor, calls: Sequence[Call]) -> int:
-    """Where in `timesteps` a pipeline begins that does not say so."""
+    """Where in `timesteps` a pipeline begins that does not say so; of two calls at one timestep, at a step's first."""
     if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
         mine, theirs = timesteps.untyped_storage(), timestep.untyped_storage()
         if mine.data_ptr() == theirs.data_ptr():  # an entry of ours: no need to wait for the device
             return int(timestep.storage_offset())
-    distance = [abs(call.timestep[0] - float(timestep)) for call in calls]
-    return distance.index(min(distance))
+    value = float(timestep)
+    return min(range(len(calls)), key=lambda i: (abs(calls[i].timestep[0] - value), not calls[i].opens))
 
 
 def evaluated(call: Call, points: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:

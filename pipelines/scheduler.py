@@ -243,6 +243,11 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The latents at these timesteps, (1,) or (B,), of clean ones: alpha x0 + sigma eps in the pipeline's frame."""
         self._noised = True
+        if self._layout is not None and self._run is None and self._begin_index is None:
+            # Some image-to-image pipelines never say where they begin, but all make their first latents here.
+            begin = position(timesteps.flatten()[:1].cpu(), self.timesteps, self._layout.calls)
+            if abs(self._layout.calls[begin].timestep[0] - float(timesteps.flatten()[0])) < 1e-3:
+                self._begin_index = begin
         return noised(self.frame, original_samples, noise, timesteps)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:

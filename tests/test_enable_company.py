@@ -278,3 +278,15 @@ def test_pixart_sigma() -> None:
     assert rows == [4, 12] * 4
     epd.enable(pipe, table_for("pixart", "epd"), parallel=False)
     assert_same(batched, states_and_rows(pipe, "pixart", 4)[0])
+
+
+def test_video_to_video_does_not_say_where_it_begins() -> None:
+    pipe = diffusers.AnimateDiffVideoToVideoPipeline(**build("animatediff").components)
+    pipe.set_progress_bar_config(disable=True)
+    call = {**SMALL, "prompt": PROMPTS[0], "num_inference_steps": 4, "height": 64, "width": 64, "strength": 0.5}
+    for kind in ("plugin with afs", "one-call with afs"):
+        for parallel in (True, False):
+            epd.enable(pipe, table_for("animatediff", kind), parallel=parallel)
+            with torch.no_grad():
+                out = pipe(**call, video=list(picture()), generator=torch.Generator().manual_seed(0))[0]
+            assert torch.isfinite(out).all()
