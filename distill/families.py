@@ -43,9 +43,7 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "default": Family(2, None, 1, 1, EVERYTHING, "arXiv 2507.14797, with anchor, memory and sigmas"),
     "epd": Family(2, None, 0, 1, ("nodes", "weights", "slope_scale", "sigma_scale"), "arXiv 2507.14797"),
-    "epd-plugin": Family(
-        2, None, 0, 3, ("nodes", "weights", "slope_scale", "sigma_scale"), "arXiv 2507.14797"
-    ),
+    "epd-plugin": Family(2, None, 0, 3, ("nodes", "weights", "slope_scale", "sigma_scale"), "arXiv 2507.14797"),
     "amed": Family(2, 1, 0, 1, ("nodes", "slope_scale", "sigma_scale"), "arXiv 2312.00094"),
     "s4s": Family(1, 1, None, 1, ("anchor", "memory", "sigmas"), "arXiv 2502.17423; BNS arXiv 2403.01329"),
     "ld3": Family(1, 1, None, 3, ("sigmas",), "arXiv 2405.15506"),

@@ -32,7 +32,7 @@ class Workers:
         """
         from accelerate import PartialState
 
-        state, world = PartialState(), int(os.environ.get("WORLD_SIZE", "1"))
+        state, world = PartialState(cpu=not torch.cuda.is_available()), int(os.environ.get("WORLD_SIZE", "1"))
         if state.num_processes != world:
             raise ValueError(
                 f"WORLD_SIZE = {world}, but accelerate joins {state.num_processes} processes: start with torchrun and "

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .denoisers.mixture import GaussianMixture
     from .denoisers.protocol import Denoiser, Model
     from .pipelines.denoiser import from_pipeline
-    from .pipelines.enable import disable, enable, summary
+    from .pipelines.enable import disable, enable, on_states, summary
     from .pipelines.scheduler import EPDScheduler
     from .pipelines.sharing import load_learned, save_learned
     from .solvers import rules, schedules
@@ -28,6 +28,7 @@ _HOMES = {
     "enable": "pipelines.enable",
     "disable": "pipelines.enable",
     "summary": "pipelines.enable",
+    "on_states": "pipelines.enable",
     "EPDScheduler": "pipelines.scheduler",
     "save_learned": "pipelines.sharing",
     "load_learned": "pipelines.sharing",

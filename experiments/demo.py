@@ -134,7 +134,8 @@ def verdict(found: Comparison) -> str:
         nearest += f" with up to {max(c.asked for c in rivals)} calls."
     return (
         f"learned: {learned.calls} sequential calls ({learned.evaluations} evaluations), RMSE {learned.rmse:.4f} to "
-        f"the exact end points.\nbest hand-made of those tried at {calls.asked} calls: {calls.solver}, {calls.rmse:.4f}; "
+        "the exact end points.\n"
+        f"best hand-made of those tried at {calls.asked} calls: {calls.solver}, {calls.rmse:.4f}; "
         f"at {total.asked} calls, as many evaluations: {total.solver}, {total.rmse:.4f}.\n{nearest}"
     )
 

@@ -165,9 +165,8 @@ def load_state(path: Path, identity: dict[str, object]) -> State:
         ) from error
     for key, value in identity.items():
         if run.get(key) != value:
-            raise RunError(
-                f"{path} is of another run: {_difference(key, run.get(key), value)}; use the same options, or another --out"
-            )
+            what = _difference(key, run.get(key), value)
+            raise RunError(f"{path} is of another run: {what}; use the same options, or another --out")
     if not all(bool(t.isfinite().all()) for t in tensors.values()) or tensors["vector"].ndim != 1:
         raise RunError(f"{path} holds numbers that are not finite: delete it and start again")
     return state
@@ -257,7 +256,8 @@ def describe(model: Model, plan: Plan, cost: Cost) -> str:
         f"{table.nfe} evaluations a sample, K = {table.num_parallel}, AFS {'on' if table.afs else 'off'}",
         f"learned      {', '.join(plan.learn)}: {cost.parameters} numbers",
         f"starts       {len(plan.tables)} ({', '.join(t.provenance.schedule or 'given' for t in plan.tables)})",
-        f"optimiser    {'Gauss-Newton' if config.gauss_newton else 'Adam'}, {plan.total} updates of up to {config.batch} samples",
+        f"optimiser    {'Gauss-Newton' if config.gauss_newton else 'Adam'}, "
+        f"{plan.total} updates of up to {config.batch} samples",
         f"teacher      {config.teacher}, {config.pool} + {config.validation} trajectories",
     ]
     lines += [f"{f.name.replace('_', ' '):<21}{cost.text(f.name)}" for f in fields(cost) if f.name != "parameters"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -131,8 +132,8 @@ def _require_finite(finite: list[Tensor], levels: Tensor) -> None:
         n = flags.index(False)
         if float(levels[n + 1]) == 0:
             raise FloatingPointError(
-                f"the state is not finite after step {n} (sigma {float(levels[n]):.6g} -> 0): this rule asks for a slope "
-                "at sigma 0, where there is none; end on a positive sigma, or use euler, ipndm or dpmpp with num_steps"
+                f"the state is not finite after step {n} (sigma {float(levels[n]):.6g} -> 0): this rule asks for a "
+                "slope at sigma 0, where there is none; end on a positive sigma, or use euler, ipndm or dpmpp"
             )
         raise FloatingPointError(
             f"the state is not finite after step {n} (sigma {float(levels[n]):.6g} -> {float(levels[n + 1]):.6g}): "
@@ -142,10 +143,8 @@ def _require_finite(finite: list[Tensor], levels: Tensor) -> None:
 
 def solve(rule: Rule, denoiser: Denoiser, noise: Tensor, sigmas: Tensor | ArrayLike) -> Tensor:
     """The last state of `trajectory`: x at sigmas[-1], (B, *S)."""
-    x = noise
-    for x in trajectory(rule, denoiser, noise, sigmas):
-        pass
-    return x
+    (last,) = collections.deque(trajectory(rule, denoiser, noise, sigmas), maxlen=1)
+    return last
 
 
 def plan(rule: Rule, sigmas: Tensor | ArrayLike) -> list[list[Ask]]:

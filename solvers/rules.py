@@ -46,7 +46,7 @@ def heun(afs: bool = False) -> Rule:
 
 
 def dpm2(r: float = 0.5, afs: bool = False) -> Rule:
-    """DPM-Solver-2 on slopes: look ahead to sigma'^r sigma^(1-r), weight 1/(2r) there. arXiv 2206.00927, Algorithm 1."""
+    """DPM-Solver-2 on slopes: look ahead to sigma'^r sigma^(1-r), weight 1/(2r) there. arXiv 2206.00927, Alg. 1."""
     if not 0 < r < 1:
         raise ValueError(f"r = {r} must lie inside (0, 1); 0.5 is the geometric midpoint")
 

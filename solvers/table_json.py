@@ -97,7 +97,8 @@ def from_dict(data: Any) -> Table:  # noqa: ANN401 - whatever a file held
         raise TableError(f"a table is a JSON object, not {type(data).__name__}")
     if data.get("format") != FORMAT or type(data.get("version")) is not int or data["version"] != VERSION:
         raise TableError(
-            f"format = {data.get('format')!r}, version = {data.get('version')!r}: this reads {FORMAT!r} version {VERSION}"
+            f"format = {data.get('format')!r}, version = {data.get('version')!r}: "
+            f"this reads {FORMAT!r} version {VERSION}"
         )
     unknown = sorted(set(data) - set(FIELDS) - {"format", "version"})
     if unknown:

@@ -131,7 +131,7 @@ RULES = [
     # The published third-order multistep formula weighs its second divided difference with half of what a Taylor
     # expansion asks for, so that it is of second order. Golden values pin it; its true order is stated here.
     *[Row(f"dpmpp({p})", min(p, 2), rules.dpmpp(p), polynomial, p - 1) for p in (1, 2, 3)],
-    *[Row(f"dpmpp(3, {kind}, exact)", 3, rules.dpmpp(3, kind, weights="exact"), polynomial, 2) for kind in (True, False)],
+    *[Row(f"dpmpp(3, {kind}, exact)", 3, rules.dpmpp(3, kind, weights="exact"), polynomial, 2) for kind in (1, 0)],
     *[Row(f"dpmpp({p}, slopes)", min(p, 2), rules.dpmpp(p, False), polynomial, p - 1) for p in (1, 2, 3)],
     *[Row(f"dpmpp({p}) elsewhere", min(p, 2), rules.dpmpp(p), alternating, p - 1) for p in (1, 2, 3)],
 ]
