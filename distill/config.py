@@ -52,8 +52,9 @@ class DistillConfig(BaseModel):
     """Gauss-Newton (forward evaluations only; end point objective) or Adam through the trajectory; auto: the first
     where it applies."""
     iterations: int | None = Field(default=None, ge=1)
-    """Optimiser updates after screening; none: 24 of Gauss-Newton, 1000 of Adam."""
-    screening: int = Field(default=20, ge=1)
+    """Optimiser updates after screening; none: 1000 of Adam; of Gauss-Newton 6 after
+    several starts, 32 with one."""
+    screening: int = Field(default=28, ge=1)
     """Updates that each start gets, where several are tried."""
     batch: int = Field(default=2048, ge=1)
     """Samples per update, over all processes and accumulation parts; Gauss-Newton grows up to it."""

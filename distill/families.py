@@ -140,8 +140,8 @@ LEARNED_STARTS = {
     ),
     "flow": (Start("flow", 1.0, True), Start("flow", 3.0), Start("flow", 1.0, True), Start("flow", 3.0, True)),
 }
-FEWEST_STARTS = 3
-START_COST = 800  # evaluations per sample of one update of all starts together: cheap structures try more of them
+FEWEST_STARTS = 2
+START_COST = 600  # evaluations per sample of one update of all starts together: cheap structures try more of them
 
 
 def starts(config: DistillConfig, path: str) -> tuple[Start, ...]:

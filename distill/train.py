@@ -26,7 +26,7 @@ from .workers import Workers
 
 POOL_SEEDS = 2**30  # training noise lies far above the seeds that people sample with
 VALIDATION_SEEDS = 2**30 + 2**29
-FEW = 2  # parts of the batch that Gauss-Newton uses at least, once the start is chosen; it grows to all of them
+ALONE = 0.6  # share of a start's updates that use one part of the batch
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,11 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
         raise ValueError(f"nothing to learn: {', '.join(learn)} have no numbers in this structure; choose others")
     gn = config.gauss_newton
     return Plan(
-        config, tables, learn, config.iterations or (24 if gn else 1000), config.validate_every or (1 if gn else 25)
+        config,
+        tables,
+        learn,
+        config.iterations or ((6 if len(tables) > 1 else 32) if gn else 1000),
+        config.validate_every or (1 if gn else 25),
     )
 
 
@@ -115,13 +119,17 @@ def _starting_tables(model: Model, config: DistillConfig, learn: tuple[str, ...]
 
 
 def parts_at(plan: Plan, iteration: int) -> int:
-    """How many parts of the batch an update uses: Gauss-Newton needs little while it is far from the optimum."""
-    if not plan.config.gauss_newton:
-        return plan.config.accumulate
-    if iteration < plan.screening:
-        return 1
-    done = (iteration - plan.screening + 1) / plan.iterations
-    return max(min(FEW, plan.config.accumulate), math.ceil(plan.config.accumulate * done**3))
+    """How many parts of the batch an update uses: few while Gauss-Newton is far from the optimum, all at last.
+
+    A start ends with half of the batch, so that starts are compared by what they come to, not by their noise.
+    """
+    every = plan.config.accumulate
+    if not plan.config.gauss_newton or not plan.exploring(iteration) and plan.screening:
+        return every
+    length = plan.config.screening if plan.exploring(iteration) else plan.iterations
+    done = (iteration % length + 1) / length
+    grown = max(0.0, (done - ALONE) / (1 - ALONE)) ** 2
+    return max(1, math.ceil(grown * (every / 2 if plan.exploring(iteration) else every)))
 
 
 def finished(plan: Plan, state: State) -> bool:
@@ -197,7 +205,8 @@ class _Run:
             step = gauss_newton.update if self.config.gauss_newton else adam.update
             parts = parts_at(self.plan, state.iteration)
             part = functools.cache(functools.partial(self._chunk, state.iteration))
-            moved = step(self, state, parts, part, self.plan.exploring(state.iteration))
+            exploring = self.plan.exploring(state.iteration) or parts < self.config.accumulate
+            moved = step(self, state, parts, part, exploring)
             state = replace(
                 state, iteration=state.iteration + 1, vector=moved.vector, damping=moved.damping, moments=moved.moments
             )
