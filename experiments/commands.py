@@ -30,6 +30,7 @@ def model_options(given: ModelArguments) -> ModelOptions:
         width=given.width,
         resolution=given.resolution,
         num_frames=given.num_frames,
+        options=given.options,
         network_dtype=given.network_dtype,
         variant=given.variant,
         revision=given.revision,

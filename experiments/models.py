@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class ModelOptions:
         prompt: prompts given directly.
         labels: classes, dealt out like prompts.
         resolution: height and width in one, pixels.
+        options: further arguments of the pipeline's call, the same for every sample.
         network_dtype: the network's own; none: as it was saved.
         variant, revision, device_map, offload: see `pipelines.loading`.
     """
@@ -44,6 +45,7 @@ class ModelOptions:
     width: int | None = None
     resolution: int | None = None
     num_frames: int | None = None
+    options: Mapping[str, Any] | None = None
     network_dtype: str | None = None
     variant: str | None = None
     revision: str | None = None
@@ -164,6 +166,7 @@ def _pipeline(name: str, options: ModelOptions) -> Model:
         width=options.width or size,
         class_labels=list(options.labels) or None,
         num_frames=options.num_frames,
+        options=options.options,
         load=loading.Load(
             dtype=options.network_dtype,
             variant=options.variant,

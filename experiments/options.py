@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..distill.config import DistillConfig
 
@@ -17,6 +18,37 @@ Schedule = Literal["polynomial", "logsnr", "time_uniform", "flow"]
 
 class UsageError(ValueError):
     """Options that exclude or need each other: exit code 2."""
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """A mapping with names as keys.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return value
+    example = '{"clean_caption": false}'
+    raise ValueError(f"a {type(value).__name__} is no mapping of names to values: give one such as {example}")
+
+
+def json_mapping(words: list[str]) -> dict[str, Any]:
+    """What --options says."""
+    try:
+        value = json.loads(words[0])
+    except (ValueError, RecursionError) as error:
+        example = '{"clean_caption": false}'
+        raise ValueError(f"{words[0]!r} is no JSON ({error}): give a mapping such as {example}") from error
+    return mapping(value)
+
+
+JSON_MAPPING = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="JSON",
+    instance_from_str=json_mapping,
+    is_instance=lambda value: isinstance(value, dict) or value is None,
+    str_from_instance=lambda value: [json.dumps(value)],
+)
 
 
 class ModelArguments(BaseModel):
@@ -46,6 +78,8 @@ class ModelArguments(BaseModel):
     """Height and width in one."""
     num_frames: int | None = Field(default=None, ge=1)
     """Frames of a video model."""
+    options: Annotated[dict[str, Any] | None, JSON_MAPPING] = None
+    """Further arguments of the pipeline's call, the same for every sample: {"max_sequence_length": 128}."""
     network_dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """The network's own; none: as it was saved."""
     variant: str | None = None
@@ -58,6 +92,11 @@ class ModelArguments(BaseModel):
     """Spread a pipeline's parts over devices, such as balanced."""
     offload: Literal["none", "model", "sequential", "group"] = "none"
     """What waits on the CPU while it is not needed."""
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        return None if value is None else mapping(value)
 
 
 class Distill(DistillConfig, ModelArguments):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import math
@@ -29,6 +30,8 @@ _HEADER = re.compile(
     rb"\{'descr': '(<f4|<f8|<i4|<i8|\|b1|<U\d{1,8})', 'fortran_order': False, "
     rb"'shape': \((|\d{1,9},|\d{1,9}, \d{1,9})\), \} *\n"
 )
+
+codecs.lookup("utf-32-le")  # Python loads codecs when they are first used: now, not while a foreign file is open
 
 
 def load(data: bytes) -> dict[str, NDArray[Any]]:

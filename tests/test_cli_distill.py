@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,16 @@ def test_an_interrupted_run_is_resumable(tmp_path: Path) -> None:
     words = ["distill", *QUICK[:-6], "--iterations", "200", "--out", tmp_path / "x"]
     command = [sys.executable, "-m", "epd.cli", *map(str, words)]
     environment = os.environ | {"EPD_CACHE": str(tmp_path / "cache")}
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    # A shell's background job ignores Ctrl-C and so would its children; this one is to hear it wherever tests run.
+    running = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not (tmp_path / "x" / "checkpoint.safetensors").exists():
+        time.sleep(0.02)
         assert running.poll() is None, running.stderr and running.stderr.read()
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=120)
