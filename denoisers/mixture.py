@@ -139,7 +139,13 @@ class GaussianMixture:
         return denoised.reshape(x.shape)
 
     def _mean(self, flat: Tensor, means: Tensor, pull: Tensor, gain: Tensor, logits: Tensor) -> Tensor:
-        share = logits.softmax(1)  # (B, M)
         if self._common:
-            return share @ means * pull + gain * flat
+            # The softmax in place and its sum within the product: (B, M) is large, and every copy of it costs as much
+            # as the arithmetic. `logits` is nobody else's.
+            # Clamped, as exponentials that underflow into denormals are many times slower, here and in the product.
+            floor = math.log(torch.finfo(logits.dtype).tiny) + 5
+            weight = logits.sub_(logits.detach().amax(1, keepdim=True)).clamp_min_(floor).exp_()
+            total = weight @ torch.nn.functional.pad(means, (0, 1), value=1.0)
+            return total[:, :-1] / total[:, -1:] * pull + gain * flat
+        share = logits.softmax(1)  # (B, M)
         return (share * pull) @ means + (share * gain).sum(1, keepdim=True) * flat

@@ -24,7 +24,7 @@ from ..solvers.loop import Rule, trajectory
 from .config import DistillConfig
 
 log = logging.getLogger("epd")
-BLOCK = 256  # trajectories per file: small enough to add to a pool, large enough for one network batch
+BLOCK = 64  # trajectories per file: small enough to add to a pool, large enough for one network batch
 PROBES = 4  # samples whose denoised estimates prove that a cached file belongs to this very model
 
 

@@ -87,6 +87,10 @@ class LabelledMixture:
         return self.mixture.sigma_max
 
     @property
+    def alphas_cumprod(self) -> None:
+        return None
+
+    @property
     def device(self) -> str:
         return self.mixture.device
 
@@ -146,10 +150,6 @@ def _pipeline(name: str, options: ModelOptions) -> Model:
         hint = f"perhaps you meant {close[0]!r}; " if close else ""
         known = ", ".join(EMBEDDED)
         raise ValueError(f"no model {name!r}: {hint}give {known}, a pipeline's folder, or a hub id owner/name")
-    if (Path(name) / "edm.json").is_file():
-        from ..denoisers.edm_checkpoint import load_edm
-
-        return load_edm(Path(name))
     from ..pipelines import loading
 
     if options.prompts is not None and options.prompt:

@@ -28,8 +28,7 @@ def mapping(value: object) -> dict[str, Any]:
     """
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return value
-    example = '{"clean_caption": false}'
-    raise ValueError(f"a {type(value).__name__} is no mapping of names to values: give one such as {example}")
+    raise ValueError('needed a mapping of names to values, such as {"clean_caption": false}')
 
 
 def json_mapping(words: list[str]) -> dict[str, Any]:
@@ -37,8 +36,8 @@ def json_mapping(words: list[str]) -> dict[str, Any]:
     try:
         value = json.loads(words[0])
     except (ValueError, RecursionError) as error:
-        example = '{"clean_caption": false}'
-        raise ValueError(f"{words[0]!r} is no JSON ({error}): give a mapping such as {example}") from error
+        text = 'needed a mapping as JSON, such as \'{"clean_caption": false}\''
+        raise ValueError(f"{text}; {words[0]!r} is not: {error}") from error
     return mapping(value)
 
 

@@ -101,6 +101,20 @@ def overhead(result: Mapping[str, Any]) -> str:
     return f"{told}\n\n{table}\n\n{measured_in(result['environment'])}"
 
 
+def pipeline(result: Mapping[str, Any]) -> str:
+    """What `readme_pictures` has measured: stock and learned pictures of the same pipeline."""
+    after, reference = result["after"], result["reference"]
+    stock = [result["before"], result["equal"]]
+    rows = [
+        *([f"stock `{s['scheduler']}`", str(s["calls"]), str(s["calls"]), f"{s['rmse']:.4f}"] for s in stock),
+        ["after `epd.enable`", str(after["calls"]), str(after["nfe"]), f"{after['rmse']:.4f}"],
+    ]
+    last = f"RMSE to {reference['calls']} stock steps"
+    table = markdown_table(["the same pipeline", "sequential calls", "evaluations", last], rows)
+    told = f"Grey values in [0, 1], {result['samples']} pictures, same seeds and classes:"
+    return f"{told}\n\n{table}\n\n{measured_in(result['environment'])}"
+
+
 # Marker -> (result file, how it is shown).
 RENDERERS: dict[str, tuple[str, Render]] = {
     "digits": ("digits_training.json", digits),
@@ -109,6 +123,7 @@ RENDERERS: dict[str, tuple[str, Render]] = {
     "compare-digits-exact": ("compare_digits_exact.json", comparison),
     "compare-digits": ("compare_digits.json", comparison),
     "overhead": ("overhead.json", overhead),
+    "pipeline": ("digits_pipeline.json", pipeline),
 }
 
 

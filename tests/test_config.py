@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command import Run
 
 import epd
 from epd import cli
 from epd.distill.config import DistillConfig, Learned
+from epd.experiments.commands import model_options
 from epd.experiments.options import Compare, Distill, ModelArguments, Sample
 from epd.experiments.yaml_config import ConfigError, load_config, read_yaml
 
@@ -52,6 +54,20 @@ def test_every_default_of_a_config_survives_a_round_trip(tmp_path: Path) -> None
         assert load_config(written(tmp_path, text), schema) == schema()
 
 
+def test_options_are_a_mapping_in_yaml_and_json_on_the_command_line(tmp_path: Path, run: Run) -> None:
+    path = written(tmp_path, "options:\n  use_resolution_binning: false\n  max_sequence_length: 16\n")
+    told = {"use_resolution_binning": False, "max_sequence_length": 16}
+    options = cli._parse("distill", ["--config", str(path)])
+    assert options.options == told and model_options(options).options == told
+    assert cli._parse("sample", ["--config", str(path), "--options", '{"clip_skip": 1}']).options == {"clip_skip": 1}
+    assert cli._parse("compare", []).options is None
+    for wrong in ("[1]", "clip_skip=1", "5"):
+        code, _, err = run("distill", "--options", wrong)
+        assert code == cli.USAGE and "needed a mapping" in " ".join(err.replace("│", " ").split())
+    code, _, err = run("distill", "--options", '{"clip_skip": 1}', "--dry-run")
+    assert code == cli.FAILED and "the embedded model 'digits' has no such option" in err
+
+
 def test_no_option_of_the_model_shadows_one_of_the_distillation() -> None:
     assert not set(ModelArguments.model_fields) & set(DistillConfig.model_fields)
 
@@ -70,6 +86,8 @@ FAULTS = {
     "out of range": ("points: 99", ["points = 99", "less than or equal to 16", "the default is 2"]),
     "wrong type": ("calls: many", ['calls = "many"', "valid integer"]),
     "wrong choice": ("family: epd-plugn", ['family = "epd-plugn"', "perhaps you meant 'epd-plugin'"]),
+    "no mapping": ("options: 5", ["options = 5", "needed a mapping", "clean_caption"]),
+    "an unnamed option": ("options: {2: 3}", ["options = ", "needed a mapping"]),
     "inside a list": ("learn: [nodes, wieghts]", ['learn.1 = "wieghts"', "perhaps you meant 'weights'"]),
     "two fields at odds": ("batch: 4096\npool: 1024", ["batch = 4096 exceeds pool = 1024"]),
     "nan": ("lr: .nan", ["lr = NaN"]),
