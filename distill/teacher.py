@@ -25,7 +25,6 @@ from .config import DistillConfig
 
 log = logging.getLogger("epd")
 BLOCK = 64  # trajectories per file: small enough to add to a pool, large enough for one network batch
-PROBES = 4  # samples whose denoised estimates prove that a cached file belongs to this very model
 
 
 def cache_folder() -> Path:
@@ -120,11 +119,11 @@ class Teacher:
         }[self.config.teacher]
 
     def _probe(self, seeds: list[int]) -> Tensor:
-        few = seeds[:PROBES]
-        denoiser: Denoiser = self.model.for_seeds(few)
+        """One evaluation of every sample: what proves that a cached file is of this network and these conditions."""
+        denoiser: Denoiser = self.model.for_seeds(seeds)
         middle = (self.sigmas[0] * self.sigmas[-1]).sqrt()
         with torch.no_grad():
-            x = self.noise(few)
+            x = self.noise(seeds)
             return denoiser(x * middle.to(x.dtype), middle.to(x.device)).cpu()
 
     def _read(self, path: Path, seeds: list[int]) -> Tensor | None:
@@ -139,7 +138,9 @@ class Teacher:
             return None
         now = self._probe(seeds)
         if probe.shape != now.shape or not torch.allclose(probe.double(), now.double(), rtol=1e-3, atol=1e-3):
-            log.warning("teacher cache %s is of another network with the same name: solving it again", path)
+            log.warning(
+                "teacher cache %s is of another network or other conditions under the same name: solving it again", path
+            )
             return None
         return states
 

@@ -282,3 +282,20 @@ def test_a_child_names_its_parent() -> None:
     parent = updates(config)[-1].table
     child = list(distill(model, make_plan(model, config, parent)))[-1].table
     assert child.provenance.parent == parent.digest and dataclasses.asdict(child.provenance)["model"] == "toy"
+
+
+def test_teachers_of_other_conditions_are_not_reused(cache: Path) -> None:
+    """Conditions that differ for one late seed only: its trajectories are solved again."""
+
+    class Shifted(GaussianMixture):
+        odd: int | None = None
+
+        def for_seeds(self, seeds: Sequence[int]) -> GaussianMixture:
+            other = Shifted(self.means.reshape(-1, 1, 2, 2) + (self.odd in seeds), 0.5, name="toy")
+            return other
+
+    config, sigmas = toy_config(), torch.tensor([20.0, 0.02], dtype=torch.float64)
+    plain, odd = (Shifted(torch.zeros(2, 1, 2, 2), 0.5, name="toy") for _ in range(2))
+    odd.odd = 40
+    first = Teacher(plain, config, sigmas, cache).states(range(64))
+    assert not torch.allclose(Teacher(odd, config, sigmas, cache).states(range(64)), first, atol=0.1)
