@@ -18,4 +18,4 @@ if __name__ == "__main__":
     train.CHECKPOINT_SECONDS = 0.0  # kill it as often as it writes
     train.run_distill(toy_mixture(), toy_config(family="epd", calls=5), Path(sys.argv[1]), resume="resume" in sys.argv)
     workers = train.Workers.of_accelerate()
-    print(f"{workers.rank}/{workers.count}", flush=True)
+    os.write(1, f"{workers.rank}/{workers.count}\n".encode())  # at once: print's newline may land in another's line
