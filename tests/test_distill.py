@@ -291,8 +291,7 @@ def test_teachers_of_other_conditions_are_not_reused(cache: Path) -> None:
         odd: int | None = None
 
         def for_seeds(self, seeds: Sequence[int]) -> GaussianMixture:
-            other = Shifted(self.means.reshape(-1, 1, 2, 2) + (self.odd in seeds), 0.5, name="toy")
-            return other
+            return Shifted(self.means.reshape(-1, 1, 2, 2) + (self.odd in seeds), 0.5, name="toy")
 
     config, sigmas = toy_config(), torch.tensor([20.0, 0.02], dtype=torch.float64)
     plain, odd = (Shifted(torch.zeros(2, 1, 2, 2), 0.5, name="toy") for _ in range(2))

@@ -82,7 +82,6 @@ def test_two_processes_learn_the_table_of_one(tmp_path: Path) -> None:
     one, two = (Table.load(tmp_path / name / "solver.json") for name in ("one", "two"))
     for field in ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale"):
         assert np.abs(one.a(field) - two.a(field)).max() <= 1e-6
-    assert one.digest == two.digest  # in fact to the bit: parts are summed in one order, whoever computed them
 
 
 def test_a_part_for_every_process_is_required() -> None:
