@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .protocol import Path, rows_per_condition
 
@@ -18,6 +20,43 @@ def _column(values: Tensor | Sequence[float] | float, count: int, name: str) -> 
     if column.shape != (count,) or not bool((torch.isfinite(column) & (column > 0)).all()):
         raise ValueError(f"{name} must be {count} positive finite numbers (one per mean) or one for all, got {values}")
     return column
+
+
+class _PosteriorMean(torch.autograd.Function):
+    """sum_k softmax_k(rows . keys_k + offset_k) mu_k, (B, d), and its gradient in two products.
+
+    This is the benchmark model's whole cost: (B, M) is large, and autograd's own way through the softmax passes over
+    it six times more.
+
+    Args:
+        rows: (B, d + 1).
+        keys: (M, d + 1).
+        values: (M, d + 1), the means and a column of ones, so that the sum of the weights is within the product.
+        offset: (M,) or (B, M) log-weights; None where they are all equal.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, keys: Tensor, values: Tensor, offset: Tensor | None) -> Tensor:  # noqa: ANN401
+        logits = rows @ keys.T
+        if offset is not None:
+            logits.add_(offset)
+        # Clamped, as exponentials that underflow into denormals are many times slower, here and in the product.
+        floor = math.log(torch.finfo(logits.dtype).tiny) + 5
+        weight = logits.sub_(logits.amax(1, keepdim=True)).clamp_min_(floor).exp_()
+        sums = weight @ values
+        total = sums[:, -1:]
+        mean = sums[:, :-1] / total
+        ctx.save_for_backward(weight, total, mean, keys, values)
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        weight, total, mean, keys, values = ctx.saved_tensors  # type: ignore[attr-defined]
+        (gradient,) = gradients
+        centred = torch.cat([gradient, -(gradient * mean).sum(1, keepdim=True)], 1)
+        pulled = (centred @ values.T).mul_(weight)
+        return pulled @ keys / total, None, None, None
 
 
 class GaussianMixture:
@@ -71,6 +110,7 @@ class GaussianMixture:
         self.alphas_cumprod: Tensor | None = None
         # With one common width |x|^2 and log v cancel in the softmax: leaving them out is faster and more accurate.
         self._common = bool((self.variances == self.variances[0]).all())
+        self._uniform = bool((self.log_weights == self.log_weights[0]).all())
         self._condition: Tensor | None = None  # (B, M) log-weights, -inf outside the class
         self._cache: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
 
@@ -109,43 +149,40 @@ class GaussianMixture:
             condition = self.log_weights[:0] if self._condition is None else self._condition
             norms = self.means.square().sum(1)
             wide = torch.cat([self.means, norms[:, None]], 1)
-            parts = (self.means, norms, self.variances, self.log_weights, condition, wide)
+            values = torch.nn.functional.pad(self.means, (0, 1), value=1.0)
+            parts = (self.means, norms, self.variances, self.log_weights, condition, wide, values)
             self._cache[key] = tuple(p.to(device=x.device, dtype=x.dtype) for p in parts)
         return self._cache[key]
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        means, norms, variances, log_weights, condition, wide = self._constants(x)
+        means, norms, variances, log_weights, condition, keys, values = self._constants(x)
         flat = x.flatten(1)
         # Where sigma^2 is tiny against alpha^2 s^2 nothing cancels, so float64 scalars may be rounded to x's dtype.
         sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).reshape(-1, 1)
         alpha = (torch.ones_like(sigma) if self.path == "ve" else 1 - sigma).to(x.dtype)
         sigma = sigma.to(x.dtype)
         spread = alpha**2 * (variances[:1] if self._common else variances) + sigma**2  # (B or 1, M or 1)
-        if self._common:  # one product gives the finished logits: this is the benchmark model's whole cost
-            rows = torch.cat([flat * (alpha / spread), -(alpha**2) / (2 * spread) * torch.ones_like(flat[:, :1])], 1)
-            logits = rows @ wide.T
-        else:
-            distance = alpha**2 * norms - 2 * alpha * (flat @ means.T) + flat.square().sum(1, keepdim=True)
-            logits = -distance / (2 * spread) - flat.shape[1] / 2 * spread.log()
         gain = alpha * (variances[:1] if self._common else variances) / spread
         pull = sigma**2 / spread  # = 1 - alpha gain, without the cancellation at small sigma
-        if self._condition is None:
-            return self._mean(flat, means, pull, gain, logits + log_weights).reshape(x.shape)
-        repeat = rows_per_condition(len(x), len(condition))
-        denoised = self._mean(flat, means, pull, gain, logits + condition.repeat_interleave(repeat, 0))
-        if self.guidance != 1.0:
-            free = self._mean(flat, means, pull, gain, logits + log_weights)
-            denoised = free + self.guidance * (denoised - free)
-        return denoised.reshape(x.shape)
-
-    def _mean(self, flat: Tensor, means: Tensor, pull: Tensor, gain: Tensor, logits: Tensor) -> Tensor:
         if self._common:
-            # The softmax in place and its sum within the product: (B, M) is large, and every copy of it costs as much
-            # as the arithmetic. `logits` is nobody else's.
-            # Clamped, as exponentials that underflow into denormals are many times slower, here and in the product.
-            floor = math.log(torch.finfo(logits.dtype).tiny) + 5
-            weight = logits.sub_(logits.detach().amax(1, keepdim=True)).clamp_min_(floor).exp_()
-            total = weight @ torch.nn.functional.pad(means, (0, 1), value=1.0)
-            return total[:, :-1] / total[:, -1:] * pull + gain * flat
-        share = logits.softmax(1)  # (B, M)
-        return (share * pull) @ means + (share * gain).sum(1, keepdim=True) * flat
+            last = (-(alpha**2) / (2 * spread)).expand(len(flat), 1)
+            rows = torch.cat([flat * (alpha / spread), last], 1)
+        else:
+            distance = alpha**2 * norms - 2 * alpha * (flat @ means.T) + flat.square().sum(1, keepdim=True)
+            rows = -distance / (2 * spread) - flat.shape[1] / 2 * spread.log()
+
+        def mean(offset: Tensor | None) -> Tensor:
+            if self._common:
+                return cast(Tensor, _PosteriorMean.apply(rows, keys, values, offset)) * pull + gain * flat
+            share = (rows if offset is None else rows + offset).softmax(1)  # (B, M)
+            return (share * pull) @ means + (share * gain).sum(1, keepdim=True) * flat
+
+        free = None if self._uniform else log_weights
+        if self._condition is None:
+            return mean(free).reshape(x.shape)
+        repeat = rows_per_condition(len(x), len(condition))
+        denoised = mean(condition.repeat_interleave(repeat, 0))
+        if self.guidance != 1.0:
+            unbound = mean(free)
+            denoised = unbound + self.guidance * (denoised - unbound)
+        return denoised.reshape(x.shape)
