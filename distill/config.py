@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Learned = Literal["nodes", "weights", "slope_scale", "sigma_scale", "anchor", "memory", "lookahead", "sigmas"]
+
+SMALL = 4096  # numbers in a sample up to which a backward pass through a whole trajectory is cheap in memory
+# What an optimiser takes where the config leaves it open. Adam sees many small batches: what it must average out is a
+# few samples between two modes, and more updates do that better than larger ones.
+OPEN = {
+    "adam": {"batch": 128, "accumulate": 2, "screening": 200, "validate_every": 50},
+    "gauss-newton": {"batch": 2048, "accumulate": 8, "screening": 28, "validate_every": 1},
+}
 
 
 class DistillConfig(BaseModel):
@@ -42,30 +51,31 @@ class DistillConfig(BaseModel):
     """The converged ODE, or a rule at `teacher_multiplier` times the steps."""
     teacher_multiplier: int = Field(default=8, ge=1, le=1000)
     """Teacher steps per student step (a rule as teacher only)."""
-    teacher_tolerance: float = Field(default=1e-4, gt=0, lt=1)
+    teacher_tolerance: float = Field(default=1e-3, gt=0, lt=1)
     """Of one step of the converged ODE (exact teacher only)."""
     objective: Literal["end", "steps", "both"] = "end"
     """End point through the whole trajectory, the paper's per-step matching, or their sum."""
     feature_weight: float = Field(default=0.0, ge=0)
     """Weight of the distance in the features of the network given to `distill`."""
     optimizer: Literal["auto", "gauss-newton", "adam"] = "auto"
-    """Gauss-Newton (forward evaluations only; end point objective) or Adam through the trajectory; auto: the first
-    where it applies."""
+    """Adam through the trajectory, or Gauss-Newton (forward evaluations only, no activation is kept; end point
+    objective); auto: Adam for samples of at most 4,096 numbers, Gauss-Newton for larger ones where it applies."""
     iterations: int | None = Field(default=None, ge=1)
-    """Optimiser updates after screening; none: 1000 of Adam; of Gauss-Newton 6 after
-    several starts, 32 with one."""
-    screening: int = Field(default=28, ge=1)
-    """Updates that each start gets, where several are tried."""
-    batch: int = Field(default=2048, ge=1)
-    """Samples per update, over all processes and accumulation parts; Gauss-Newton grows up to it."""
-    accumulate: int = Field(default=8, ge=1)
-    """Parts that a batch is split into, one network batch each; processes share the parts among them."""
+    """Optimiser updates after screening; none: 1200 of Adam; of Gauss-Newton 6 after several starts, 32 with one."""
+    screening: int | None = Field(default=None, ge=1)
+    """Updates that each start gets, where several are tried; none: 200 of Adam, 28 of Gauss-Newton."""
+    batch: int | None = Field(default=None, ge=1)
+    """Samples per update, over all processes and accumulation parts; none: 128 with Adam, 2048 with Gauss-Newton,
+    which grows up to it."""
+    accumulate: int | None = Field(default=None, ge=1)
+    """Parts that a batch is split into, one network batch each; processes share the parts among them; none: 2 with
+    Adam, 8 with Gauss-Newton."""
     pool: int = Field(default=4096, ge=1)
     """Teacher trajectories that training draws from."""
-    validation: int = Field(default=512, ge=1)
+    validation: int = Field(default=1024, ge=1)
     """Held-out teacher trajectories; the best table on them is kept."""
     validate_every: int | None = Field(default=None, ge=1)
-    """Updates between two measurements on held-out noise; none: 1 with Gauss-Newton, 25 with Adam."""
+    """Updates between two measurements on held-out noise; none: 1 with Gauss-Newton, 50 with Adam."""
     patience: int = Field(default=0, ge=0)
     """Stop after this many measurements without improvement; 0: never."""
     lr: float = Field(default=0.05, gt=0)
@@ -81,18 +91,32 @@ class DistillConfig(BaseModel):
     checkpointing: bool = False
     """Recompute network activations in the backward pass (Adam), for large networks."""
 
-    @property
-    def gauss_newton(self) -> bool:
-        """Which optimiser `auto` means: differences of half-precision outputs are noise."""
-        if self.optimizer == "auto":
-            return self.objective == "end" and self.precision == "no"
-        return self.optimizer == "gauss-newton"
+    def resolved(self, numbers: int) -> ResolvedConfig:
+        """This config with the optimiser chosen and everything that its choice decides filled in.
+
+        Args:
+            numbers: in one sample; activations of small samples are cheap to keep, so gradients are.
+        """
+        # Differences of half-precision outputs are noise, so `auto` is Adam there, whatever the size.
+        small = numbers <= SMALL or self.objective != "end" or self.precision != "no"
+        auto = "adam" if small else "gauss-newton"
+        optimizer = auto if self.optimizer == "auto" else self.optimizer
+        open_ = OPEN[optimizer]
+        batch = self.batch or min(open_["batch"], self.pool)
+        chosen = {
+            "optimizer": optimizer,
+            "batch": batch,
+            "accumulate": self.accumulate or math.gcd(open_["accumulate"], batch),
+            "screening": self.screening or open_["screening"],
+            "validate_every": self.validate_every or open_["validate_every"],
+        }
+        return ResolvedConfig.model_validate({**self.model_dump(), **chosen})
 
     @model_validator(mode="after")
     def _consistent(self) -> DistillConfig:
-        if self.batch > self.pool:
+        if self.batch is not None and self.batch > self.pool:
             raise ValueError(f"batch = {self.batch} exceeds pool = {self.pool}: a batch holds distinct trajectories")
-        if self.batch % self.accumulate:
+        if self.batch is not None and self.accumulate is not None and self.batch % self.accumulate:
             raise ValueError(f"accumulate = {self.accumulate} must divide batch = {self.batch}")
         if self.optimizer == "gauss-newton" and self.objective != "end":
             raise ValueError(f"optimizer = 'gauss-newton' needs objective = 'end', not {self.objective!r}: use 'adam'")
@@ -106,3 +130,18 @@ class DistillConfig(BaseModel):
                 f"objective = {self.objective!r} matches states on fixed sigmas: leave 'sigmas' out of learn"
             )
         return self
+
+
+class ResolvedConfig(DistillConfig):
+    """A config in which the optimiser and what depends on it is settled."""
+
+    optimizer: Literal["gauss-newton", "adam"]  # type: ignore[reportIncompatibleVariableOverride]
+    screening: int  # type: ignore[reportIncompatibleVariableOverride]
+    batch: int  # type: ignore[reportIncompatibleVariableOverride]
+    accumulate: int  # type: ignore[reportIncompatibleVariableOverride]
+    validate_every: int  # type: ignore[reportIncompatibleVariableOverride]
+
+    @property
+    def gauss_newton(self) -> bool:
+        """Whether the optimiser is Gauss-Newton rather than Adam."""
+        return self.optimizer == "gauss-newton"

@@ -52,7 +52,7 @@ def estimate(model: Model, plan: Plan) -> Cost:
         training = evaluations(parameters) * rows * parts
     else:
         training = 3 * table.nfe * config.batch * plan.total  # a backward pass costs about two forward ones
-    held_out = table.nfe * config.validation * (plan.total // plan.validate_every)
+    held_out = table.nfe * config.validation * (plan.total // config.validate_every)
     multiple = EXACT_EVALUATIONS if config.teacher == "exact" else table.num_steps * config.teacher_multiplier * 2
     teacher = multiple * (config.pool + config.validation)
     element = 8 if config.dtype == "float64" else 4

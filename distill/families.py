@@ -130,17 +130,18 @@ FIXED_STARTS = {
 LEARNED_STARTS = {
     "ve": (
         Start("polynomial", 7.0, True),
-        Start("time_uniform", 1.0),
         Start("polynomial", 7.0, True),
-        Start("polynomial", 5.0, True),
         Start("time_uniform", 1.0, True),
-        Start("polynomial", 10.0, True),
+        Start("polynomial", 5.0, True),
         Start("polynomial", 7.0),
+        Start("polynomial", 10.0, True),
+        Start("time_uniform", 1.0),
         Start("polynomial", 7.0, True),
     ),
     "flow": (Start("flow", 1.0, True), Start("flow", 3.0), Start("flow", 1.0, True), Start("flow", 3.0, True)),
 }
 FEWEST_STARTS = 2
+ADAM_START_COST = 32  # evaluations per sample of all starts' tables together
 START_COST = 600  # evaluations per sample of one update of all starts together: cheap structures try more of them
 
 

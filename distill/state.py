@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .config import DistillConfig
+from .config import ResolvedConfig
 from .objective import Residual
 from .parameters import Parameters
 from .workers import Workers
@@ -53,7 +53,7 @@ class Stepped:
 class Run(Protocol):
     """What an optimiser needs of a run."""
 
-    config: DistillConfig
+    config: ResolvedConfig
     residual: Residual
     workers: Workers
     iterations: int

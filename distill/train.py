@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from ..denoisers.protocol import Denoiser, Model
 from ..solvers.table import Provenance, Table
 from . import adam, gauss_newton
-from .config import DistillConfig
-from .families import FEWEST_STARTS, START_COST, initial_table, starts, structure
+from .config import DistillConfig, ResolvedConfig
+from .families import ADAM_START_COST, FEWEST_STARTS, START_COST, initial_table, starts, structure
 from .objective import Chunk, end_residual
 from .parameters import Parameters
 from .state import State
@@ -61,11 +61,10 @@ class Plan:
         tables: where training starts; more than one: each is trained for `config.screening` updates, then the best on.
     """
 
-    config: DistillConfig
+    config: ResolvedConfig
     tables: tuple[Table, ...]
     learn: tuple[str, ...]
     iterations: int
-    validate_every: int
 
     @property
     def screening(self) -> int:
@@ -91,6 +90,7 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
     Raises:
         ValueError: where config, model and table exclude each other.
     """
+    config = config.resolved(math.prod(model.shape))
     learn = tuple(config.learn or structure(config, model.path).learn)
     tables = (init,) if init else _starting_tables(model, config, learn)
     if init is not None and init.depth != config.calls:
@@ -106,16 +106,18 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
         config,
         tables,
         learn,
-        config.iterations or ((6 if len(tables) > 1 else 32) if gn else 1000),
-        config.validate_every or (1 if gn else 25),
+        config.iterations or ((6 if len(tables) > 1 else 32) if gn else 1200),
     )
 
 
-def _starting_tables(model: Model, config: DistillConfig, learn: tuple[str, ...]) -> tuple[Table, ...]:
+def _starting_tables(model: Model, config: ResolvedConfig, learn: tuple[str, ...]) -> tuple[Table, ...]:
     """As many starts as their cost allows, the likeliest first."""
     tables = tuple(initial_table(config, model, start) for start in starts(config, model.path))
-    cost = gauss_newton.evaluations(Parameters.of(tables[0], learn)) if config.gauss_newton else START_COST
-    return tables[: max(FEWEST_STARTS, START_COST // max(cost, 1))]
+    if config.gauss_newton:
+        affordable = START_COST // max(gauss_newton.evaluations(Parameters.of(tables[0], learn)), 1)
+    else:
+        affordable = ADAM_START_COST // tables[0].nfe
+    return tables[: max(FEWEST_STARTS, affordable)]
 
 
 def parts_at(plan: Plan, iteration: int) -> int:
@@ -194,7 +196,8 @@ class _Run:
         for first, count in ((POOL_SEEDS, self.config.pool), (VALIDATION_SEEDS, self.config.validation)):
             self.teacher.prepare(first, count, workers.rank, workers.count)
         workers.wait()
-        self.pool = self.teacher.states(range(POOL_SEEDS, POOL_SEEDS + self.config.pool))
+        seeds = range(POOL_SEEDS, POOL_SEEDS + self.config.pool)
+        self.pool, self.noise = self.teacher.states(seeds), self.teacher.noise(seeds)
         self.held_out = self._held_out()
 
     def updates(self, state: State | None) -> Iterator[Update]:
@@ -220,7 +223,7 @@ class _Run:
 
     def _measured(self, state: State) -> tuple[State, float | None]:
         """The state with its present numbers held against the best, where they are to be measured."""
-        if state.iteration % self.plan.validate_every and not self._ends_start(state.iteration):
+        if state.iteration % self.config.validate_every and not self._ends_start(state.iteration):
             return state, None
         rmse = self._validate(state)
         if rmse < state.best_rmse:
@@ -259,10 +262,11 @@ class _Run:
         size = self.config.batch // self.config.accumulate
         rows = order.roll(-part * size)[:size].tolist()
         seeds = [POOL_SEEDS + row for row in rows]
-        return Chunk(self._denoiser(seeds), self.teacher.noise(seeds), self.pool[:, rows])
+        return Chunk(self._denoiser(seeds), self.noise[rows], self.pool[:, rows])
 
     def _held_out(self) -> list[Chunk]:
-        size = self.config.batch // self.config.accumulate
+        # Adam's parts are bounded by their activations, and here are none.
+        size = self.config.batch // (self.config.accumulate if self.config.gauss_newton else 1)
         seeds = range(VALIDATION_SEEDS, VALIDATION_SEEDS + self.config.validation)
         parts = [list(seeds[i : i + size]) for i in range(0, len(seeds), size)]
         return [Chunk(self._denoiser(p), self.teacher.noise(p), self.teacher.states(p)) for p in parts]

@@ -82,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, help="training seeds of each row; default: the row's own")
     parser.add_argument("--only", nargs="*", default=[], choices=list(ROWS), metavar="NAME", help="rows to run")
+    parser.add_argument("--cache", type=Path, help="folder of teacher trajectories to share; default: a fresh one")
     parser.add_argument("--calls", type=int, nargs="*", default=list(CALLS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()

@@ -42,6 +42,7 @@ def config() -> DistillConfig:
         calls=CALLS,
         points=2,
         schedule="logsnr",
+        optimizer="gauss-newton",
         iterations=9,
         batch=256,
         accumulate=2,

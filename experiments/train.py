@@ -257,7 +257,7 @@ def describe(model: Model, plan: Plan, cost: Cost) -> str:
         f"learned      {', '.join(plan.learn)}: {cost.parameters} numbers",
         f"starts       {len(plan.tables)} ({', '.join(t.provenance.schedule or 'given' for t in plan.tables)})",
         f"optimiser    {'Gauss-Newton' if config.gauss_newton else 'Adam'}, "
-        f"{plan.total} updates of up to {config.batch} samples",
+        f"{plan.total} updates of {'up to ' if config.gauss_newton else ''}{config.batch} samples",
         f"teacher      {config.teacher}, {config.pool} + {config.validation} trajectories",
     ]
     lines += [f"{f.name.replace('_', ' '):<21}{cost.text(f.name)}" for f in fields(cost) if f.name != "parameters"]
