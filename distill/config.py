@@ -13,7 +13,7 @@ SMALL = 4096  # numbers in a sample up to which a backward pass through a whole 
 # What an optimiser takes where the config leaves it open. Adam sees many small batches: what it must average out is a
 # few samples between two modes, and more updates do that better than larger ones.
 OPEN = {
-    "adam": {"batch": 128, "accumulate": 2, "screening": 200, "validate_every": 50},
+    "adam": {"batch": 128, "accumulate": 1, "screening": 200, "validate_every": 50},
     "gauss-newton": {"batch": 2048, "accumulate": 8, "screening": 28, "validate_every": 1},
 }
 
@@ -61,14 +61,14 @@ class DistillConfig(BaseModel):
     """Adam through the trajectory, or Gauss-Newton (forward evaluations only, no activation is kept; end point
     objective); auto: Adam for samples of at most 4,096 numbers, Gauss-Newton for larger ones where it applies."""
     iterations: int | None = Field(default=None, ge=1)
-    """Optimiser updates after screening; none: 1200 of Adam; of Gauss-Newton 6 after several starts, 32 with one."""
+    """Optimiser updates after screening; none: 1100 of Adam; of Gauss-Newton 6 after several starts, 32 with one."""
     screening: int | None = Field(default=None, ge=1)
     """Updates that each start gets, where several are tried; none: 200 of Adam, 28 of Gauss-Newton."""
     batch: int | None = Field(default=None, ge=1)
     """Samples per update, over all processes and accumulation parts; none: 128 with Adam, 2048 with Gauss-Newton,
     which grows up to it."""
     accumulate: int | None = Field(default=None, ge=1)
-    """Parts that a batch is split into, one network batch each; processes share the parts among them; none: 2 with
+    """Parts that a batch is split into, one network batch each; processes share the parts among them; none: 1 with
     Adam, 8 with Gauss-Newton."""
     pool: int = Field(default=4096, ge=1)
     """Teacher trajectories that training draws from."""
@@ -78,7 +78,7 @@ class DistillConfig(BaseModel):
     """Updates between two measurements on held-out noise; none: 1 with Gauss-Newton, 50 with Adam."""
     patience: int = Field(default=0, ge=0)
     """Stop after this many measurements without improvement; 0: never."""
-    lr: float = Field(default=0.05, gt=0)
+    lr: float = Field(default=0.04, gt=0)
     """Peak of Adam's one-cycle learning rate."""
     clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm (Adam)."""

@@ -141,7 +141,7 @@ LEARNED_STARTS = {
     "flow": (Start("flow", 1.0, True), Start("flow", 3.0), Start("flow", 1.0, True), Start("flow", 3.0, True)),
 }
 FEWEST_STARTS = 2
-ADAM_START_COST = 32  # evaluations per sample of all starts' tables together
+ADAM_START_COST = 44  # evaluations per sample of all starts' tables together
 START_COST = 600  # evaluations per sample of one update of all starts together: cheap structures try more of them
 
 

@@ -32,6 +32,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("EPD_CACHE") or Path.home() / ".cache" / "epd")
 
 
+def _in_dtype(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
+    """The denoiser asked in the training dtype: the integrator's float64 state would make an exact model slow."""
+    return lambda x, sigma: denoiser(x.to(dtype), sigma).to(x.dtype)
+
+
 @dataclass(frozen=True)
 class Teacher:
     """A teacher of one model: seeds -> its states on `sigmas`, cached.
@@ -105,7 +110,8 @@ class Teacher:
         tolerance = self.config.teacher_tolerance
         with torch.no_grad():
             if self.config.teacher == "exact":
-                return converged(denoiser, noise, self.sigmas, rtol=tolerance, atol=tolerance)[1:]
+                asked = _in_dtype(denoiser, noise.dtype)
+                return converged(asked, noise, self.sigmas, rtol=tolerance, atol=tolerance)[1:]
             states = list(trajectory(self._rule(), denoiser, noise, self.fine_sigmas()))
         return torch.stack(states[:: self.config.teacher_multiplier][1:])
 

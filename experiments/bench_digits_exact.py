@@ -2,8 +2,12 @@
 
     python -m epd.experiments.bench_digits_exact            # every row that results/digits_exact.json lacks
     python -m epd.experiments.bench_digits_exact --seeds 1  # a quick look
+    OMP_NUM_THREADS=1 python -m epd.experiments.bench_digits_exact --only epd s4s --out part.json  # beside another
+    python -m epd.experiments.bench_digits_exact --merge part.json
 
-Each row is one training run with the family's defaults and its wall-clock; rows are written as they come.
+A row's seconds are those of its whole run, teacher included, on as many threads as the row says.
+
+Each row is one training run with the family's defaults; rows are written as they come.
 """
 
 from __future__ import annotations
@@ -82,22 +86,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, help="training seeds of each row; default: the row's own")
     parser.add_argument("--only", nargs="*", default=[], choices=list(ROWS), metavar="NAME", help="rows to run")
-    parser.add_argument("--cache", type=Path, help="folder of teacher trajectories to share; default: a fresh one")
+    parser.add_argument("--merge", type=Path, nargs="*", help="add the rows of these files and run nothing")
     parser.add_argument("--calls", type=int, nargs="*", default=list(CALLS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    rows = rows_of(args.out) if args.out.exists() else []
+    if args.merge is not None:
+        write([*rows, *(row for path in args.merge for row in rows_of(path))], args.out)
+        return
     model = digits_exact()
     noise, ends = exact_ends(model)
-    rows: list[dict[str, object]] = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
-    with tempfile.TemporaryDirectory() as cache:
-        for name, calls, seed in missing(rows, args.seeds, args.only, args.calls):
-            config = DistillConfig.model_validate({"calls": calls, "seed": seed, **ROWS[name][0]})
+    for name, calls, seed in missing(rows, args.seeds, args.only, args.calls):
+        config = DistillConfig.model_validate({"calls": calls, "seed": seed, **ROWS[name][0]})
+        with tempfile.TemporaryDirectory() as cache:  # each run solves its own teacher: that is part of its time
             table, seconds = learn(model, config, Path(cache))
-            row = {"family": name, "calls": calls, "seed": seed, "nfe": table.nfe, "seconds": round(seconds, 1)}
-            rows.append({**row, "rmse": error(table, model, noise, ends)})
-            print(json.dumps(rows[-1]), flush=True)
-            result = {"samples": SAMPLES, "environment": environment(), "rows": rows}
-            write_atomically(args.out, (json.dumps(result, indent=1) + "\n").encode())
+        row = {"family": name, "calls": calls, "seed": seed, "nfe": table.nfe, "seconds": round(seconds, 1)}
+        rows.append({**row, "threads": torch.get_num_threads(), "rmse": error(table, model, noise, ends)})
+        print(json.dumps(rows[-1]), flush=True)
+        write(rows, args.out)
+
+
+def rows_of(path: Path) -> list[dict[str, object]]:
+    return json.loads(path.read_text())["rows"]
+
+
+def write(rows: list[dict[str, object]], path: Path) -> None:
+    order = {name: i for i, name in enumerate(ROWS)}
+    rows = sorted(rows, key=lambda row: (order[str(row["family"])], row["calls"], row["seed"]))
+    result = {"samples": SAMPLES, "environment": environment(), "rows": rows}
+    write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def test_rules_as_teachers_pass_through_the_students_sigmas(name: str, cache: Pa
         ({"accumulate": 3}, "must divide"),
         ({"optimizer": "gauss-newton", "objective": "steps"}, "needs objective = 'end'"),
         ({"optimizer": "gauss-newton", "precision": "bf16"}, "half-precision"),
-        ({"objective": "steps", "learn": ("sigmas",)}, "fixed sigmas"),
+        ({"objective": "steps", "optimizer": "adam", "learn": ("sigmas",)}, "fixed sigmas"),
         ({"nums_steps": 3}, "nums_steps"),
         ({"calls": 0}, "greater than or equal to 1"),
     ],

@@ -1,0 +1,79 @@
+"""The README's comparisons: a table for each count of calls, then all of them against every hand-made solver.
+
+    python -m epd.experiments.bench_compare digits-exact
+    python -m epd.experiments.bench_compare digits
+
+The tables are what `epd distill --model MODEL --calls C` learns with seed 0; they stay in results/tables/ and are not
+learned again while they are there. Writes results/compare_MODEL.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from ..distill.config import DistillConfig
+from ..distill.train import distill, make_plan
+from ..solvers.files import write_atomically
+from ..solvers.table import Table
+from .compare import compare
+from .judges import judges_of
+from .models import load_model
+
+RESULTS = Path(__file__).resolve().parent / "results"
+CALLS = (3, 5, 7, 9)
+FAMILIES = ("default", "s4s")
+# The network costs far more than the mixture: fewer samples, and end points that a float32 network supports.
+MEASURED: dict[str, tuple[int, torch.dtype, float]] = {
+    "digits-exact": (2048, torch.float64, 1e-6),
+    "digits": (1024, torch.float32, 1e-4),
+}
+
+log = logging.getLogger("epd")
+
+
+def learned(model_name: str, family: str, calls: int) -> Table:
+    """The table of a run with the model's defaults, from an earlier call where there was one."""
+    path = RESULTS / "tables" / f"{model_name}-{family}-{calls}.json"
+    if path.exists():
+        return Table.load(path)
+    model = load_model(model_name)
+    *_, last = distill(model, make_plan(model, DistillConfig.model_validate({"family": family, "calls": calls})))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    last.table.save(path)
+    log.info("learned %s: RMSE %.4f on held-out noise", path.name, last.state.best_rmse)
+    return last.table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=list(MEASURED))
+    parser.add_argument("--calls", type=int, nargs="*", default=list(CALLS))
+    parser.add_argument("--families", nargs="*", default=["default"], choices=FAMILIES)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    tables = {f"{family}-{calls}": learned(args.model, family, calls) for family in args.families for calls in args.calls}
+    samples, dtype, tolerance = MEASURED[args.model]
+    model, judges = load_model(args.model), judges_of(args.model)
+    found = compare(
+        model,
+        tables,
+        CALLS,
+        samples,
+        512,
+        features=judges.features,
+        classifier=judges.classifier,
+        data=judges.data,
+        dtype=dtype,
+        tolerance=tolerance,
+        alphas_cumprod=model.alphas_cumprod,
+    )
+    path = RESULTS / f"compare_{args.model.replace('-', '_')}.json"
+    write_atomically(path, found.to_json().encode())
+
+
+if __name__ == "__main__":
+    main()
