@@ -88,7 +88,9 @@ def robustness(result: Mapping[str, Any]) -> str:
         worst, slowest = max(errors) / statistics.median(errors), max(run["seconds"] for run in runs)
         return f"{worst:.2f} of {len(runs)}, {slowest:.0f} s"
 
-    head = "worst RMSE over the median one, of how many training seeds, and the slowest run:"
+    threads = sorted({run["threads"] for run in result["rows"] if "threads" in run})
+    used = f" (teacher included, {'/'.join(map(str, threads))} thread)" if threads else ""
+    head = f"worst RMSE over the median one, of how many training seeds, and the slowest run{used}:"
     return f"{head}\n\n{per_calls(result, text)}"
 
 
