@@ -207,13 +207,15 @@ class Records:
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
 
     def add(self, update: Update) -> None:
-        """One update: losses, the optimiser, and every number of the table."""
+        """One update: losses, the optimiser, and where it was measured every number of the table."""
         scalars = {"losses/train_rmse": update.loss, "charts/seconds": update.seconds}
         scalars["charts/damping"] = update.state.damping
         if update.validation is not None:
             scalars["losses/validation_rmse"] = update.validation
             scalars["losses/best_rmse"] = update.state.best_rmse
-        for name, value in {**scalars, **numbers_of(update.table)}.items():
+        # The table's numbers only where it was measured: a hundred scalars an update would cost as much as a small model.
+        told = numbers_of(update.table) if update.validation is not None else {}
+        for name, value in {**scalars, **told}.items():
             if math.isfinite(value):
                 self.writer.add_scalar(name, value, update.iteration)
         line = {"iteration": update.iteration, "loss": update.loss, "validation": update.validation}

@@ -43,7 +43,8 @@ def test_frechet_against_scipy_and_with_fewer_samples_than_features(count: int) 
     root = np.real(np.asarray(sqrtm((ca + 1e-12 * np.eye(8)) @ cb)))
     expected = float(((a.mean(0) - b.mean(0)) ** 2).sum()) + np.trace(ca + cb - 2 * root)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
-    assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+    # The root of a singular matrix turns a rounding of 1e-16 into one of 1e-8, on some processors.
+    assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-9 if count > 8 else 1e-7)
 
 
 def test_frechet_of_a_set_with_itself_is_zero_and_shifts_count_squared() -> None:
