@@ -213,7 +213,7 @@ class Records:
         if update.validation is not None:
             scalars["losses/validation_rmse"] = update.validation
             scalars["losses/best_rmse"] = update.state.best_rmse
-        # The table's numbers only where it was measured: a hundred scalars an update would cost as much as a small model.
+        # The table's numbers only where it was measured: a hundred scalars an update cost as much as a small model.
         told = numbers_of(update.table) if update.validation is not None else {}
         for name, value in {**scalars, **told}.items():
             if math.isfinite(value):

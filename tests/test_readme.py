@@ -65,7 +65,7 @@ def test_the_config_faults_are_told_as_shown(tmp_path: Path, monkeypatch: pytest
 def test_the_families_are_those_of_the_code() -> None:
     from epd.distill.families import FAMILIES
 
-    table = README.split("| family |")[1].split("\n\n")[0]
+    table = README.split("| family | sequential calls a step |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE)) == set(FAMILIES)
 
 
