@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true", help="learn again, even where the folder holds a solver")
     given = parser.parse_args(argv)
     out, began = given.out, time.monotonic()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see epd.cli
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch: see epd.cli
     os.environ.setdefault("EPD_CACHE", str(out / "cache"))
     from .logs import set_up_logging
 

@@ -137,6 +137,6 @@ def test_an_enabled_pipeline_is_solve_on_its_model(name: str, parallel: bool) ->
     disable(pipe)
     if family.condition != "prompts":
         # Pictures in [0, 1] of states that reach hundreds (DDPM's): float32 rounds those to 2e-5.
-        assert_same(model.decode(solved), made.permute(0, 3, 1, 2), 3e-5)
+        assert_same(model.decode(solved), made.permute(0, 3, 1, 2), 3e-5 if name == "ddpm" else 1e-5)
     else:
         assert_same(solved, made if model.packing is None else model.packing.unpack(made))
