@@ -13,7 +13,7 @@ SMALL = 4096  # numbers in a sample up to which a backward pass through a whole 
 # What an optimiser takes where the config leaves it open. Adam sees many small batches: what it must average out is a
 # few samples between two modes, and more updates do that better than larger ones.
 OPEN = {
-    "adam": {"batch": 128, "accumulate": 1, "screening": 200, "validate_every": 50},
+    "adam": {"batch": 128, "accumulate": 1, "screening": 200, "validate_every": 100},
     "gauss-newton": {"batch": 2048, "accumulate": 8, "screening": 28, "validate_every": 1},
 }
 
@@ -75,7 +75,7 @@ class DistillConfig(BaseModel):
     validation: int = Field(default=1024, ge=1)
     """Held-out teacher trajectories; the best table on them is kept."""
     validate_every: int | None = Field(default=None, ge=1)
-    """Updates between two measurements on held-out noise; none: 1 with Gauss-Newton, 50 with Adam."""
+    """Updates between two measurements on held-out noise; none: 1 with Gauss-Newton, 100 with Adam."""
     patience: int = Field(default=0, ge=0)
     """Stop after this many measurements without improvement; 0: never."""
     lr: float = Field(default=0.04, gt=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from .state import State
 from .teacher import Teacher, cache_folder
 from .workers import Workers
 
+log = logging.getLogger("epd")
 POOL_SEEDS = 2**30  # training noise lies far above the seeds that people sample with
 VALIDATION_SEEDS = 2**30 + 2**29
 ALONE = 0.6  # share of a start's updates that use one part of the batch
@@ -185,8 +187,11 @@ class _Run:
 
     def __init__(self, model: Model, plan: Plan, features: nn.Module | None, cache: Path, workers: Workers) -> None:
         self.model, self.plan, self.config, self.workers = model, plan, plan.config, workers
-        if self.config.accumulate < workers.count:
-            raise ValueError(f"accumulate = {self.config.accumulate} is below {workers.count} processes: raise it")
+        if self.config.accumulate < workers.count and workers.rank == 0:
+            log.warning(
+                "accumulate = %d gives %d of %d processes work: set it to %d or more for all of them to train",
+                self.config.accumulate, self.config.accumulate, workers.count, workers.count,
+            )  # fmt: skip
         self.starts = [Parameters.of(table, plan.learn) for table in plan.tables]
         self.iterations = plan.iterations
         self.residual = end_residual(features, self.config.feature_weight)

@@ -4,8 +4,8 @@
     python -m epd.experiments.bench_compare digits
 
 The tables are what `epd distill --model MODEL --calls C` learns with seed 0 (for `digits` on the smaller budget that
-TRAINING says); they stay in results/tables/ and are not
-learned again while they are there. Writes results/compare_MODEL.json.
+TRAINING says); they stay in results/tables/ and are not learned again while they are there. Writes
+results/compare_MODEL.json and docs/pareto_MODEL.png.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from ..solvers.table import Table
 from .compare import compare
 from .judges import judges_of
 from .models import load_model
+from .pareto import costs, pareto_plot
 
 RESULTS = Path(__file__).resolve().parent / "results"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 CALLS = (3, 5, 7, 9)
 FAMILIES = ("default", "s4s")
 # Samples, batch, samples that schedules are chosen on, dtype, tolerance. The network costs far more than the mixture:
@@ -88,8 +90,9 @@ def main() -> None:
         tolerance=tolerance,
         alphas_cumprod=model.alphas_cumprod,
     )
-    path = RESULTS / f"compare_{args.model.replace('-', '_')}.json"
-    write_atomically(path, found.to_json().encode())
+    name = args.model.replace("-", "_")
+    write_atomically(RESULTS / f"compare_{name}.json", found.to_json().encode())
+    pareto_plot(found, costs(found)[:2], DOCS / f"pareto_{name}.png")
 
 
 if __name__ == "__main__":

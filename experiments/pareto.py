@@ -65,17 +65,20 @@ def curves(c: Comparison, cost: Cost) -> list[Curve]:
 
 def pareto_plots(c: Comparison, folder: Path) -> list[Path]:
     """pareto_calls.png, pareto_evaluations.png, pareto_time.png and pareto.png, all three side by side."""
+    single = [pareto_plot(c, [cost], folder / f"pareto_{cost.name}.png") for cost in costs(c)]
+    return [*single, pareto_plot(c, costs(c), folder / "pareto.png")]
+
+
+def pareto_plot(c: Comparison, shown: Sequence[Cost], path: Path) -> Path:
+    """One picture with a panel for each of the costs."""
     from matplotlib.figure import Figure
 
-    paths = []
-    for name, shown in [(cost.name, [cost]) for cost in costs(c)] + [("", costs(c))]:
-        figure = Figure(figsize=(7.6 * len(shown), 5.4), layout="constrained", facecolor="white")
-        for axes, cost in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-            _draw(axes, c, cost)
-        _title(figure, f"Error against cost on {c.model}", f"{c.samples:,} samples; hand-made solvers in their best "
-               "variant on their best schedule")  # fmt: skip
-        paths.append(save_figure(figure, folder / (f"pareto_{name}.png" if name else "pareto.png")))
-    return paths
+    figure = Figure(figsize=(7.6 * len(shown), 5.4), layout="constrained", facecolor="white")
+    for axes, cost in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        _draw(axes, c, cost)
+    _title(figure, f"Error against cost on {c.model}", f"{c.samples:,} samples; hand-made solvers in their best "
+           "variant on their best schedule")  # fmt: skip
+    return save_figure(figure, path)
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 160) -> Path:

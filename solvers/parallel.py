@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .loop import Ask, History, Rule, Steps, expand
 from .rules import analytic_slope
@@ -58,12 +60,50 @@ class Used:
     lookahead: tuple[tuple[int, ...], ...]  # per fan point, indices into [anchor, memory]; empty: no such point
 
 
-def combine(weights: Sequence[Tensor] | Tensor, terms: Sequence[Tensor], used: Sequence[int]) -> Tensor:
-    """sum_k weights[k] terms[k] over the used k; element by element, so that a sample's bits ignore its batch."""
-    total = expand(weights[used[0]], terms[used[0]]) * terms[used[0]]
-    for k in used[1:]:
-        total = total + expand(weights[k], terms[k]) * terms[k]
+class _WeightedSum(torch.autograd.Function):
+    """The sum of `combine` with a gradient of a few operations, where autograd's own takes six for each term.
+
+    Training goes through dozens of sums of small tensors: what they cost is how many operations they are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, used: Sequence[int], *terms: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(weights, *terms)
+        ctx.used = list(used)
+        return _weighted_sum(weights, used, terms)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        used, (weights, *terms) = ctx.used, ctx.saved_tensors  # type: ignore[attr-defined]
+        (gradient,) = gradients
+        products = torch.stack(terms).flatten(2) * gradient.flatten(1)  # (K, B, d)
+        pulled = torch.zeros_like(weights)
+        pulled[used] = products.sum(2 if weights.ndim == 2 else (1, 2)).to(weights)
+        column = weights[used].to(gradient)
+        column = column.reshape(*column.shape, *[1] * (gradient.ndim + 1 - column.ndim))
+        return pulled, None, *(column * gradient).unbind()
+
+
+def _weighted_sum(weights: Tensor, used: Sequence[int], terms: Sequence[Tensor]) -> Tensor:
+    total = expand(weights[used[0]], terms[0]) * terms[0]
+    for k, term in zip(used[1:], terms[1:], strict=True):
+        total = total + expand(weights[k], term) * term
     return total
+
+
+def combine(weights: Tensor, terms: Sequence[Tensor], used: Sequence[int]) -> Tensor:
+    """sum_k weights[k] terms[k] over the used k; element by element, so that a sample's bits ignore its batch.
+
+    Args:
+        weights: (T,), or (T, B) when each sample has its own.
+        terms: T of (B, *S).
+        used: indices into both.
+    """
+    inside = [terms[k] for k in used]
+    if weights.requires_grad and torch.is_grad_enabled():
+        return cast(Tensor, _WeightedSum.apply(weights, used, *inside))
+    return _weighted_sum(weights, used, inside)
 
 
 def parallel(c: Coefficients) -> Rule:
@@ -73,6 +113,7 @@ def parallel(c: Coefficients) -> Rule:
     mean = anchor[n] d + sum_j weights[n, j] slope(p_j, tau_j) + sum memory[n] memory.
     """
     columns, width = c.memory.shape[1], c.nodes.shape[1]
+    update = torch.cat([c.anchor[:, None], c.weights, c.memory], 1).unbind()  # per step, of [anchor, fan, memory]
 
     def rule(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
         if n >= len(c.used):
@@ -88,10 +129,11 @@ def parallel(c: Coefficients) -> Rule:
             ahead = _fan(c, x, sigma, sigma_next, n, (x, *history))  # slot 0, the anchor, is not known yet nor used
             anchor, *fan = (yield _ask([(x, sigma, torch.ones_like(sigma)), *ahead])).unbind()
         slots = [j for j, inside in enumerate(used.lookahead) if inside]
-        weights = [c.anchor[n], *(c.weights[n, j] for j in slots), *c.memory[n].unbind()]
-        wanted = [0] * used.anchor + [*range(1, 1 + len(slots)), *(1 + len(slots) + k for k in used.memory)]
-        mean = combine(weights, (anchor, *fan, *history), wanted)
-        return mean, _remember(anchor, dict(zip(slots, fan, strict=True)), history, columns, width)
+        evaluated = dict(zip(slots, fan, strict=True))
+        # A point that was not evaluated leaves its slot unused; the anchor only fills the place.
+        known = (anchor, *(evaluated.get(j, anchor) for j in range(width)), *history)
+        wanted = [0] * used.anchor + [1 + j for j in slots] + [1 + width + k for k in used.memory]
+        return combine(update[n], known, wanted), known[:columns]
 
     return rule
 
@@ -115,13 +157,6 @@ def _fan(
             ahead = x + expand(mid - sigma, x) * combine(c.lookahead[n, j], directions, inside)
             points.append((ahead, mid, c.sigma_scale[n, j]))
     return points
-
-
-def _remember(anchor: Tensor, fan: dict[int, Tensor], history: History, columns: int, width: int) -> History:
-    """The memory for the next step: this step's 1 + J slots before the older ones, cut to M columns."""
-    # A point that was not evaluated leaves its slot unused; the anchor only fills the place.
-    newest = (anchor, *(fan.get(j, anchor) for j in range(width)))
-    return (*newest, *history)[:columns]
 
 
 def availability(num_steps: int, width: int, columns: int, calls: Sequence[int], afs: bool) -> tuple[Used, ...]:

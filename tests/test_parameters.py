@@ -14,7 +14,7 @@ from toy_models import toy_config, toy_mixture
 from epd import Provenance, Table, solve
 from epd.distill.families import FAMILIES, initial_table, structure
 from epd.distill.parameters import SCALE, Parameters
-from epd.solvers.parallel import Coefficients, parallel
+from epd.solvers.parallel import Coefficients, combine, parallel
 
 CASES = [
     {"family": "default", "calls": 5},
@@ -149,3 +149,21 @@ def test_structures_make_exactly_the_calls_that_were_asked_for(path: str, family
 def test_impossible_structures_say_what_to_do(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         structure(toy_config(**changes), "ve")
+
+
+@pytest.mark.parametrize("samples", [(), (3,)], ids=["one table", "a table per sample"])
+def test_the_gradient_of_a_weighted_sum_is_that_of_its_formula(samples: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.randn(4, *samples, generator=generator, dtype=torch.float64, requires_grad=True)
+    terms = [torch.randn(3, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+    used = (0, 2, 3)
+
+    def spelled_out(weights: Tensor, *terms: Tensor) -> Tensor:
+        return torch.stack([weights[k].reshape(-1, 1, 1) * terms[k] for k in used]).sum(0)
+
+    both = [f(weights, *terms) for f in (lambda w, *t: combine(w, t, used), spelled_out)]
+    assert torch.allclose(both[0], both[1], rtol=1e-14)
+    mine, theirs = (torch.autograd.grad(b.sin().sum(), (weights, *terms), allow_unused=True) for b in both)
+    assert torch.equal(mine[0][1], torch.zeros(samples, dtype=torch.float64)) and mine[2] is None  # term 1 is not used
+    for a, b in zip(mine, theirs, strict=True):
+        assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-12)

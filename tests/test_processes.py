@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,14 +68,19 @@ def test_killed_at_random_moments_and_resumed_the_table_is_bit_equal(
 
 
 @pytest.mark.slow
-def test_two_processes_learn_the_table_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"optimizer": "adam", "accumulate": 2, "iterations": 60}, {"optimizer": "adam", "accumulate": 1}],
+    ids=["gauss-newton", "adam", "adam, one part"],
+)
+def test_two_processes_learn_the_table_of_one(tmp_path: Path, changes: dict[str, object]) -> None:
     """torchrun with two gloo processes on the CPU."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for name, launcher in (
         ("one", [sys.executable]),
         ("two", [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]),
     ):
-        command = [*launcher, str(HERE / "toy_run.py"), str(tmp_path / name)]
+        command = [*launcher, str(HERE / "toy_run.py"), str(tmp_path / name), json.dumps(changes)]
         done = subprocess.run(
             command, env={**environment, "EPD_CACHE": str(tmp_path / f"cache-{name}")}, capture_output=True, timeout=240
         )
@@ -84,13 +91,23 @@ def test_two_processes_learn_the_table_of_one(tmp_path: Path) -> None:
         assert np.abs(one.a(field) - two.a(field)).max() <= 1e-6
 
 
-def test_a_part_for_every_process_is_required() -> None:
+def test_processes_without_a_part_are_told(caplog: pytest.LogCaptureFixture) -> None:
     from epd.distill.train import distill, make_plan
     from epd.distill.workers import Workers
 
-    config = toy_config(accumulate=1)
-    with pytest.raises(ValueError, match="accumulate = 1 is below 2 processes"):
-        list(distill(toy_mixture(), make_plan(toy_mixture(), config), workers=Workers(0, 2)))
+    class Alone(Workers):
+        """The first of two, of whom the other has nothing to add."""
+
+        def mean(self, parts: int, size: int, work: Callable[[int], torch.Tensor]) -> torch.Tensor:
+            return Workers().mean(parts, size, work)
+
+        def wait(self) -> None: ...
+
+    config = toy_config(optimizer="adam", accumulate=1, iterations=1, screening=1)
+    plan = make_plan(toy_mixture(), config)
+    shared = [u.state.vector for u in distill(toy_mixture(), plan, workers=Alone(0, 2))]
+    assert "accumulate = 1 gives 1 of 2 processes work: set it to 2 or more" in caplog.text
+    assert all(map(torch.equal, shared, (u.state.vector for u in distill(toy_mixture(), plan))))
 
 
 def test_means_are_taken_in_one_order() -> None:
