@@ -24,7 +24,12 @@ def one_cycle(fraction: float, peak: float) -> float:
 
 
 def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk], exploring: bool) -> Stepped:
-    """One Adam update; the parts' gradients are averaged before they are clipped. Reference: arXiv 1412.6980."""
+    """One Adam update; the parts' gradients are averaged before they are clipped. Reference: arXiv 1412.6980.
+
+    A gradient's norm is clipped to `config.clip` times its running root mean square, which Adam knows anyway: a batch
+    that holds a sample between two modes has a gradient of 50 times the usual one, and would both set the step's
+    direction and, by the second moment, hold up the next hundred updates.
+    """
     config, parameters = run.config, run.parameters(state)
 
     def gradient(i: int) -> Tensor:
@@ -36,8 +41,10 @@ def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk], exp
 
     row = run.workers.mean(parts, len(state.vector) + 1, gradient)
     grad, loss = row[:-1], float(row[-1])
-    grad = grad * min(1.0, config.clip / (float(grad.norm()) + 1e-12))
     done = state.iteration - state.began
+    usual = math.sqrt(float(state.moments[1].sum()) / (1 - BETAS[1] ** done)) if done else 0.0
+    if usual > 0:
+        grad = grad * min(1.0, config.clip * usual / max(float(grad.norm()), usual))
     first = BETAS[0] * state.moments[0] + (1 - BETAS[0]) * grad
     second = BETAS[1] * state.moments[1] + (1 - BETAS[1]) * grad**2
     unbiased = first / (1 - BETAS[0] ** (done + 1)), second / (1 - BETAS[1] ** (done + 1))

@@ -61,7 +61,7 @@ class DistillConfig(BaseModel):
     """Adam through the trajectory, or Gauss-Newton (forward evaluations only, no activation is kept; end point
     objective); auto: Adam for samples of at most 4,096 numbers, Gauss-Newton for larger ones where it applies."""
     iterations: int | None = Field(default=None, ge=1)
-    """Optimiser updates after screening; none: 1100 of Adam; of Gauss-Newton 6 after several starts, 32 with one."""
+    """Optimiser updates after screening; none: 1200 of Adam; of Gauss-Newton 6 after several starts, 32 with one."""
     screening: int | None = Field(default=None, ge=1)
     """Updates that each start gets, where several are tried; none: 200 of Adam, 28 of Gauss-Newton."""
     batch: int | None = Field(default=None, ge=1)
@@ -80,8 +80,8 @@ class DistillConfig(BaseModel):
     """Stop after this many measurements without improvement; 0: never."""
     lr: float = Field(default=0.04, gt=0)
     """Peak of Adam's one-cycle learning rate."""
-    clip: float = Field(default=1.0, gt=0)
-    """Largest gradient norm (Adam)."""
+    clip: float = Field(default=1.4, gt=1)
+    """Largest gradient norm, in running root mean squares of it (Adam)."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Training seed: batches and starting points. The noise pool is shared between seeds."""
     dtype: Literal["float32", "float64"] = "float32"

@@ -108,7 +108,7 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
         config,
         tables,
         learn,
-        config.iterations or ((6 if len(tables) > 1 else 32) if gn else 1100),
+        config.iterations or ((6 if len(tables) > 1 else 32) if gn else 1200),
     )
 
 
