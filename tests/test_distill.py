@@ -320,10 +320,10 @@ def steps_of_adam(gradients: list[Tensor], clip: float) -> list[State]:
     """The states of Adam before and after updates with these gradients."""
     config = toy_config(family="amed", calls=4, schedule="polynomial", optimizer="adam", clip=clip)
     plan = make_plan(toy_mixture(), config)
-    given: Workers = Given(gradients)
 
     class Run:
-        config, residual, workers, iterations = plan.config, staticmethod(end_residual()), given, 100
+        workers: Workers = Given(gradients)
+        config, residual, iterations = plan.config, staticmethod(end_residual()), 100
 
         def parameters(self, state: State) -> Parameters:
             return Parameters.of(plan.tables[0], plan.learn)
