@@ -5,9 +5,8 @@
     OMP_NUM_THREADS=1 python -m epd.experiments.bench_digits_exact --only epd s4s --out part.json  # beside another
     python -m epd.experiments.bench_digits_exact --merge part.json
 
-A row's seconds are those of its whole run, teacher included, on as many threads as the row says.
-
-Each row is one training run with the family's defaults; rows are written as they come.
+Each row is one training run with the family's defaults, on as many threads as it says; its seconds are those of the
+whole run, teacher included. Rows are written as they come.
 """
 
 from __future__ import annotations
