@@ -86,7 +86,8 @@ def robustness(result: Mapping[str, Any]) -> str:
     def text(runs: list[Mapping[str, Any]]) -> str:
         errors = [run["rmse"] for run in runs]
         worst, slowest = max(errors) / statistics.median(errors), max(run["seconds"] for run in runs)
-        return f"{worst:.2f} of {len(runs)}, {slowest:.0f} s"
+        spread = f"{worst:.2f} of {len(runs)}" if len(runs) > 1 else "one seed"
+        return f"{spread}, {slowest:.0f} s"
 
     threads = sorted({run["threads"] for run in result["rows"] if "threads" in run})
     used = f" (teacher included, {'/'.join(map(str, threads))} thread)" if threads else ""
