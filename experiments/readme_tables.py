@@ -85,14 +85,14 @@ def robustness(result: Mapping[str, Any]) -> str:
 
     def text(runs: list[Mapping[str, Any]]) -> str:
         errors = [run["rmse"] for run in runs]
-        worst, slowest = max(errors) / statistics.median(errors), max(run["seconds"] for run in runs)
-        spread = f"{worst:.2f} of {len(runs)}" if len(runs) > 1 else "one seed"
-        return f"{spread}, {slowest:.0f} s"
+        spread = f"{max(errors) / statistics.median(errors):.2f} of {len(runs)}" if len(runs) > 1 else "one seed"
+        slowest: dict[int, float] = {}
+        for run in runs:
+            slowest[run["threads"]] = max(run["seconds"], slowest.get(run["threads"], 0.0))
+        return ", ".join([spread, *(f"{slowest[t]:.0f} s on {t}" for t in sorted(slowest))])
 
-    threads = sorted({run["threads"] for run in result["rows"] if "threads" in run})
-    used = f" (teacher included, {'/'.join(map(str, threads))} thread)" if threads else ""
-    head = f"worst RMSE over the median one, of how many training seeds, and the slowest run{used}:"
-    return f"{head}\n\n{per_calls(result, text)}"
+    head = "worst RMSE over the median one, of how many training seeds; the slowest run, teacher included, on how many "
+    return f"{head}threads:\n\n{per_calls(result, text)}"
 
 
 def overhead(result: Mapping[str, Any]) -> str:

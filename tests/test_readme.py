@@ -96,12 +96,15 @@ def test_links_to_files_lead_somewhere() -> None:
 
 def test_filling_replaces_only_what_is_marked(tmp_path: Path) -> None:
     text = "a 1\n<!-- results:families -->\nold\n<!-- /results -->\nb 2\n"
-    rows = [{"family": "epd", "calls": 3, "seed": s, "nfe": 5, "seconds": 9.0, "rmse": 0.1 * (s + 1)} for s in range(3)]
+    rows = [
+        {"family": "epd", "calls": 3, "seed": s, "nfe": 5, "seconds": 9.0 - s, "threads": 2 - s % 2, "rmse": 0.1 * r}
+        for s, r in enumerate((1, 2, 3))
+    ]
     result = {"samples": 64, "rows": rows, "environment": {"python": "3.11"}}
     (tmp_path / "digits_exact.json").write_text(json.dumps(result))
     new = readme_tables.filled(text, tmp_path)
     assert "| sequential calls | 3 |\n| --- | ---: |\n| `epd` | 0.2000 (5) |\n" in new
-    assert "| `epd` | 1.50 of 3, 9 s |" in readme_tables.rendered("robustness", tmp_path)
+    assert "| `epd` | 1.50 of 3, 8 s on 1, 9 s on 2 |" in readme_tables.rendered("robustness", tmp_path)
     assert new.startswith("a 1\n<!-- results:families -->\n")
     assert new.endswith("<!-- /results -->\nb 2\n") and "old" not in new and "python 3.11" in new
     assert readme_tables.filled(new, tmp_path) == new
