@@ -75,16 +75,14 @@ def main() -> None:
     if args.learn_only:
         return
     samples, batch, tuning, dtype, tolerance = MEASURED[args.model]
-    model, judges = load_model(args.model), judges_of(args.model)
+    model = load_model(args.model)
     found = compare(
         model,
         tables,
         CALLS,
         samples,
         batch,
-        features=judges.features,
-        classifier=judges.classifier,
-        data=judges.data,
+        **judges_of(args.model),
         dtype=dtype,
         tuning=tuning,
         tolerance=tolerance,

@@ -105,7 +105,6 @@ def compare(options: Compare) -> int:
     model = load_model(options.model, model_options(options))
     for name, table in tables.items():
         fits(table, model, name)
-    judges = judges_of(options.model)
     found = measure(
         model,
         tables,
@@ -113,10 +112,8 @@ def compare(options: Compare) -> int:
         options.samples,
         options.batch,
         options.seed,
-        judges.features,
-        judges.classifier,
-        getattr(torch, options.dtype),
-        data=judges.data,
+        dtype=getattr(torch, options.dtype),
+        **judges_of(options.model),
         tolerance=options.tolerance,
         alphas_cumprod=model.alphas_cumprod,
         solvers=options.solvers or None,

@@ -61,16 +61,13 @@ def compare_with(model: Model, table: Table, out: Path) -> Comparison:
     from .comparison import markdown
     from .judges import judges_of
 
-    judges = judges_of(model.name)
     found = compare(
         model,
         {"epd": table},
         COUNTS,
         SAMPLES,
         SAMPLES,
-        features=judges.features,
-        classifier=judges.classifier,
-        data=judges.data,
+        **judges_of(model.name),
         dtype=torch.float32,
         tuning=TUNING,
         tolerance=1e-3,

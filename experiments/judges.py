@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -11,19 +11,18 @@ from .metrics import Features
 from .models import EMBEDDED
 
 
-@dataclass(frozen=True)
-class Judges:
-    """What `compare` can be given for a model; none where there is none."""
+class Judges(TypedDict):
+    """What `compare` can be given for a model, by its argument names; none where there is none."""
 
-    features: Features | None = None
-    classifier: Features | None = None
-    data: Tensor | None = None
+    features: Features | None
+    classifier: Features | None
+    data: Tensor | None
 
 
 def judges_of(name: str) -> Judges:
     """The judges of a model: the digits' own classifier for the embedded models, nobody for others."""
     if name not in EMBEDDED:
-        return Judges()
+        return Judges(features=None, classifier=None, data=None)
     network = digits_classifier()
     return Judges(
         features=lambda x: network.features(x.float()),
