@@ -16,7 +16,7 @@ from .config import DistillConfig, Learned
 
 FAR = 0.95  # of a step, in log sigma
 
-EVERYTHING: tuple[Learned, ...] = ("nodes", "weights", "anchor", "memory", "lookahead", "sigmas")
+EVERYTHING: tuple[Learned, ...] = ("nodes", "weights", "sigma_scale", "anchor", "memory", "lookahead", "sigmas")
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,9 @@ def distill(options: Distill) -> int:
     from .train import run_distill
 
     init = load_table(options.init) if options.init else None
-    model = load_model(options.model, model_options(options))
-    path = run_distill(model, options.distill_config(), options.out, options.resume, options.dry_run, init)
+    asked = model_options(options)
+    model, config = load_model(options.model, asked), options.distill_config()
+    path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=asked.conditions())
     if path is not None:
         log.info("look:    epd table show %s", path)
         log.info("sample:  epd sample --model %s --table %s --out %s", options.model, path, options.out / "samples")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from ..denoisers.mixture import GaussianMixture
 
 EMBEDDED = ("digits", "digits-exact", "digits-exact-flow")
+PLACEMENT = ("device", "device_map", "offload")  # where a model computes changes its rounding only
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,30 @@ class ModelOptions:
     def given(self) -> list[str]:
         """The names of what is not left to the model."""
         return [item.name for item in fields(self) if getattr(self, item.name) != item.default]
+
+    def conditions(self) -> dict[str, object]:
+        """What changes a model's numbers, by option, ready for JSON; prompts by their digest, so that a file counts
+        by what it says and not by its name.
+        """
+        out: dict[str, object] = {name: getattr(self, name) for name in self.given() if name not in PLACEMENT}
+        texts = self.texts()
+        if texts:
+            digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+            out = {key: value for key, value in out.items() if key not in ("prompts", "prompt")}
+            out["prompts"] = f"{len(texts)} texts ({digest})"
+        return json.loads(json.dumps(out))
+
+    def texts(self) -> list[str] | None:
+        """The prompts, wherever they stand; none: the pipeline's own.
+
+        Raises:
+            ValueError: where they stand in two places, or a file has none.
+        """
+        from ..pipelines.loading import read_prompts
+
+        if self.prompts is not None and self.prompt:
+            raise ValueError("prompts and prompt are both given: choose the file or the text")
+        return read_prompts(self.prompts) if self.prompts else list(self.prompt) or None
 
 
 @dataclass(frozen=True)
@@ -152,14 +179,12 @@ def _pipeline(name: str, options: ModelOptions) -> Model:
         raise ValueError(f"no model {name!r}: {hint}give {known}, a pipeline's folder, or a hub id owner/name")
     from ..pipelines import loading
 
-    if options.prompts is not None and options.prompt:
-        raise ValueError("prompts and prompt are both given: choose the file or the text")
     size = options.resolution
     if size is not None and (options.height is not None or options.width is not None):
         raise ValueError(f"resolution = {size} and height or width are both given: choose one")
     return loading.load_model(
         name,
-        prompts=loading.read_prompts(options.prompts) if options.prompts else list(options.prompt) or None,
+        prompts=options.texts(),
         negative_prompt=options.negative_prompt,
         guidance=options.guidance,
         height=options.height or size,

@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -63,12 +64,14 @@ def run_distill(
     dry_run: bool = False,
     init: Table | None = None,
     features: nn.Module | None = None,
+    conditions: Mapping[str, object] | None = None,
 ) -> Path | None:
     """Learns a table into `out`: solver.json, config.json, checkpoint.safetensors, tb/. Returns the table's path.
 
     Args:
         resume: continue the run in `out` bit for bit; a finished run is left as it is.
         dry_run: print the plan and its cost, compute nothing, return None.
+        conditions: what else the model was asked for, ready for JSON; a run is not continued with others.
 
     Raises:
         RunError: where `out` holds another run, or its checkpoint is damaged or of another configuration.
@@ -78,7 +81,7 @@ def run_distill(
         print(describe(model, plan, estimate(model, plan)))
         return None
     workers, folder = Workers.of_accelerate(), Folder(Path(out))
-    identity = _identity(model, plan)
+    identity = {**_identity(model, plan), "conditions": dict(conditions or {})}
     state = _resumed(folder, identity) if resume else None
     if not resume and (folder.checkpoint.exists() or folder.table.exists()):
         raise RunError(f"{folder.path} already holds a run: add --resume to continue it, or choose another --out")

@@ -13,6 +13,7 @@ import pytest
 from command import Run
 
 from epd import cli
+from epd.experiments.models import ModelOptions
 from epd.solvers.table import Table
 
 QUICK = ["--model", "digits-exact", "--calls", "3", "--pool", "64", "--batch", "64", "--accumulate", "1"]
@@ -36,6 +37,25 @@ def test_distill_leaves_a_table_that_sample_takes(run: Run, cache: Path, tmp_pat
     assert code == cli.FAILED and "--resume" in err
     assert run("distill", *QUICK, "--out", out, "--resume")[0] == cli.OK
     assert Table.load(out / "solver.json") == learned
+
+
+def test_a_run_is_not_continued_under_other_conditions(run: Run, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    assert run("distill", *QUICK, "--labels", "1", "2", "--out", out)[0] == cli.OK
+    before = (out / "solver.json").read_bytes()
+    code, _, err = run("distill", *QUICK, "--labels", "1", "3", "--out", out, "--resume")
+    assert code == cli.FAILED and "conditions.labels was [1, 2], is [1, 3]; use the same options" in err
+    assert run("distill", *QUICK, "--labels", "1", "2", "--device", "cpu", "--out", out, "--resume")[0] == cli.OK
+    assert (out / "solver.json").read_bytes() == before
+
+
+def test_prompts_count_by_what_they_say(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red fox\n\nan owl\n")
+    conditions = ModelOptions(prompts=file, device="cpu").conditions()
+    assert conditions == ModelOptions(prompt=("a red fox", "an owl")).conditions()
+    file.write_text("a red fox\nan owl in snow\n")
+    assert ModelOptions(prompts=file).conditions() != conditions and ModelOptions().conditions() == {}
 
 
 @pytest.mark.slow
