@@ -50,14 +50,18 @@ class Timesteps:
         low = t.detach().floor().long().clamp(0, len(table) - 2)
         return (2 * torch.lerp(table[low], table[low + 1], t - low)).expm1().sqrt()
 
-    def timestep(self, sigma: Tensor) -> Tensor:
-        """The timestep in [0, T-1] (float64, any shape) of noise levels >= 0; differentiable, never a host sync."""
+    def timestep(self, sigma: Tensor, extrapolate: bool = False) -> Tensor:
+        """The timestep (float64, any shape) of noise levels >= 0; differentiable, never a host sync.
+
+        Args:
+            extrapolate: beyond the trained range go on linearly in log alpha, as grids want it; else stay in [0, T-1].
+        """
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
         table = self._negated(sigma.device)
         wanted = 0.5 * (sigma * sigma).log1p()
         low = (torch.searchsorted(table, wanted.detach().contiguous(), right=True) - 1).clamp(0, len(table) - 2)
         t = low + (wanted - table[low]) / (table[low + 1] - table[low])
-        return t.clamp(0, len(table) - 1)
+        return t if extrapolate else t.clamp(0, len(table) - 1)
 
 
 def linear_beta(count: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ..denoisers.timesteps import Timesteps
+
 
 def _ramp(num_steps: int) -> Tensor:
     if num_steps < 1:
@@ -80,34 +82,6 @@ def time_uniform(
     return _pinned(torch.expm1(bd * t**2 / 2 + bm * t).sqrt(), sigma_max, sigma_min)
 
 
-def log_alpha_knots(alphas_cumprod: Tensor | Sequence[float]) -> Tensor:
-    """log alpha = 0.5 log(alphas_cumprod) on the training timesteps, float64 (T,)."""
-    knots = 0.5 * torch.as_tensor(alphas_cumprod, dtype=torch.float64).log()
-    if knots.ndim != 1 or len(knots) < 2 or not bool((knots.diff() < 0).all()):
-        raise ValueError("alphas_cumprod must be one decreasing row of at least 2 numbers in (0, 1)")
-    return knots
-
-
-def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """Piecewise linear through increasing knots xs; the outermost segments extrapolate."""
-    right = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
-    slope = (ys[right] - ys[right - 1]) / (xs[right] - xs[right - 1])
-    return ys[right - 1] + (x - xs[right - 1]) * slope
-
-
-def sigma_to_timestep(sigma: Tensor, knots: Tensor) -> Tensor:
-    """Fractional training timestep (0 = the first knot) of a noise level, log alpha piecewise linear."""
-    log_alpha = -0.5 * torch.log1p(sigma.to(torch.float64) ** 2)
-    index = torch.arange(len(knots), dtype=torch.float64, device=knots.device)
-    return _interpolate(log_alpha, knots.flip(0), index.flip(0))
-
-
-def timestep_to_sigma(timestep: Tensor, knots: Tensor) -> Tensor:
-    """Noise level sqrt(1 - alpha^2) / alpha of a fractional training timestep."""
-    index = torch.arange(len(knots), dtype=torch.float64, device=knots.device)
-    return torch.expm1(-2 * _interpolate(timestep.to(torch.float64), index, knots)).sqrt()
-
-
 def discrete(
     num_steps: int,
     alphas_cumprod: Tensor | Sequence[float],
@@ -119,16 +93,16 @@ def discrete(
 
     Reference: arXiv 2206.00927, Appendix; continuous timesteps by interpolating log alpha.
     """
-    knots = log_alpha_knots(alphas_cumprod)
-    ends = torch.tensor([0.0, len(knots) - 1.0], dtype=torch.float64)
-    low, high = timestep_to_sigma(ends, knots).tolist()
-    low, high = (low if sigma_min is None else sigma_min), (high if sigma_max is None else sigma_max)
+    times = Timesteps(torch.as_tensor(alphas_cumprod, dtype=torch.float64))
+    low = times.sigma_min if sigma_min is None else sigma_min
+    high = times.sigma_max if sigma_max is None else sigma_max
     _check_range(low, high)
-    last, first = sigma_to_timestep(torch.tensor([low, high], dtype=torch.float64), knots).tolist()
+    ends = torch.tensor([low, high], dtype=torch.float64)
+    last, first = times.timestep(ends, extrapolate=True).tolist()
     # Measured from t = -1, so that rho acts on a positive time, as (index + 1) / T does.
     first, last = (first + 1) ** (1 / rho), (last + 1) ** (1 / rho)
     t = (first + _ramp(num_steps) * (last - first)) ** rho - 1
-    return _pinned(timestep_to_sigma(t, knots), high, low)
+    return _pinned(times.sigma(t), high, low)
 
 
 def flow_shift(

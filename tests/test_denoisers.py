@@ -121,6 +121,8 @@ def test_timesteps_round_trip() -> None:
     half = 0.5 * (0.5 * acp[41].log() + 0.5 * acp[42].log())  # log alpha is linear in between
     torch.testing.assert_close(TIMES.timestep((torch.expm1(-2 * half)).sqrt()), torch.tensor(41.5).double())
     assert TIMES.timestep(torch.tensor([0.0, 1e9])).tolist() == [0.0, 999.0]
+    beyond = torch.tensor([-0.25, 1003.25], dtype=torch.float64)
+    torch.testing.assert_close(TIMES.timestep(TIMES.sigma(beyond), extrapolate=True), beyond, rtol=1e-10, atol=1e-7)
     torch.testing.assert_close(linear_beta().float(), DDIMScheduler().alphas_cumprod, rtol=2e-4, atol=0)
 
 

@@ -92,7 +92,7 @@ BAD_SCHEDULES: dict[str, Callable[[], Tensor]] = {
     "rho = -1": lambda: epd.schedules.polynomial(3, rho=-1),
     "sigma_max = 2 is above 1": lambda: epd.schedules.flow_shift(3, sigma_max=2),
     "shift = 0": lambda: epd.schedules.flow_shift(3, shift=0),
-    "alphas_cumprod must be one decreasing row": lambda: epd.schedules.discrete(3, [0.1, 0.9]),
+    r"alphas_cumprod must be \(T,\) strictly decreasing": lambda: epd.schedules.discrete(3, [0.1, 0.9]),
 }
 
 
