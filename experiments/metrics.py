@@ -45,19 +45,3 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
     distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
     return max(float(distance), 0.0)
-
-
-def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """Unbiased squared MMD with the kernel (x.y / F + 1)^3: KID, which can be slightly negative. arXiv 1801.01401."""
-    a, b = a.double(), b.double()
-    if a.shape[-1] != b.shape[-1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"features {tuple(a.shape)} and {tuple(b.shape)}: need two sets of one width, 2 rows at least")
-
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
-    def within(x: Tensor) -> Tensor:
-        gram = kernel(x, x)
-        return (gram.sum() - gram.diagonal().sum()) / (len(x) * (len(x) - 1))
-
-    return float(within(a) + within(b) - 2 * kernel(a, b).mean())

@@ -9,7 +9,7 @@ from scipy.linalg import sqrtm
 from torch import Tensor
 
 from epd.experiments.environment import environment
-from epd.experiments.metrics import extract, frechet_distance, kernel_distance, rmse
+from epd.experiments.metrics import extract, frechet_distance, rmse
 
 
 def draw(count: int, width: int, seed: int) -> Tensor:
@@ -53,18 +53,6 @@ def test_frechet_of_a_set_with_itself_is_zero_and_shifts_count_squared() -> None
     assert frechet_distance(a, a + 0.5) == pytest.approx(6 * 0.25, rel=1e-9)
 
 
-def test_kernel_distance_against_a_double_loop() -> None:
-    a, b = draw(6, 3, 3), draw(5, 3, 4)
-
-    def k(x: Tensor, y: Tensor) -> float:
-        return (float(x @ y) / 3 + 1) ** 3
-
-    aa = sum(k(x, y) for i, x in enumerate(a) for j, y in enumerate(a) if i != j) / 30
-    bb = sum(k(x, y) for i, x in enumerate(b) for j, y in enumerate(b) if i != j) / 20
-    ab = sum(k(x, y) for x in a for y in b) / 30
-    assert kernel_distance(a, b) == pytest.approx(aa + bb - 2 * ab, rel=1e-12)
-
-
 def test_features_come_in_batches_and_in_float64() -> None:
     seen: list[int] = []
 
@@ -81,9 +69,8 @@ def test_features_come_in_batches_and_in_float64() -> None:
 
 @pytest.mark.parametrize("a, b", [((4, 3), (4, 2)), ((1, 3), (4, 3))])
 def test_what_cannot_be_compared(a: tuple[int, int], b: tuple[int, int]) -> None:
-    for distance in (frechet_distance, kernel_distance):
-        with pytest.raises(ValueError, match="features"):
-            distance(torch.zeros(a), torch.zeros(b))
+    with pytest.raises(ValueError, match="features"):
+        frechet_distance(torch.zeros(a), torch.zeros(b))
 
 
 def test_environment_says_what_it_was() -> None:
