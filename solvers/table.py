@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,21 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .files import read_text, write_atomically
 from .loop import Rule
 from .parallel import Coefficients, Used, availability, parallel
 from .rules import uniform_adams_bashforth
-
-Array = NDArray[np.float64]
-TOLERANCE = 1e-5  # on sums that must be one: published tables are float32
-MAX_SIZE = 1_000_000  # numbers in one field; far beyond any real table, it bounds what a file can make us allocate
-
-
-class TableError(ValueError):
-    """A table that cannot be: the message names the field, the value, the bound and the remedy."""
+from .table_checks import Array, TableError, check, check_sigmas, checked_calls, field_of
 
 
 @dataclass(frozen=True)
@@ -109,27 +101,29 @@ class Table:
     def __post_init__(self) -> None:
         if not isinstance(self.provenance, Provenance):
             raise TableError(f"provenance is a {type(self.provenance).__name__}: give epd.Provenance(model=..., ...)")
-        sigmas = _array("sigmas", self.sigmas, 1)
-        _check_sigmas(sigmas)
+        sigmas = field_of("sigmas", self.sigmas, 1)
+        check_sigmas(sigmas)
         n = len(sigmas) - 1
-        nodes = _array("nodes", self.nodes, 2, (n, None))
+        nodes = field_of("nodes", self.nodes, 2, (n, None))
         width = nodes.shape[1]
-        ones, none = np.ones((n, width)), np.zeros((n, 0))
+        ones, zeros, none = np.ones((n, width)), np.zeros(n), np.zeros((n, 0))
+        slope_scale = ones if self.slope_scale is None else self.slope_scale
+        sigma_scale = ones if self.sigma_scale is None else self.sigma_scale
         values: dict[str, Any] = {
             "sigmas": sigmas,
             "nodes": nodes,
-            "weights": _array("weights", self.weights, 2, (n, width)),
-            "slope_scale": _array("slope_scale", ones if self.slope_scale is None else self.slope_scale, 2, (n, width)),
-            "sigma_scale": _array("sigma_scale", ones if self.sigma_scale is None else self.sigma_scale, 2, (n, width)),
-            "anchor": _array("anchor", np.zeros(n) if self.anchor is None else self.anchor, 1, (n,)),
-            "memory": _array("memory", none if self.memory is None else self.memory, 2, (n, None)),
-            "calls": _calls(self.calls, n),
+            "weights": field_of("weights", self.weights, 2, (n, width)),
+            "slope_scale": field_of("slope_scale", slope_scale, 2, (n, width)),
+            "sigma_scale": field_of("sigma_scale", sigma_scale, 2, (n, width)),
+            "anchor": field_of("anchor", zeros if self.anchor is None else self.anchor, 1, (n,)),
+            "memory": field_of("memory", none if self.memory is None else self.memory, 2, (n, None)),
+            "calls": checked_calls(self.calls, n),
         }
         if self.lookahead is not None:
-            values["lookahead"] = _array("lookahead", self.lookahead, 3, (n, width, 1 + values["memory"].shape[1]))
+            values["lookahead"] = field_of("lookahead", self.lookahead, 3, (n, width, 1 + values["memory"].shape[1]))
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        _check(self)
+        check(self)
 
     @property
     def num_steps(self) -> int:
@@ -334,114 +328,3 @@ class Table:
         from .table_json import loads
 
         return loads(read_text(path, TableError), str(path))
-
-
-def _array(name: str, value: ArrayLike, ndim: int, shape: tuple[int | None, ...] | None = None) -> Array:
-    if isinstance(value, Tensor):
-        value = value.detach().to("cpu", torch.float64).numpy()  # NumPy has no bfloat16
-    try:
-        array = np.array(value).astype(np.float64, casting="same_kind")  # neither text nor complex numbers
-    except (TypeError, ValueError, OverflowError) as error:
-        raise TableError(f"{name} must be numbers in {ndim} dimensions with rows of equal length: {error}") from error
-    if array.size > MAX_SIZE:
-        raise TableError(f"{name} has {array.size} numbers, more than {MAX_SIZE}: this is no solver table")
-    if array.size == 0 and array.ndim < ndim and shape is not None and shape[0] is not None:
-        array = array.reshape(shape[0], *[0 if s is None else s for s in shape[1:]]) if _empty_fits(shape) else array
-    expected = shape or (None,) * ndim
-    if array.ndim != ndim or any(e is not None and e != got for e, got in zip(expected, array.shape, strict=True)):
-        wanted = tuple("any" if e is None else e for e in expected)
-        raise TableError(
-            f"{name} has shape {array.shape}, needed {wanted}: one row per step of sigmas, one column per node of nodes"
-        )
-    if not np.isfinite(array).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise TableError(f"{name}{list(where)} = {array[where]} is not finite: every number of a table must be")
-    array.setflags(write=False)
-    return array
-
-
-def _empty_fits(shape: tuple[int | None, ...]) -> bool:
-    return any(s in (None, 0) for s in shape[1:])
-
-
-def _check_sigmas(sigmas: Array) -> None:
-    if len(sigmas) < 2:
-        raise TableError(f"sigmas has {len(sigmas)} numbers, needed at least 2: N steps have N + 1 sigmas")
-    if sigmas[-1] <= 0:
-        raise TableError(f"sigmas[{len(sigmas) - 1}] = {sigmas[-1]} must be > 0: end on sigma_min, not on 0")
-    bad = np.flatnonzero(np.diff(sigmas) >= 0)
-    if len(bad):
-        i = int(bad[0])
-        raise TableError(f"sigmas must decrease, but sigmas[{i}] = {sigmas[i]} and sigmas[{i + 1}] = {sigmas[i + 1]}")
-
-
-def _calls(calls: int | Sequence[int], n: int) -> tuple[int, ...]:
-    if isinstance(calls, bool) or not isinstance(calls, (int, Sequence, np.ndarray)) or isinstance(calls, str):
-        raise TableError(f"calls = {calls!r} must be 1 or 2, one number or one per step")
-    row = (calls,) * n if isinstance(calls, int) else tuple(calls)
-    if len(row) != n or any(isinstance(c, bool) or c not in (1, 2) for c in row):
-        raise TableError(f"calls = {list(row)[:8]} must be 1 or 2, one number or one for each of the {n} steps")
-    return tuple(int(c) for c in row)
-
-
-def _first(name: str, bad: NDArray[np.bool_], array: Array, bound: str) -> None:
-    if bad.any():
-        where = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise TableError(f"{name}{list(where)} = {array[where]} {bound}")
-
-
-def _check(table: Table) -> None:
-    """What no single field can prove: ranges, sums, and that zeros stand where nothing can be weighed."""
-    if type(table.order) is not int or table.order not in (1, 2, 3, 4):  # NumPy integers are no JSON
-        raise TableError(f"order = {table.order!r} must be 1, 2, 3 or 4 (Adams-Bashforth steps of the look-ahead)")
-    if not isinstance(table.afs, bool):
-        raise TableError(f"afs = {table.afs!r} must be true or false")
-    nodes = table.a("nodes")
-    _first("nodes", (nodes <= 0) | (nodes >= 1), nodes, "must lie inside (0, 1), between the step's two sigmas")
-    for name in ("slope_scale", "sigma_scale"):
-        _first(name, table.a(name) <= 0, table.a(name), "must be > 0; 1 is neutral")
-    if table.a("memory").shape[1] % (1 + table.num_nodes):
-        raise TableError(
-            f"memory has {table.a('memory').shape[1]} columns, not a multiple of 1 + {table.num_nodes} "
-            "(anchor and fan points of each remembered step)"
-        )
-    if table.lookahead is not None and table.order != 1:
-        raise TableError(f"order = {table.order} and lookahead are both given: the look-ahead is one or the other")
-    if table.num_nodes == 0 and 2 in table.steps:
-        raise TableError(f"calls = {table.steps} has two-call steps but nodes has no columns: give calls=1")
-    _check_absent(table)
-    _check_sums(table)
-
-
-def _check_absent(table: Table) -> None:
-    ahead, memory = table.effective_lookahead, table.a("memory")
-    for n, u in enumerate(table.available):
-        missing = [k for k in range(memory.shape[1]) if k not in u.memory and memory[n, k]]
-        if missing:
-            raise TableError(f"memory[{n}, {missing[0]}] = {memory[n, missing[0]]} must be 0: no earlier step fills it")
-        for j, inside in enumerate(u.lookahead):
-            gone = [k for k in range(ahead.shape[2]) if k not in inside and ahead[n, j, k]]
-            if gone:
-                raise TableError(
-                    f"lookahead[{n}, {j}, {gone[0]}] = {ahead[n, j, gone[0]]} must be 0: that slope is not known yet"
-                )
-            if not inside and table.a("weights")[n, j]:
-                raise TableError(
-                    f"weights[{n}, {j}] = {table.a('weights')[n, j]} must be 0: a one-call step without memory or AFS "
-                    "has no direction to look ahead along"
-                )
-
-
-def _check_sums(table: Table) -> None:
-    weights, anchor, memory = table.a("weights"), table.a("anchor"), table.a("memory")
-    if not anchor.any() and not memory.any():
-        _first("weights", weights < 0, weights, "must be >= 0 where neither anchor nor memory is used")
-    totals = anchor + weights.sum(1) + memory.sum(1)
-    for n, total in enumerate(totals.tolist()):
-        if not math.isclose(total, 1.0, rel_tol=0, abs_tol=TOLERANCE * (1 + float(np.abs(memory[n]).sum()))):
-            raise TableError(f"the update weights of step {n} sum to {total}, not to 1: divide them by their sum")
-    for n, u in enumerate(table.available):
-        for j, inside in enumerate(u.lookahead):
-            total = float(table.effective_lookahead[n, j].sum())
-            if inside and abs(total - 1) > TOLERANCE * (1 + float(np.abs(table.effective_lookahead[n, j]).sum())):
-                raise TableError(f"lookahead[{n}, {j}] sums to {total}, not to 1: divide it by its sum")

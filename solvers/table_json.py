@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .table import Provenance, Table, TableError
 
@@ -153,7 +153,3 @@ def _provenance(data: Any) -> Provenance:  # noqa: ANN401
     if not all(type(v) in (int, float) for v in data.get("metrics", {}).values()):
         raise TableError(f"provenance.metrics = {str(data['metrics'])[:40]} must hold numbers only")
     return Provenance(**{**data, "resolution": tuple(data.get("resolution", ()))})
-
-
-if TYPE_CHECKING:
-    from .table import Array  # noqa: F401
