@@ -119,7 +119,7 @@ class Parameters:
 
     def _update(self, raw: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Fan, anchor and memory weights of the update."""
-        if _on_simplex(self.learn):
+        if _on_simplex(self.base, self.learn):
             fan = _fan(self.base)  # a first step without a fan is an Euler step: its weights stay 0
             anchor, memory = torch.tensor(self.base.a("anchor")), torch.tensor(_memory(self.base))
             return raw["weights"].softmax(1) * fan, anchor, memory
@@ -160,7 +160,7 @@ def _raw(table: Table, name: str, learn: frozenset[str]) -> Tensor:
         return _inverse_scale(torch.tensor(table.a(name)))
     if name == "lookahead":
         return torch.tensor(table.effective_lookahead)
-    if name == "weights" and _on_simplex(learn):
+    if name == "weights" and _on_simplex(table, learn):
         return torch.tensor(table.a("weights")).clamp_min(SIMPLEX_FLOOR).log()
     return _update_part(table, name)
 
@@ -172,7 +172,7 @@ def _active(table: Table, name: str, learn: frozenset[str]) -> Tensor:
         return torch.arange(table.num_steps) > 0  # a softmax knows differences only
     if name in ("nodes", "slope_scale", "sigma_scale"):
         return fan
-    if name == "weights" and _on_simplex(learn):
+    if name == "weights" and _on_simplex(table, learn):
         return fan & (torch.arange(table.num_nodes) > 0)
     if name == "lookahead":
         return _but_first(_free_lookahead(table))
@@ -221,8 +221,10 @@ def _sum_to_one(values: Tensor, free: Tensor) -> Tensor:
     return kept + first * (1 - kept.sum(-1, keepdim=True))
 
 
-def _on_simplex(learn: Collection[str]) -> bool:
-    return "weights" in learn and "anchor" not in learn and "memory" not in learn
+def _on_simplex(table: Table, learn: Collection[str]) -> bool:
+    """Whether the fan's weights have every step that has a fan for themselves."""
+    shared = _fan(table).any(1) & torch.tensor((table.a("anchor") != 0) | (table.a("memory") != 0).any(1))
+    return "weights" in learn and "anchor" not in learn and "memory" not in learn and not bool(shared.any())
 
 
 def _scale(raw: Tensor) -> Tensor:

@@ -175,6 +175,8 @@ def test_an_initial_table_of_other_calls_or_with_nothing_to_learn_is_refused() -
         make_plan(model, toy_config(calls=3), table)
     with pytest.raises(ValueError, match="nothing to learn"):
         make_plan(model, toy_config(calls=3, family="s4s", learn=("nodes",)))
+    with pytest.raises(ValueError, match="nothing to learn: .* give memory = 1 or more"):
+        make_plan(model, toy_config(calls=4, family="epd", step_calls=1))
 
 
 class Broken(GaussianMixture):

@@ -22,6 +22,7 @@ CASES = [
     {"family": "default", "calls": 4, "step_calls": 1, "memory": 2},
     {"family": "default", "calls": 4},
     {"family": "epd", "calls": 5},
+    {"family": "epd", "calls": 4, "step_calls": 1, "points": 3, "memory": 1},  # beside a fixed anchor
     {"family": "epd-plugin", "calls": 7},
     {"family": "amed", "calls": 4},
     {"family": "s4s", "calls": 5},
@@ -112,6 +113,18 @@ def test_learned_sigmas_keep_their_ends_exactly() -> None:
     table = parameters.table(moved(parameters), Provenance())
     assert np.array_equal(table.a("sigmas")[[0, -1]], parameters.base.a("sigmas")[[0, -1]])
     assert not np.allclose(table.a("sigmas")[1:-1], parameters.base.a("sigmas")[1:-1])
+
+
+def test_weights_beside_a_fixed_anchor_share_the_step_with_it() -> None:
+    whole = start({"family": "default", "calls": 5})
+    learned = whole.table(moved(whole), Provenance())
+    parameters = Parameters.of(learned, ("weights",))
+    table = parameters.table(moved(parameters), Provenance())
+    assert np.array_equal(table.a("anchor"), learned.a("anchor"))
+    assert np.array_equal(table.a("memory"), learned.a("memory"))
+    assert not np.allclose(table.a("weights"), learned.a("weights"))
+    totals = table.a("anchor") + table.a("weights").sum(1) + table.a("memory").sum(1)
+    np.testing.assert_allclose(totals, 1, rtol=0, atol=1e-12)
 
 
 def test_scales_outside_their_range_are_refused() -> None:
