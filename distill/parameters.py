@@ -223,8 +223,9 @@ def _sum_to_one(values: Tensor, free: Tensor) -> Tensor:
 
 def _on_simplex(table: Table, learn: Collection[str]) -> bool:
     """Whether the fan's weights have every step that has a fan for themselves."""
-    shared = _fan(table).any(1) & torch.tensor((table.a("anchor") != 0) | (table.a("memory") != 0).any(1))
-    return "weights" in learn and "anchor" not in learn and "memory" not in learn and not bool(shared.any())
+    fixed = torch.tensor((table.a("anchor") != 0) | (table.a("memory") != 0).any(1)) & _fan(table).any(1)
+    learned = "anchor" in learn or ("memory" in learn and table.columns > 0)
+    return "weights" in learn and not learned and not bool(fixed.any())
 
 
 def _scale(raw: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ CASES = [
     {"family": "default", "calls": 4},
     {"family": "epd", "calls": 5},
     {"family": "epd", "calls": 4, "step_calls": 1, "points": 3, "memory": 1},  # beside a fixed anchor
+    {"family": "epd", "calls": 3, "learn": ("weights", "memory")},  # there is no memory to learn
     {"family": "epd-plugin", "calls": 7},
     {"family": "amed", "calls": 4},
     {"family": "s4s", "calls": 5},
