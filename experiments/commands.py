@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -20,24 +21,7 @@ log = logging.getLogger("epd")
 
 def model_options(given: ModelArguments) -> ModelOptions:
     """The part of a command's options that the model is made with."""
-    return ModelOptions(
-        prompts=given.prompts,
-        prompt=given.prompt,
-        negative_prompt=given.negative_prompt,
-        labels=given.labels,
-        guidance=given.guidance,
-        height=given.height,
-        width=given.width,
-        resolution=given.resolution,
-        num_frames=given.num_frames,
-        options=given.options,
-        network_dtype=given.network_dtype,
-        variant=given.variant,
-        revision=given.revision,
-        device=given.device,
-        device_map=given.device_map,
-        offload=given.offload,
-    )
+    return ModelOptions(**{item.name: getattr(given, item.name) for item in fields(ModelOptions)})
 
 
 def load_table(source: str) -> Table:
