@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -39,20 +39,26 @@ class Update:
         iteration: updates done; of `total`.
         loss: root mean square residual of the batch before the update.
         validation: RMSE on held-out noise, where it was measured.
-        table: of the present numbers.
         state: to resume from.
         seconds: of this update.
         accepted: False where no step lowered the batch's loss.
+        model, plan: of the run.
     """
 
     iteration: int
     total: int
     loss: float
     validation: float | None
-    table: Table
     state: State
     seconds: float
     accepted: bool
+    model: Model = field(repr=False)
+    plan: Plan = field(repr=False)
+
+    @functools.cached_property
+    def table(self) -> Table:
+        """Of the present numbers; made when it is asked for, as an update of a small model takes hardly longer."""
+        return table_at(self.model, self.plan, self.state)
 
 
 @dataclass(frozen=True)
@@ -223,9 +229,9 @@ class _Run:
             state, rmse = self._measured(state)
             if finished(self.plan, state):
                 state = replace(state, vector=state.best, start=state.best_start)
-            table, seconds = table_at(self.model, self.plan, state), time.perf_counter() - tick
+            seconds, loss = time.perf_counter() - tick, math.sqrt(moved.loss)
             yield Update(
-                state.iteration, self.plan.total, math.sqrt(moved.loss), rmse, table, state, seconds, moved.accepted
+                state.iteration, self.plan.total, loss, rmse, state, seconds, moved.accepted, self.model, self.plan
             )
 
     def _measured(self, state: State) -> tuple[State, float | None]:

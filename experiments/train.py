@@ -106,12 +106,11 @@ def _train(
 
     quiet = workers.rank > 0 or log.getEffectiveLevel() > logging.INFO or not sys.stderr.isatty()
     records = Records(folder, plan, state.iteration if state else 0) if workers.rank == 0 else None
-    table = table_at(model, plan, state) if state else plan.tables[0]
     done, latest, saved = (state.iteration if state else 0), state, time.monotonic()
     try:
         with tqdm(total=plan.total, initial=done, disable=quiet, unit="update") as bar:
             for update in distill(model, plan, state, features, workers=workers):
-                table, latest = update.table, update.state
+                latest = update.state
                 bar.update(1)
                 bar.set_postfix(loss=f"{update.loss:.4g}", best=f"{update.state.best_rmse:.4g}")
                 if records is None:
@@ -125,7 +124,8 @@ def _train(
             with contextlib.closing(records):
                 if latest is not None:  # Ctrl-C, too, leaves a run to go on with
                     save_state(folder.checkpoint, latest, identity)
-    return table
+    assert latest is not None, "a plan has an update at least"
+    return table_at(model, plan, latest)
 
 
 def _identity(model: Model, plan: Plan) -> dict[str, object]:
