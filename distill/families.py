@@ -122,8 +122,7 @@ class Start:
 
 # Which start leads to the best optimum depends on the model, the count of calls and the batches, and some updates from
 # each tell. Learned sigmas and a fan have many optima; starts whose last point is far ahead find the best ones most
-# often: on steps even in time or in log sigma at many calls, on polynomial ones at few, where more of them are
-# affordable and the likeliest is tried on several batches.
+# often, on steps even in time at many calls, on polynomial ones at few, where the same start is tried on other batches.
 FIXED_STARTS = {
     "ve": (Start("polynomial", 7.0), Start("time_uniform", 1.0), Start("polynomial", 3.0), Start("logsnr", 1.0)),
     "flow": (Start("flow", 1.0), Start("flow", 3.0), Start("flow", 0.5)),
@@ -131,7 +130,7 @@ FIXED_STARTS = {
 LEARNED_STARTS = {
     "ve": (
         Start("time_uniform", 1.0, True),
-        Start("logsnr", 1.0, True),
+        Start("polynomial", 7.0, True),
         Start("polynomial", 7.0, True),
         Start("polynomial", 5.0, True),
         Start("polynomial", 7.0),
