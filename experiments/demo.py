@@ -37,10 +37,13 @@ log = logging.getLogger("epd")
 def config() -> DistillConfig:
     """A small budget: minutes become about one, at the price of some accuracy."""
     from ..distill.config import DistillConfig
+    from ..distill.families import EVERYTHING
 
     return DistillConfig(
         calls=CALLS,
         points=2,
+        # Nine updates settle fewer numbers than the default family has: with these, too, they end a third further off.
+        learn=tuple(name for name in EVERYTHING if name != "sigma_scale"),
         schedule="logsnr",
         optimizer="gauss-newton",
         iterations=9,
