@@ -42,7 +42,7 @@ def config() -> DistillConfig:
     return DistillConfig(
         calls=CALLS,
         points=2,
-        # Nine updates settle fewer numbers than the default family has: with these, too, they end a third further off.
+        # Nine updates settle fewer numbers than the default family has: with these, too, the error grows by half.
         learn=tuple(name for name in EVERYTHING if name != "sigma_scale"),
         schedule="logsnr",
         optimizer="gauss-newton",
