@@ -52,8 +52,18 @@ class Folder:
         return self.path / "checkpoint.safetensors"
 
     @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tb"
+
+    def sweep(self) -> None:
+        """Removes what a kill left of unfinished writes."""
+        for file in (self.table, self.config, self.checkpoint, self.history):
+            for left in self.path.glob(f".{file.name}.*"):
+                left.unlink(missing_ok=True)
 
 
 def run_distill(
@@ -85,6 +95,8 @@ def run_distill(
     state = _resumed(folder, identity) if resume else None
     if not resume and (folder.checkpoint.exists() or folder.table.exists()):
         raise RunError(f"{folder.path} already holds a run: add --resume to continue it, or choose another --out")
+    if workers.rank == 0:
+        folder.sweep()
     if state is not None and folder.table.exists():
         log.info("%s is finished; nothing to do", folder.path)
         return folder.table
@@ -202,7 +214,7 @@ class Records:
 
         folder.path.mkdir(parents=True, exist_ok=True)
         self.writer = SummaryWriter(str(folder.tensorboard), purge_step=done + 1)
-        self.path = folder.path / "history.jsonl"
+        self.path = folder.history
         kept = []
         if done and self.path.exists():
             kept = [line for line in read_text(self.path, RunError).splitlines() if _iteration(line) <= done]
