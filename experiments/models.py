@@ -78,11 +78,13 @@ class ModelOptions:
         Raises:
             ValueError: where they stand in two places, or a file has none.
         """
-        from ..pipelines.loading import read_prompts
-
         if self.prompts is not None and self.prompt:
             raise ValueError("prompts and prompt are both given: choose the file or the text")
-        return read_prompts(self.prompts) if self.prompts else list(self.prompt) or None
+        if self.prompts is None:
+            return list(self.prompt) or None
+        from ..pipelines.loading import read_prompts
+
+        return read_prompts(self.prompts)
 
 
 @dataclass(frozen=True)
