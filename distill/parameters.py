@@ -223,9 +223,10 @@ def _sum_to_one(values: Tensor, free: Tensor) -> Tensor:
 
 def _on_simplex(table: Table, learn: Collection[str]) -> bool:
     """Whether the fan's weights have every step that has a fan for themselves."""
+    if "weights" not in learn or "anchor" in learn or ("memory" in learn and table.columns):
+        return False  # before the arrays are looked at: every update asks
     fixed = torch.tensor((table.a("anchor") != 0) | (table.a("memory") != 0).any(1)) & _fan(table).any(1)
-    learned = "anchor" in learn or ("memory" in learn and table.columns > 0)
-    return "weights" in learn and not learned and not bool(fixed.any())
+    return not bool(fixed.any())
 
 
 def _scale(raw: Tensor) -> Tensor:

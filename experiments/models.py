@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import re
@@ -64,16 +65,16 @@ class ModelOptions:
         """What changes a model's numbers, by option, ready for JSON; prompts by their digest, so that a file counts
         by what it says and not by its name.
         """
-        out: dict[str, object] = {name: getattr(self, name) for name in self.given() if name not in PLACEMENT}
-        texts = self.texts()
-        if texts:
-            digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
-            out = {key: value for key, value in out.items() if key not in ("prompts", "prompt")}
-            out["prompts"] = f"{len(texts)} texts ({digest})"
+        apart = (*PLACEMENT, "prompts", "prompt")
+        out: dict[str, object] = {name: getattr(self, name) for name in self.given() if name not in apart}
+        if self.texts:
+            digest = hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()[:16]
+            out["prompts"] = f"{len(self.texts)} texts ({digest})"
         return json.loads(json.dumps(out))
 
+    @functools.cached_property
     def texts(self) -> list[str] | None:
-        """The prompts, wherever they stand; none: the pipeline's own.
+        """The prompts, wherever they stand, read once; none: the pipeline's own.
 
         Raises:
             ValueError: where they stand in two places, or a file has none.
@@ -186,7 +187,7 @@ def _pipeline(name: str, options: ModelOptions) -> Model:
         raise ValueError(f"resolution = {size} and height or width are both given: choose one")
     return loading.load_model(
         name,
-        prompts=options.texts(),
+        prompts=options.texts,
         negative_prompt=options.negative_prompt,
         guidance=options.guidance,
         height=options.height or size,
