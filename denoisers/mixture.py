@@ -40,8 +40,9 @@ class _PosteriorMean(torch.autograd.Function):
         logits = rows @ keys.T
         if offset is not None:
             logits.add_(offset)
-        # Clamped, as exponentials that underflow into denormals are many times slower, here and in the product.
-        floor = math.log(torch.finfo(logits.dtype).tiny) + 5
+        # Clamped, as arithmetic with denormals is many times slower on some processors. At the square root of the
+        # smallest normal number nothing is lost, the largest weight being 1, and products with a gradient stay normal.
+        floor = math.log(torch.finfo(logits.dtype).tiny) / 2
         weight = logits.sub_(logits.amax(1, keepdim=True)).clamp_min_(floor).exp_()
         sums = weight @ values
         total = sums[:, -1:]
