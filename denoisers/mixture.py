@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -22,21 +22,41 @@ def _column(values: Tensor | Sequence[float] | float, count: int, name: str) -> 
     return column
 
 
-class _PosteriorMean(torch.autograd.Function):
-    """sum_k softmax_k(rows . keys_k + offset_k) mu_k, (B, d), and its gradient in two products.
+class _CommonWidth(torch.autograd.Function):
+    r"""The denoiser of components of one variance V, and its gradient by four products in all.
 
-    This is the benchmark model's whole cost: (B, M) is large, and autograd's own way through the softmax passes over
-    it six times more.
+    v = alpha^2 V + sigma^2;  rows = [alpha / v x, -alpha^2 / (2 v)];  g = softmax(rows keys^T + offset);
+    D = sigma^2 / v (g means) + alpha V / v x.
+
+    This is the benchmark model's whole cost: (B, M) is large, autograd's own way through the softmax passes over it six
+    times more, and its way through the scalars is fifty small operations a call.
 
     Args:
-        rows: (B, d + 1).
-        keys: (M, d + 1).
+        x: (B, d).
+        sigma: (B, 1) float64.
+        keys: (M, d + 1), the means and their squared norms.
         values: (M, d + 1), the means and a column of ones, so that the sum of the weights is within the product.
         offset: (M,) or (B, M) log-weights; None where they are all equal.
+        variance: V.
+        path: `ve`: alpha = 1; `flow`: alpha = 1 - sigma.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, keys: Tensor, values: Tensor, offset: Tensor | None) -> Tensor:  # noqa: ANN401
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        sigma: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        offset: Tensor | None,
+        variance: float,
+        path: Path,
+    ) -> Tensor:
+        alpha = 1 - sigma if path == "flow" else torch.ones_like(sigma)
+        spread = alpha**2 * variance + sigma**2
+        # sigma^2 / v = 1 - alpha gain, without the cancellation at small sigma.
+        scale, pull, gain = alpha / spread, (sigma**2 / spread).to(x.dtype), (alpha * variance / spread).to(x.dtype)
+        rows = torch.cat([x * scale.to(x.dtype), (alpha * scale / -2).to(x.dtype)], 1)
         logits = rows @ keys.T
         if offset is not None:
             logits.add_(offset)
@@ -47,17 +67,32 @@ class _PosteriorMean(torch.autograd.Function):
         sums = weight @ values
         total = sums[:, -1:]
         mean = sums[:, :-1] / total
-        ctx.save_for_backward(weight, total, mean, keys, values)
-        return mean
+        ctx.save_for_backward(x, weight, total, mean, keys, values, sigma, alpha, spread, scale, pull, gain)
+        ctx.variance, ctx.path = variance, path
+        return mean * pull + gain * x
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        weight, total, mean, keys, values = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, total, mean, keys, values, *scalars = ctx.saved_tensors  # type: ignore[attr-defined]
+        sigma, alpha, spread, scale, pull, gain = scalars
         (gradient,) = gradients
-        centred = torch.cat([gradient, -(gradient * mean).sum(1, keepdim=True)], 1)
+        along_mean = (gradient * mean).sum(1, keepdim=True)
+        centred = torch.cat([gradient * pull, along_mean * -pull], 1)
         pulled = (centred @ values.T).mul_(weight)
-        return pulled @ keys / total, None, None, None
+        to_rows, to_last = (pulled @ keys / total).split([x.shape[1], 1], 1)
+        to_x = gradient * gain + to_rows * scale.to(x.dtype)
+        if not ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
+            return to_x, *[None] * 6
+        moved = -1.0 if ctx.path == "flow" else 0.0  # type: ignore[attr-defined] - of alpha with sigma
+        variance = ctx.variance  # type: ignore[attr-defined]
+        scale_moved = (moved - scale * 2 * (sigma + alpha * variance * moved)) / spread
+        gain_moved = variance * scale_moved
+        to_sigma = (gradient * x).sum(1, keepdim=True) * gain_moved
+        to_sigma -= along_mean * (gain * moved + alpha * gain_moved)
+        to_sigma += (to_rows * x).sum(1, keepdim=True) * scale_moved
+        to_sigma -= to_last * (scale * moved + alpha * scale_moved) / 2
+        return to_x, to_sigma, *[None] * 5
 
 
 class GaussianMixture:
@@ -156,28 +191,10 @@ class GaussianMixture:
         return self._cache[key]
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        means, norms, variances, log_weights, condition, keys, values = self._constants(x)
         flat = x.flatten(1)
-        # Where sigma^2 is tiny against alpha^2 s^2 nothing cancels, so float64 scalars may be rounded to x's dtype.
         sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).reshape(-1, 1)
-        alpha = (torch.ones_like(sigma) if self.path == "ve" else 1 - sigma).to(x.dtype)
-        sigma = sigma.to(x.dtype)
-        spread = alpha**2 * (variances[:1] if self._common else variances) + sigma**2  # (B or 1, M or 1)
-        gain = alpha * (variances[:1] if self._common else variances) / spread
-        pull = sigma**2 / spread  # = 1 - alpha gain, without the cancellation at small sigma
-        if self._common:
-            last = (-(alpha**2) / (2 * spread)).expand(len(flat), 1)
-            rows = torch.cat([flat * (alpha / spread), last], 1)
-        else:
-            distance = alpha**2 * norms - 2 * alpha * (flat @ means.T) + flat.square().sum(1, keepdim=True)
-            rows = -distance / (2 * spread) - flat.shape[1] / 2 * spread.log()
-
-        def mean(offset: Tensor | None) -> Tensor:
-            if self._common:
-                return cast(Tensor, _PosteriorMean.apply(rows, keys, values, offset)) * pull + gain * flat
-            share = (rows if offset is None else rows + offset).softmax(1)  # (B, M)
-            return (share * pull) @ means + (share * gain).sum(1, keepdim=True) * flat
-
+        mean = self._of_one_width(flat, sigma) if self._common else self._of_any_width(flat, sigma)
+        _, _, _, log_weights, condition, _, _ = self._constants(x)
         free = None if self._uniform else log_weights
         if self._condition is None:
             return mean(free).reshape(x.shape)
@@ -187,3 +204,28 @@ class GaussianMixture:
             unbound = mean(free)
             denoised = unbound + self.guidance * (denoised - unbound)
         return denoised.reshape(x.shape)
+
+    def _of_one_width(self, x: Tensor, sigma: Tensor) -> Callable[[Tensor | None], Tensor]:
+        """D as a function of log-weights, for x (B, d) and sigma (B or 1, 1)."""
+        keys, values = self._constants(x)[-2:]
+        sigma, variance = sigma.expand(len(x), 1), float(self.variances[0])
+        return lambda offset: cast(
+            Tensor, _CommonWidth.apply(x, sigma, keys, values, offset, variance, self.path)
+        )
+
+    def _of_any_width(self, x: Tensor, sigma: Tensor) -> Callable[[Tensor | None], Tensor]:
+        means, norms, variances, *_ = self._constants(x)
+        # Where sigma^2 is tiny against alpha^2 s^2 nothing cancels, so float64 scalars may be rounded to x's dtype.
+        alpha = (torch.ones_like(sigma) if self.path == "ve" else 1 - sigma).to(x.dtype)
+        sigma = sigma.to(x.dtype)
+        spread = alpha**2 * variances + sigma**2  # (B or 1, M)
+        gain = alpha * variances / spread
+        pull = sigma**2 / spread  # = 1 - alpha gain, without the cancellation at small sigma
+        distance = alpha**2 * norms - 2 * alpha * (x @ means.T) + x.square().sum(1, keepdim=True)
+        rows = -distance / (2 * spread) - x.shape[1] / 2 * spread.log()
+
+        def mean(offset: Tensor | None) -> Tensor:
+            share = (rows if offset is None else rows + offset).softmax(1)  # (B, M)
+            return (share * pull) @ means + (share * gain).sum(1, keepdim=True) * x
+
+        return mean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -62,10 +63,9 @@ class Parameters:
 
     def coefficients(self, vector: Tensor) -> Coefficients:
         """The coefficients that the rule is driven with, differentiable in the vector (P,)."""
-        raw, table = self._placed(vector), self.base
-        fixed = table.coefficients()
+        raw, fixed = self._placed(vector), self._fixed
         weights, anchor, memory = self._update(raw)
-        scale = _scale(raw["slope_scale"]) if "slope_scale" in raw else torch.tensor(table.a("slope_scale"))
+        scale = _scale(raw["slope_scale"]) if "slope_scale" in raw else self._slope_scale
         return Coefficients(
             sigmas=self._sigmas(raw["sigmas"]) if "sigmas" in raw else fixed.sigmas,
             nodes=MARGIN + (1 - 2 * MARGIN) * raw["nodes"].sigmoid() if "nodes" in raw else fixed.nodes,
@@ -73,10 +73,10 @@ class Parameters:
             sigma_scale=_scale(raw["sigma_scale"]) if "sigma_scale" in raw else fixed.sigma_scale,
             anchor=anchor,
             memory=memory,
-            lookahead=_sum_to_one(raw["lookahead"], _free_lookahead(table)) if "lookahead" in raw else fixed.lookahead,
-            calls=table.steps,
-            afs=table.afs,
-            used=self._used(),
+            lookahead=_sum_to_one(raw["lookahead"], self._first_lookahead) if "lookahead" in raw else fixed.lookahead,
+            calls=fixed.calls,
+            afs=fixed.afs,
+            used=self._used,
         )
 
     def table(self, vector: Tensor, provenance: Provenance) -> Table:
@@ -105,30 +105,63 @@ class Parameters:
         """The vector's entries at their places in the unconstrained fields."""
         out, start = {}, 0
         for name, raw in self.raw.items():
-            mask = self.active[name]
-            count = int(mask.sum())
-            out[name] = raw.masked_scatter(mask, vector[start : start + count])
-            start += count
+            out[name] = raw.masked_scatter(self.active[name], vector[start : start + self._counts[name]])
+            start += self._counts[name]
         return out
 
     def _sigmas(self, raw: Tensor) -> Tensor:
-        first, last = torch.tensor(self.base.a("sigmas")[[0, -1]]).split(1)
+        first, last = self._fixed.sigmas[[0, -1]].split(1)
         fractions = raw.softmax(0).cumsum(0)[:-1]
         inner = (first.log() + (last.log() - first.log()) * fractions).exp()
         return torch.cat([first, inner, last])  # the ends are exact, not exp(log(...))
 
     def _update(self, raw: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Fan, anchor and memory weights of the update."""
-        if _on_simplex(self.base, self.learn):
-            fan = _fan(self.base)  # a first step without a fan is an Euler step: its weights stay 0
-            anchor, memory = torch.tensor(self.base.a("anchor")), torch.tensor(_memory(self.base))
-            return raw["weights"].softmax(1) * fan, anchor, memory
-        row = torch.cat([raw.get(k, _update_part(self.base, k)).reshape(self.base.num_steps, -1) for k in UPDATE], 1)
+        if self._simplex:
+            # A first step without a fan is an Euler step: its weights stay 0.
+            return raw["weights"].softmax(1) * self._evaluated, self._fixed.anchor, self._fixed.memory
+        n, width = self.base.num_steps, self.base.num_nodes
+        row = torch.cat([raw.get(k, self._update_parts[k]).reshape(n, -1) for k in UPDATE], 1)
         if self.learn & set(UPDATE):
-            row = _sum_to_one(row, _free_update(self.base, self.learn))
-        anchor, weights, memory = row.split([1, self.base.num_nodes, row.shape[1] - 1 - self.base.num_nodes], 1)
+            row = _sum_to_one(row, self._first_update)
+        anchor, weights, memory = row.split([1, width, row.shape[1] - 1 - width], 1)
         return weights, anchor[:, 0], memory
 
+    # What does not depend on the vector; every update asks for it.
+
+    @functools.cached_property
+    def _counts(self) -> dict[str, int]:
+        return {name: int(mask.sum()) for name, mask in self.active.items()}
+
+    @functools.cached_property
+    def _fixed(self) -> Coefficients:
+        return self.base.coefficients()
+
+    @functools.cached_property
+    def _slope_scale(self) -> Tensor:
+        return torch.tensor(self.base.a("slope_scale"))
+
+    @functools.cached_property
+    def _simplex(self) -> bool:
+        return _on_simplex(self.base, self.learn)
+
+    @functools.cached_property
+    def _evaluated(self) -> Tensor:
+        return _fan(self.base)
+
+    @functools.cached_property
+    def _update_parts(self) -> dict[str, Tensor]:
+        return {name: _update_part(self.base, name) for name in UPDATE}
+
+    @functools.cached_property
+    def _first_update(self) -> Tensor:
+        return _first(_free_update(self.base, self.learn))
+
+    @functools.cached_property
+    def _first_lookahead(self) -> Tensor:
+        return _first(_free_lookahead(self.base))
+
+    @functools.cached_property
     def _used(self) -> tuple[Used, ...]:
         """Fixed parts keep the table's own zeros; learned parts may use everything that is available."""
         return tuple(
@@ -214,9 +247,12 @@ def _but_first(free: Tensor) -> Tensor:
     return free & (free.cumsum(-1) > 1)
 
 
-def _sum_to_one(values: Tensor, free: Tensor) -> Tensor:
+def _first(free: Tensor) -> Tensor:
+    return free & (free.cumsum(-1) == 1)
+
+
+def _sum_to_one(values: Tensor, first: Tensor) -> Tensor:
     """The first free entry of each last-axis row replaced by what is missing to one."""
-    first = free & (free.cumsum(-1) == 1)
     kept = values.masked_fill(first, 0.0)
     return kept + first * (1 - kept.sum(-1, keepdim=True))
 
@@ -224,7 +260,7 @@ def _sum_to_one(values: Tensor, free: Tensor) -> Tensor:
 def _on_simplex(table: Table, learn: Collection[str]) -> bool:
     """Whether the fan's weights have every step that has a fan for themselves."""
     if "weights" not in learn or "anchor" in learn or ("memory" in learn and table.columns):
-        return False  # before the arrays are looked at: every update asks
+        return False
     fixed = torch.tensor((table.a("anchor") != 0) | (table.a("memory") != 0).any(1)) & _fan(table).any(1)
     return not bool(fixed.any())
 

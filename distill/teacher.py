@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +22,17 @@ from ..solvers import rules, schedules
 from ..solvers.exact import converged
 from ..solvers.files import write_atomically
 from ..solvers.loop import Rule, trajectory
-from .config import DistillConfig
+from .config import SMALL, DistillConfig
 
 log = logging.getLogger("epd")
-BLOCK = 64  # trajectories per file: small enough to add to a pool, large enough for one network batch
+
+
+def block_size(numbers: int) -> int:
+    """Trajectories that are solved together, into one file, by how many numbers a sample has.
+
+    One network batch; a batch of small samples costs hardly more than one of a few.
+    """
+    return 256 if numbers <= SMALL else 64
 
 
 def cache_folder() -> Path:
@@ -64,6 +72,7 @@ class Teacher:
             "sigmas": self.sigmas.tolist(),
             "tolerance": self.config.teacher_tolerance if self.config.teacher == "exact" else None,
             "dtype": self.config.dtype,
+            "together": self.together,
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -77,14 +86,19 @@ class Teacher:
         fine[::m] = self.sigmas[:-1]
         return schedules.given(torch.cat([fine, self.sigmas[-1:]]))
 
+    @property
+    def together(self) -> int:
+        """How many trajectories one block holds."""
+        return block_size(math.prod(self.model.shape))
+
     def block(self, first: int) -> tuple[list[int], Path]:
         """Seeds and file of the block that holds seed `first`."""
-        start = first - first % BLOCK
-        return list(range(start, start + BLOCK)), self.folder / "teachers" / self.key() / f"{start}.safetensors"
+        start = first - first % self.together
+        return list(range(start, start + self.together)), self.folder / "teachers" / self.key() / f"{start}.safetensors"
 
     def prepare(self, first: int, count: int, rank: int = 0, ranks: int = 1) -> None:
         """Makes sure that the blocks of seeds first..first+count-1 are on disk; processes share the work."""
-        starts = range(first - first % BLOCK, first + count, BLOCK)
+        starts = range(first - first % self.together, first + count, self.together)
         for start in list(starts)[rank::ranks]:
             seeds, path = self.block(start)
             if self._read(path, seeds) is None:
@@ -93,12 +107,12 @@ class Teacher:
     def states(self, seeds: Sequence[int]) -> Tensor:
         """(T, B, *S) on the model's device, in the config's dtype."""
         rows: dict[int, Tensor] = {}
-        for start in sorted({s - s % BLOCK for s in seeds}):
+        for start in sorted({s - s % self.together for s in seeds}):
             block_seeds, path = self.block(start)
             states = self._read(path, block_seeds)
             if states is None:
                 states = self._write(path, block_seeds)
-            rows |= {s: states[:, s - start] for s in seeds if s - s % BLOCK == start}
+            rows |= {s: states[:, s - start] for s in seeds if s - s % self.together == start}
         return torch.stack([rows[s] for s in seeds], 1).to(self.model.device)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:

@@ -224,7 +224,8 @@ class Records:
     def add(self, update: Update) -> None:
         """One update: losses, the optimiser, and where it was measured every number of the table."""
         scalars = {"losses/train_rmse": update.loss, "charts/seconds": update.seconds}
-        scalars["charts/damping"] = update.state.damping
+        if update.plan.config.gauss_newton:
+            scalars["charts/damping"] = update.state.damping
         if update.validation is not None:
             scalars["losses/validation_rmse"] = update.validation
             scalars["losses/best_rmse"] = update.state.best_rmse

@@ -7,6 +7,7 @@ are special cases.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -69,20 +70,29 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, used: Sequence[int], *terms: Tensor) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(weights, *terms)
-        ctx.used = list(used)
+        ctx.used = tuple(used)
         return _weighted_sum(weights, used, terms)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        used, (weights, *terms) = ctx.used, ctx.saved_tensors  # type: ignore[attr-defined]
+        weights, *terms = ctx.saved_tensors  # type: ignore[attr-defined]
         (gradient,) = gradients
-        products = torch.stack(terms).flatten(2) * gradient.flatten(1)  # (K, B, d)
-        pulled = torch.zeros_like(weights)
-        pulled[used] = products.sum(2 if weights.ndim == 2 else (1, 2)).to(weights)
-        column = weights[used].to(gradient)
+        where = _index(ctx.used, weights.device)  # type: ignore[attr-defined]
+        each = torch.stack(terms).flatten(1 if weights.ndim == 1 else 2)  # (K, B d), or (K, B, d)
+        if weights.ndim == 1:
+            products = each @ gradient.flatten()
+        else:
+            products = (each * gradient.flatten(1)).sum(2)
+        pulled = torch.zeros_like(weights).index_copy_(0, where, products.to(weights))
+        column = weights.index_select(0, where).to(gradient)
         column = column.reshape(*column.shape, *[1] * (gradient.ndim + 1 - column.ndim))
         return pulled, None, *(column * gradient).unbind()
+
+
+@functools.lru_cache(maxsize=4096)
+def _index(used: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(used, device=device)
 
 
 def _weighted_sum(weights: Tensor, used: Sequence[int], terms: Sequence[Tensor]) -> Tensor:
@@ -150,12 +160,15 @@ def _fan(
     c: Coefficients, x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, directions: Sequence[Tensor]
 ) -> list[Point]:
     """The look-ahead points of step n."""
+    used = c.used[n].lookahead
+    if not any(used):
+        return []
+    mids = sigma_next ** c.nodes[n] * sigma ** (1 - c.nodes[n])  # (J,) or (J, B)
     points = []
-    for j, inside in enumerate(c.used[n].lookahead):
+    columns = zip(used, mids, mids - sigma, c.lookahead[n], c.sigma_scale[n], strict=True)
+    for inside, mid, stride, weights, scale in columns:
         if inside:
-            mid = sigma_next ** c.nodes[n, j] * sigma ** (1 - c.nodes[n, j])
-            ahead = x + expand(mid - sigma, x) * combine(c.lookahead[n, j], directions, inside)
-            points.append((ahead, mid, c.sigma_scale[n, j]))
+            points.append((x + expand(stride, x) * combine(weights, directions, inside), mid, scale))
     return points
 
 

@@ -164,9 +164,25 @@ def test_flow_at_sigma_one_returns_the_prior_mean() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_derivatives(path: Path) -> None:
-    mixed, sigma = mixture(path), torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("stds", [STDS, 0.5], ids=["unequal", "common"])
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("guided", [False, True])
+def test_derivatives(path: Path, stds: list[float] | float, per_row: bool, guided: bool) -> None:
+    mixed = mixture(path, stds).bind([0, 1], guidance=1.7) if guided else mixture(path, stds)
+    sigma = torch.tensor([0.5, 0.2] if per_row else 0.5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(mixed, (states(mixed, 0.5, 2).requires_grad_(), sigma))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_arithmetic_with_denormals(dtype: torch.dtype) -> None:
+    """Far components' weights, and their products with a small gradient: three times the training time on some CPUs."""
+    mixed = epd.GaussianMixture(MEANS, 0.05)
+    x = (MEANS.to(dtype) * 1.01).requires_grad_()
+    out = mixed(x, torch.tensor(0.002, dtype=torch.float64))
+    weights = [t for t in out.grad_fn.next_functions[0][0].saved_tensors if t.shape == (4, 4)]  # type: ignore[union-attr]
+    assert len(weights) == 1 and float(weights[0].max()) == 1.0
+    assert float(weights[0].min()) * 1e-12 > torch.finfo(dtype).tiny  # unclamped they underflow to 0
+    assert float(weights[0].min()) * len(MEANS) < torch.finfo(dtype).eps / 1e6
 
 
 def test_it_is_a_model() -> None:
