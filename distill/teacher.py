@@ -22,17 +22,18 @@ from ..solvers import rules, schedules
 from ..solvers.exact import converged
 from ..solvers.files import write_atomically
 from ..solvers.loop import Rule, trajectory
-from .config import SMALL, DistillConfig
+from .config import DistillConfig
 
 log = logging.getLogger("epd")
 
 
 def block_size(numbers: int) -> int:
-    """Trajectories that are solved together, into one file, by how many numbers a sample has.
+    """Trajectories that are solved together, into one file, by how many numbers a sample has: 64, of small ones more.
 
-    One network batch; a batch of small samples costs hardly more than one of a few.
+    64 are small enough to add to a pool and large enough for one batch of a network; a model whose samples are tiny is
+    hardly slower with 256.
     """
-    return 256 if numbers <= SMALL else 64
+    return min(256, max(64, 2**14 // numbers))
 
 
 def cache_folder() -> Path:
