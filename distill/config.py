@@ -73,7 +73,7 @@ class DistillConfig(BaseModel):
     pool: int = Field(default=4096, ge=1)
     """Teacher trajectories that training draws from."""
     validation: int = Field(default=1024, ge=1)
-    """Held-out teacher trajectories; the best table on them is kept."""
+    """Held-out teacher trajectories; the best table on them is kept, or Adam's last one, if not worse beyond chance."""
     validate_every: int | None = Field(default=None, ge=1)
     """Updates between two measurements on held-out noise; none: 1 with Gauss-Newton, 100 with Adam."""
     patience: int = Field(default=0, ge=0)
