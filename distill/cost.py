@@ -11,7 +11,8 @@ from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
 from .gauss_newton import evaluations
 from .parameters import Parameters
-from .train import POOL_SEEDS, Plan, parts_at
+from .plan import Plan, parts_at
+from .train import POOL_SEEDS
 
 EXACT_EVALUATIONS = 130  # of dopri5 at the default tolerance, measured on the embedded models: 103 to 139
 

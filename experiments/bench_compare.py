@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from ..distill.config import DistillConfig
-from ..distill.train import distill, make_plan
+from ..distill.plan import make_plan
+from ..distill.train import distill
 from ..solvers.files import write_atomically
 from ..solvers.table import Table
 from .compare import compare

@@ -26,7 +26,8 @@ from ..denoisers.mixture import GaussianMixture
 from ..denoisers.noise import unit_noise
 from ..distill.config import DistillConfig
 from ..distill.families import EVERYTHING
-from ..distill.train import distill, make_plan
+from ..distill.plan import make_plan
+from ..distill.train import distill
 from ..solvers.exact import converged
 from ..solvers.files import write_atomically
 from ..solvers.loop import solve

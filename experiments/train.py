@@ -19,8 +19,9 @@ from torch import nn
 from ..denoisers.protocol import Model
 from ..distill.config import DistillConfig
 from ..distill.cost import Cost, estimate
+from ..distill.plan import Plan, make_plan
 from ..distill.state import State
-from ..distill.train import Plan, Update, distill, make_plan, table_at
+from ..distill.train import Update, distill, table_at
 from ..distill.workers import Workers
 from ..solvers.files import read_text, write_atomically
 from ..solvers.table import Table

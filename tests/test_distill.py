@@ -21,9 +21,10 @@ from epd.distill import adam
 from epd.distill.config import DistillConfig
 from epd.distill.objective import end_residual
 from epd.distill.parameters import Parameters
+from epd.distill.plan import make_plan
 from epd.distill.state import State
 from epd.distill.teacher import Teacher
-from epd.distill.train import POOL_SEEDS, Update, distill, make_plan
+from epd.distill.train import POOL_SEEDS, Update, _Run, distill
 from epd.distill.workers import Workers
 from epd.experiments.train import RunError, run_distill
 from epd.solvers.exact import converged
@@ -107,10 +108,52 @@ def test_resuming_from_any_update_gives_the_same_bits(optimizer: str) -> None:
 
 
 def test_gauss_newton_ends_with_the_best_on_held_out_noise() -> None:
-    found = updates(toy_config(family="epd", optimizer="gauss-newton"))
+    found = updates(toy_config(family="epd"))
     measured = [u.validation for u in found if u.validation is not None]
     assert found[-1].state.best_rmse <= min(measured)
     assert torch.equal(found[-1].state.vector, found[-1].state.best)
+
+
+@pytest.mark.parametrize("worse", [False, True])
+def test_adam_ends_with_its_last_numbers_unless_they_are_worse(worse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Run, "_worse", lambda self, state: worse)
+    rising = (1.0 + i for i in range(1000))
+    monkeypatch.setattr(_Run, "_validate", lambda self, state: next(rising))
+    *earlier, last = updates(toy_config(family="epd", optimizer="adam", iterations=6, screening=5, validate_every=2))
+    measured = [u.validation for u in earlier if u.validation is not None] + [last.validation]
+    assert last.validation == max(m for m in measured if m is not None)
+    assert last.state.best_rmse == (1.0 if worse else last.validation)
+    assert last.table.provenance.metrics["validation_rmse"] == last.state.best_rmse
+    assert torch.equal(last.state.vector, last.state.best)
+    assert torch.equal(last.state.vector, earlier[-1].state.best) == worse
+
+
+def test_worse_means_beyond_chance(cache: Path) -> None:
+    """Against the definition and its two ends: one sample gone astray is chance, all of them a little worse are not."""
+    model, config = toy_mixture(), toy_config(family="epd", optimizer="adam", iterations=20, screening=5)
+    plan = make_plan(model, config)
+    *_, last = distill(model, plan)
+    run = _Run(model, plan, None, cache, Workers())
+    good, count = last.state, config.validation
+
+    def squares(vector: Tensor) -> Tensor:
+        c = run.parameters(good).coefficients(vector)
+        return torch.cat([run._squares(c, i) for i in range(len(run.held_out))])
+
+    assert not run._worse(good)
+    for size in (1e-4, 1e-3, 1e-2, 0.1, 1.0):
+        for seed in range(6):
+            move = size * torch.randn(good.vector.shape, generator=torch.Generator().manual_seed(seed)).double()
+            moved = dataclasses.replace(good, vector=good.vector + move)
+            more = squares(moved.vector) - squares(good.best)
+            assert run._worse(moved) == bool(more.mean() > 2 * more.std(correction=0) / count**0.5)
+    outcomes = {"one": [0.9] + [0.0] * (count - 1), "all": [0.01 + 1e-4 * (i % 7) for i in range(count)]}
+    for name, more in outcomes.items():
+        parts = torch.tensor(more, dtype=torch.float64).split([len(c.noise) for c in run.held_out])
+        answers = iter([t for part in parts for t in (part, torch.zeros_like(part))])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_Run, "_squares", lambda *_, answers=answers: next(answers))
+            assert run._worse(good) == (name == "all")
 
 
 def test_patience_stops_early() -> None:

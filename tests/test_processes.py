@@ -93,7 +93,8 @@ def test_two_processes_learn_the_table_of_one(tmp_path: Path, changes: dict[str,
 
 
 def test_processes_without_a_part_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    from epd.distill.train import distill, make_plan
+    from epd.distill.plan import make_plan
+    from epd.distill.train import distill
     from epd.distill.workers import Workers
 
     class Alone(Workers):

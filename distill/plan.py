@@ -1,0 +1,105 @@
+"""What a configuration means for a model, before anything is computed: starts, learned numbers, lengths of phases."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..denoisers.protocol import Model
+from ..solvers.table import Table
+from . import gauss_newton
+from .config import DistillConfig, ResolvedConfig
+from .families import ADAM_START_COST, FEWEST_STARTS, START_COST, initial_table, starts, structure
+from .parameters import Parameters
+from .state import State
+
+ALONE = 0.6  # share of a start's updates that use one part of the batch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration means for a model, before anything is computed.
+
+    Args:
+        tables: where training starts; more than one: each is trained for `config.screening` updates, then the best on.
+    """
+
+    config: ResolvedConfig
+    tables: tuple[Table, ...]
+    learn: tuple[str, ...]
+    iterations: int
+
+    @property
+    def screening(self) -> int:
+        """Updates before the best start is known."""
+        return len(self.tables) * self.config.screening if len(self.tables) > 1 else 0
+
+    def exploring(self, iteration: int) -> bool:
+        """Whether an update belongs to one of several starts, not to the best one."""
+        return iteration < self.screening
+
+    @property
+    def total(self) -> int:
+        """Updates over all starts."""
+        return self.screening + self.iterations
+
+
+def make_plan(model: Model, config: DistillConfig, init: Table | None = None) -> Plan:
+    """The plan of a run.
+
+    Args:
+        init: the table to start from; its structure then replaces the family's.
+
+    Raises:
+        ValueError: where config, model and table exclude each other.
+    """
+    config = config.resolved(math.prod(model.shape))
+    learn = tuple(config.learn or structure(config, model.path).learn)
+    tables = (init,) if init else _starting_tables(model, config, learn)
+    if init is not None and init.depth != config.calls:
+        raise ValueError(
+            f"the initial table makes {init.depth} sequential calls, calls = {config.calls}: make them equal"
+        )
+    if config.objective != "end":  # states are matched on the starting sigmas, and only one start has them
+        learn, tables = tuple(name for name in learn if name != "sigmas"), tables[:1]
+    if Parameters.of(tables[0], learn).start.numel() == 0:
+        blind = tables[0].num_nodes and 2 not in tables[0].steps and not tables[0].columns
+        remedy = "one-call steps look ahead along earlier slopes, give memory = 1 or more" if blind else "choose others"
+        raise ValueError(f"nothing to learn: {', '.join(learn)} have no numbers in this structure; {remedy}")
+    gn = config.gauss_newton
+    return Plan(
+        config,
+        tables,
+        learn,
+        config.iterations or ((6 if len(tables) > 1 else 32) if gn else 1200),
+    )
+
+
+def _starting_tables(model: Model, config: ResolvedConfig, learn: tuple[str, ...]) -> tuple[Table, ...]:
+    """As many starts as their cost allows, the likeliest first."""
+    tables = tuple(initial_table(config, model, start) for start in starts(config, model.path))
+    if config.gauss_newton:
+        affordable = START_COST // max(gauss_newton.evaluations(Parameters.of(tables[0], learn)), 1)
+    else:
+        affordable = ADAM_START_COST // tables[0].nfe
+    return tables[: max(FEWEST_STARTS, affordable)]
+
+
+def parts_at(plan: Plan, iteration: int) -> int:
+    """How many parts of the batch an update uses: few while Gauss-Newton is far from the optimum, all at last.
+
+    A start ends with half of the batch, so that starts are compared by what they come to, not by their noise.
+    """
+    every = plan.config.accumulate
+    if not plan.config.gauss_newton or not plan.exploring(iteration) and plan.screening:
+        return every
+    length = plan.config.screening if plan.exploring(iteration) else plan.iterations
+    done = (iteration % length + 1) / length
+    grown = max(0.0, (done - ALONE) / (1 - ALONE)) ** 2
+    return max(1, math.ceil(grown * (every / 2 if plan.exploring(iteration) else every)))
+
+
+def finished(plan: Plan, state: State) -> bool:
+    """Whether a run has nothing left to do: all updates done, or no improvement for `patience` measurements."""
+    stopped = 0 < plan.config.patience <= state.stale and state.iteration > plan.screening
+    return stopped or state.iteration >= plan.total
