@@ -64,14 +64,14 @@ def slopes(denoiser: Denoiser, ask: Ask) -> Tensor:
     """
     k, b = ask.points.shape[:2]
     rows = ask.points.transpose(0, 1).flatten(0, 1)
-    told = ask.told.reshape(k, -1).expand(k, b).T.flatten()
+    sigma = ask.sigma.reshape(k, -1).expand(k, b).T.flatten()
+    told = sigma if ask.sigma_scale is None else ask.told.reshape(k, -1).expand(k, b).T.flatten()
     denoised = denoiser(rows, told)
     if denoised.shape != rows.shape:
         raise ValueError(
             f"the denoiser returned shape {tuple(denoised.shape)} for a state of shape {tuple(rows.shape)}: "
             "it must return E[x0 | x] of the same shape (drop learned-variance channels in its adapter)"
         )
-    sigma = ask.sigma.reshape(k, -1).expand(k, b).T.flatten()
     out = (rows - denoised) / expand(sigma, rows).to(rows.device)
     return out.unflatten(0, (b, k)).transpose(0, 1)
 
