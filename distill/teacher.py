@@ -108,12 +108,13 @@ class Teacher:
     def states(self, seeds: Sequence[int]) -> Tensor:
         """(T, B, *S) on the model's device, in the config's dtype."""
         rows: dict[int, Tensor] = {}
-        for start in sorted({s - s % self.together for s in seeds}):
+        size = self.together
+        for start in sorted({s - s % size for s in seeds}):
             block_seeds, path = self.block(start)
             states = self._read(path, block_seeds)
             if states is None:
                 states = self._write(path, block_seeds)
-            rows |= {s: states[:, s - start] for s in seeds if s - s % self.together == start}
+            rows |= {s: states[:, s - start] for s in seeds if s - s % size == start}
         return torch.stack([rows[s] for s in seeds], 1).to(self.model.device)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
