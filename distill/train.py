@@ -157,8 +157,8 @@ class _Run:
         """The state that a run ends with: its best on held-out noise, or its last where that is as good but for chance.
 
         Most of the error is that of a few samples between two modes. The best of a dozen measurements is one where few
-        of these happen to go astray, and on other noise it is worse, by up to a fifth, than what Adam's falling rate
-        comes to rest at.
+        of these happen to go astray; on other noise it was up to a fifth worse than what Adam's falling rate comes to
+        rest at, or much the same (`digits-exact`, 7 and 9 calls).
         """
         annealed = state.iteration >= self.plan.total and not self.config.gauss_newton
         if annealed and rmse is not None and math.isfinite(rmse) and not self._worse(state):
