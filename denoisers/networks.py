@@ -149,7 +149,7 @@ class NetworkDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         sigma = noise_levels(x, sigma)
         rows = self._rows_for(len(x))
-        work = x.to(torch.promote_types(x.dtype, torch.float32))
+        work = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if self._free is None:
             return self._evaluate(work, sigma, rows).to(x.dtype)
         return guided(lambda x, sigma: self._evaluate(x, sigma, rows), work, sigma, self.guidance).to(x.dtype)
@@ -157,14 +157,13 @@ class NetworkDenoiser:
     def _evaluate(self, x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
         c_skip, c_out, c_in, c_noise = self.precondition(sigma)
         timestep = c_noise.to(torch.float64 if self.dtype == torch.float64 else torch.float32).expand(len(x))
-        column = (-1, *(1 for _ in self.shape))
+        column = (-1, *[1] * len(self.shape))
         output = self.call((c_in.to(x.dtype).reshape(column) * x).to(self.dtype), timestep, rows)
         output = self._checked(output, x).to(x.dtype)
         return c_skip.to(x.dtype).reshape(column) * x + c_out.to(x.dtype).reshape(column) * output
 
     def _checked(self, output: Tensor, x: Tensor) -> Tensor:
-        learned_variance = (len(x), 2 * x.shape[1], *x.shape[2:])
-        if output.shape == learned_variance and output.shape != x.shape:
+        if output.shape != x.shape and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):
             output = output[:, : x.shape[1]]
         if output.shape != x.shape or not output.is_floating_point():
             raise ValueError(

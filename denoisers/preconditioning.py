@@ -40,7 +40,7 @@ def edm(sigma_data: float = 0.5) -> Preconditioning:
 
 def epsilon(times: Timesteps) -> Preconditioning:
     """The network predicts the noise: x0 = x - sigma eps. Reference: arXiv 2006.11239, Eq. 11."""
-    return lambda sigma: (torch.ones_like(sigma), -sigma, 1 / (1 + sigma**2).sqrt(), times.timestep(sigma))
+    return lambda sigma: (torch.ones_like(sigma), -sigma, (sigma * sigma + 1).rsqrt(), times.timestep(sigma))
 
 
 def v_prediction(times: Timesteps) -> Preconditioning:
@@ -50,8 +50,8 @@ def v_prediction(times: Timesteps) -> Preconditioning:
     """
 
     def coefficients(sigma: Tensor) -> Coefficients:
-        alpha = 1 / (1 + sigma**2).sqrt()
-        return alpha**2, -alpha * sigma, alpha, times.timestep(sigma)
+        alpha = (sigma * sigma + 1).rsqrt()
+        return alpha * alpha, -alpha * sigma, alpha, times.timestep(sigma)
 
     return coefficients
 
@@ -59,7 +59,7 @@ def v_prediction(times: Timesteps) -> Preconditioning:
 def sample(times: Timesteps) -> Preconditioning:
     """The network predicts x0 itself. Reference: arXiv 2202.00512, Section 4."""
     return lambda sigma: (
-        torch.zeros_like(sigma), torch.ones_like(sigma), 1 / (1 + sigma**2).sqrt(), times.timestep(sigma)
+        torch.zeros_like(sigma), torch.ones_like(sigma), (sigma * sigma + 1).rsqrt(), times.timestep(sigma)
     )  # fmt: skip
 
 

@@ -31,24 +31,28 @@ class Timesteps:
                 "terminal SNR has no finite largest sigma: leave its last entry out"
             )
         self._falling = 0.5 * acp.log()  # (T,)
-        self._rising: dict[torch.device, Tensor] = {}
+        self._tables: dict[torch.device, tuple[Tensor, ...]] = {}
         ends = self.sigma(torch.tensor([0.0, len(acp) - 1.0], dtype=torch.float64))
         self.sigma_min, self.sigma_max = float(ends[0]), float(ends[1])
 
     def __len__(self) -> int:
         return len(self._falling)
 
-    def _negated(self, device: torch.device) -> Tensor:
-        if device not in self._rising:
-            self._rising[device] = -self._falling.to(device)  # rising, as searchsorted wants it
-        return self._rising[device]
+    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """l = -2 log alpha = log(1 + sigma^2) at all T timesteps, at the inner T - 2; the T - 1 lines t = a + b l."""
+        if device not in self._tables:
+            rising = -2 * self._falling.to(device)  # as searchsorted wants it
+            b = 1 / rising.diff()
+            a = torch.arange(len(b), device=device) - b * rising[:-1]
+            self._tables[device] = rising, rising[1:-1].contiguous(), a, b
+        return self._tables[device]
 
     def sigma(self, timestep: Tensor) -> Tensor:
         """sqrt(exp(-2 log alpha) - 1) at timesteps in [0, T-1] (any shape), float64."""
         t = torch.as_tensor(timestep, dtype=torch.float64)
-        table = self._negated(t.device)
+        table, *_ = self._on(t.device)
         low = t.detach().floor().long().clamp(0, len(table) - 2)
-        return (2 * torch.lerp(table[low], table[low + 1], t - low)).expm1().sqrt()
+        return torch.lerp(table[low], table[low + 1], t - low).expm1().sqrt()
 
     def timestep(self, sigma: Tensor, extrapolate: bool = False) -> Tensor:
         """The timestep (float64, any shape) of noise levels >= 0; differentiable, never a host sync.
@@ -57,11 +61,11 @@ class Timesteps:
             extrapolate: beyond the trained range go on linearly in log alpha, as grids want it; else stay in [0, T-1].
         """
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
-        table = self._negated(sigma.device)
-        wanted = 0.5 * (sigma * sigma).log1p()
-        low = (torch.searchsorted(table, wanted.detach().contiguous(), right=True) - 1).clamp(0, len(table) - 2)
-        t = low + (wanted - table[low]) / (table[low + 1] - table[low])
-        return t if extrapolate else t.clamp(0, len(table) - 1)
+        _, inner, a, b = self._on(sigma.device)
+        wanted = (sigma * sigma).log1p()
+        low = torch.searchsorted(inner, wanted.contiguous(), right=True)  # 0..T-2
+        t = torch.addcmul(a.take(low), b.take(low), wanted)
+        return t if extrapolate else t.clamp(0, len(self) - 1)
 
 
 def linear_beta(count: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tensor:
