@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -64,16 +65,15 @@ def slopes(denoiser: Denoiser, ask: Ask) -> Tensor:
     """
     k, b = ask.points.shape[:2]
     rows = ask.points.transpose(0, 1).flatten(0, 1)
-    sigma = ask.sigma.reshape(k, -1).expand(k, b).T.flatten()
-    told = sigma if ask.sigma_scale is None else ask.told.reshape(k, -1).expand(k, b).T.flatten()
-    denoised = denoiser(rows, told)
+    told = ask.told
+    denoised = denoiser(rows, told.expand(b, k).flatten() if told.ndim == 1 else told.T.flatten())
     if denoised.shape != rows.shape:
         raise ValueError(
             f"the denoiser returned shape {tuple(denoised.shape)} for a state of shape {tuple(rows.shape)}: "
             "it must return E[x0 | x] of the same shape (drop learned-variance channels in its adapter)"
         )
-    out = (rows - denoised) / expand(sigma, rows).to(rows.device)
-    return out.unflatten(0, (b, k)).transpose(0, 1)
+    away = ask.points - denoised.reshape(b, k, *denoised.shape[1:]).transpose(0, 1)
+    return away / ask.sigma.to(away).reshape(k, -1, *[1] * (away.ndim - 2))
 
 
 def drive(asking: Generator[Ask, Tensor, T], answer: Callable[[Ask], Tensor]) -> T:
@@ -103,20 +103,21 @@ def trajectory(
         FloatingPointError: at the end, when a state is not finite, naming the first step after which it was not.
     """
     levels = sigmas if isinstance(sigmas, Tensor) and sigmas.requires_grad else given(sigmas)
-    x = noise * expand(levels[0], noise)
+    each, strides = levels.unbind(), levels.diff(dim=0).unbind()
+    x = noise * expand(each[0], noise)
     history: History = ()
-    finite = []
+    sums = []
     yield x
-    for n in range(len(levels) - 1):
-        step = rule(x, levels[n], levels[n + 1], n, history)
+    for n, stride in enumerate(strides):
+        step = rule(x, each[n], each[n + 1], n, history)
         mean_slope, history = drive(step, lambda ask: slopes(denoiser, ask))
-        x = x + expand(levels[n + 1] - levels[n], x) * mean_slope
-        finite.append(x.detach().isfinite().all())
+        x = x + expand(stride, x) * mean_slope
+        sums.append(x.sum(dtype=torch.float64))  # finite when all of x is
         yield x
         if detach:
             x, history = x.detach(), _detached(history)
     if not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        _require_finite(finite, levels)
+        _require_finite(sums, levels)
 
 
 def _detached(value: Any) -> Any:  # noqa: ANN401 - a history is the rule's own: tensors, tuples of them, or neither
@@ -125,9 +126,9 @@ def _detached(value: Any) -> Any:  # noqa: ANN401 - a history is the rule's own:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def _require_finite(finite: list[Tensor], levels: Tensor) -> None:
+def _require_finite(sums: list[Tensor], levels: Tensor) -> None:
     # One read for the whole trajectory: a check per step would stall a GPU at every step.
-    flags = torch.stack(finite).tolist()
+    flags = [math.isfinite(total) for total in torch.stack(sums).tolist()]
     if not all(flags):
         n = flags.index(False)
         if float(levels[n + 1]) == 0:

@@ -96,9 +96,10 @@ def _index(used: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _weighted_sum(weights: Tensor, used: Sequence[int], terms: Sequence[Tensor]) -> Tensor:
-    total = expand(weights[used[0]], terms[0]) * terms[0]
+    columns = weights.unbind()
+    total = expand(columns[used[0]], terms[0]) * terms[0]
     for k, term in zip(used[1:], terms[1:], strict=True):
-        total = total + expand(weights[k], term) * term
+        total = total + expand(columns[k], term) * term
     return total
 
 
@@ -124,52 +125,76 @@ def parallel(c: Coefficients) -> Rule:
     """
     columns, width = c.memory.shape[1], c.nodes.shape[1]
     update = torch.cat([c.anchor[:, None], c.weights, c.memory], 1).unbind()  # per step, of [anchor, fan, memory]
+    fans = [_Fan.of(*row) for row in zip(c.used, c.nodes, 1 - c.nodes, c.sigma_scale, c.lookahead, strict=True)]
+    wanted = [
+        [0] * used.anchor + [1 + j for j in fan.slots] + [1 + width + k for k in used.memory]
+        for used, fan in zip(c.used, fans, strict=True)
+    ]
 
     def rule(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
         if n >= len(c.used):
             raise ValueError(f"the table has {len(c.used)} steps, step {n} is asked for: drive it with table.sigmas")
-        used = c.used[n]
+        fan = fans[n]
         analytic = c.afs and n == 0
         if c.calls[n] == 2:
             anchor = analytic_slope(x, sigma) if analytic else (yield Ask(x[None], sigma[None]))[0]
-            fan = (yield _ask(_fan(c, x, sigma, sigma_next, n, (anchor, *history)))).unbind()
+            ahead = (yield fan.ask(x, sigma, sigma_next, (anchor, *history))).unbind()
         else:
             if analytic:
                 history = (analytic_slope(x, sigma),) * min(columns, 1 + width)
-            ahead = _fan(c, x, sigma, sigma_next, n, (x, *history))  # slot 0, the anchor, is not known yet nor used
-            anchor, *fan = (yield _ask([(x, sigma, torch.ones_like(sigma)), *ahead])).unbind()
-        slots = [j for j, inside in enumerate(used.lookahead) if inside]
-        evaluated = dict(zip(slots, fan, strict=True))
+            # Slot 0, the anchor, is not known yet, nor used.
+            ask = fan.ask(x, sigma, sigma_next, (x, *history), here=True)
+            anchor, *ahead = (yield ask).unbind()
+        evaluated = dict(zip(fan.slots, ahead, strict=True))
         # A point that was not evaluated leaves its slot unused; the anchor only fills the place.
         known = (anchor, *(evaluated.get(j, anchor) for j in range(width)), *history)
-        wanted = [0] * used.anchor + [1 + j for j in slots] + [1 + width + k for k in used.memory]
-        return combine(update[n], known, wanted), known[:columns]
+        return combine(update[n], known, wanted[n]), known[:columns]
 
     return rule
 
 
-Point = tuple[Tensor, Tensor, Tensor]  # where, its sigma, its sigma scale
+@dataclass(frozen=True)
+class _Fan:
+    """The look-ahead points of one step: what is known of them before the state is.
 
+    Args:
+        slots: which of the J points are evaluated, F of them.
+        inside: per evaluated point, which of [anchor, memory] point to it.
+        nodes, others: (F,) or (F, B), r and 1 - r.
+        scale: like nodes, the sigma scale.
+        lookahead: (1 + M, F) or (1 + M, F, B).
+    """
 
-def _ask(points: Sequence[Point]) -> Ask:
-    x, sigma, scale = zip(*points, strict=True)
-    return Ask(torch.stack(x), *(torch.stack(torch.broadcast_tensors(*column)) for column in (sigma, scale)))
+    slots: list[int]
+    inside: list[tuple[int, ...]]
+    nodes: Tensor
+    others: Tensor
+    scale: Tensor
+    lookahead: Tensor
 
+    @classmethod
+    def of(cls, used: Used, *rows: Tensor) -> _Fan:
+        slots = [j for j, inside in enumerate(used.lookahead) if inside]
+        *like_nodes, lookahead = rows if len(slots) == len(used.lookahead) else [row[slots] for row in rows]
+        return cls(slots, [used.lookahead[j] for j in slots], *like_nodes, lookahead.transpose(0, 1))
 
-def _fan(
-    c: Coefficients, x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, directions: Sequence[Tensor]
-) -> list[Point]:
-    """The look-ahead points of step n."""
-    used = c.used[n].lookahead
-    if not any(used):
-        return []
-    mids = sigma_next ** c.nodes[n] * sigma ** (1 - c.nodes[n])  # (J,) or (J, B)
-    points = []
-    columns = zip(used, mids, mids - sigma, c.lookahead[n], c.sigma_scale[n], strict=True)
-    for inside, mid, stride, weights, scale in columns:
-        if inside:
-            points.append((x + expand(stride, x) * combine(weights, directions, inside), mid, scale))
-    return points
+    def ask(
+        self, x: Tensor, sigma: Tensor, sigma_next: Tensor, directions: Sequence[Tensor], here: bool = False
+    ) -> Ask:
+        """The question for these points; with `here` for the state itself, too, first."""
+        if not self.slots:
+            return Ask(x[None], sigma[None])
+        mids = sigma_next**self.nodes * sigma**self.others
+        weights = ((mids - sigma) * self.lookahead).unbind(1)
+        points = [x + combine(w, directions, inside) for w, inside in zip(weights, self.inside, strict=True)]
+        scale = self.scale
+        if mids.ndim != scale.ndim:  # only one of them is per sample
+            mids, scale = torch.broadcast_tensors(mids.reshape(len(mids), -1), scale.reshape(len(mids), -1))
+        if here:
+            points.insert(0, x)
+            mids = torch.cat([sigma.expand(mids.shape[1:])[None], mids])
+            scale = torch.cat([torch.ones_like(scale[:1]), scale])
+        return Ask(torch.stack(points), mids, scale)
 
 
 def availability(num_steps: int, width: int, columns: int, calls: Sequence[int], afs: bool) -> tuple[Used, ...]:

@@ -14,7 +14,7 @@ from .loop import Ask, History, Rule, Steps, expand
 
 def analytic_slope(x: Tensor, sigma: Tensor) -> Tensor:
     """AFS, the analytic first slope x / sqrt(1 + sigma^2) of unit-variance data: one call fewer. arXiv 2210.05475."""
-    return x / expand((1 + sigma**2).sqrt(), x)
+    return x / expand((sigma * sigma + 1).sqrt(), x)
 
 
 def current_slope(x: Tensor, sigma: Tensor, n: int, afs: bool) -> Generator[Ask, Tensor, Tensor]:
