@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
     from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 
+EMBEDDED = ("digits", "digits-exact", "digits-exact-flow")
 ASSETS = FilePath(__file__).resolve().parent / "assets"
 DATA_FILE = ASSETS / "digits.safetensors"
 MODEL_FOLDER = ASSETS / "digits"

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..denoisers.protocol import Denoiser
-from ..solvers.loop import plan, solve
 from ..solvers.parallel import Coefficients, parallel
+from ..solvers.solve import solve
+from ..solvers.walk import plan
 from .objective import Chunk, Residual
 from .parameters import Parameters
 from .state import Run, State, Stepped

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..denoisers.protocol import Denoiser
-from ..solvers.loop import solve, trajectory
 from ..solvers.parallel import Coefficients, parallel
+from ..solvers.solve import solve, trajectory
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,9 @@ class Parameters:
         """The Table of a vector, validated."""
         c = self.coefficients(vector.detach())
         base, raw = self.base, self._placed(vector.detach())
-        scale = _scale(raw["slope_scale"]).numpy() if "slope_scale" in raw else base.a("slope_scale")
+        scale = _scale(raw["slope_scale"]).numpy() if "slope_scale" in raw else base.slope_scale
         by_order = "lookahead" not in self.learn and base.lookahead is None
-        own = base.a("memory").shape[1]
+        own = base.memory.shape[1]
         return Table(
             sigmas=c.sigmas.numpy(),
             nodes=c.nodes.numpy(),
@@ -97,7 +97,7 @@ class Parameters:
             anchor=c.anchor.numpy(),
             memory=c.memory.numpy()[:, :own] if by_order and "memory" not in self.learn else c.memory.numpy(),
             lookahead=None if by_order else c.lookahead.numpy(),
-            calls=base.steps,
+            calls=base.calls,
             provenance=provenance,
         )
 
@@ -139,7 +139,7 @@ class Parameters:
 
     @functools.cached_property
     def _slope_scale(self) -> Tensor:
-        return torch.tensor(self.base.a("slope_scale"))
+        return torch.tensor(self.base.slope_scale)
 
     @functools.cached_property
     def _simplex(self) -> bool:
@@ -175,26 +175,26 @@ class Parameters:
 
 
 def _memory(table: Table) -> np.ndarray:
-    own = table.a("memory")
+    own = table.memory
     return np.pad(own, ((0, 0), (0, table.columns - own.shape[1])))
 
 
 def _update_part(table: Table, name: str) -> Tensor:
-    return torch.tensor(_memory(table) if name == "memory" else table.a(name))
+    return torch.tensor(_memory(table) if name == "memory" else getattr(table, name))
 
 
 def _raw(table: Table, name: str, learn: frozenset[str]) -> Tensor:
     """The unconstrained values whose image is the table's field."""
     if name == "sigmas":
-        return torch.tensor(table.a("sigmas")).log().diff().neg().log()
+        return torch.tensor(table.sigmas).log().diff().neg().log()
     if name == "nodes":
-        return ((torch.tensor(table.a("nodes")) - MARGIN) / (1 - 2 * MARGIN)).clamp(1e-6, 1 - 1e-6).logit()
+        return ((torch.tensor(table.nodes) - MARGIN) / (1 - 2 * MARGIN)).clamp(1e-6, 1 - 1e-6).logit()
     if name in ("slope_scale", "sigma_scale"):
-        return _inverse_scale(torch.tensor(table.a(name)))
+        return _inverse_scale(torch.tensor(getattr(table, name)))
     if name == "lookahead":
         return torch.tensor(table.effective_lookahead)
     if name == "weights" and _on_simplex(table, learn):
-        return torch.tensor(table.a("weights")).clamp_min(SIMPLEX_FLOOR).log()
+        return torch.tensor(table.weights).clamp_min(SIMPLEX_FLOOR).log()
     return _update_part(table, name)
 
 
@@ -261,7 +261,7 @@ def _on_simplex(table: Table, learn: Collection[str]) -> bool:
     """Whether the fan's weights have every step that has a fan for themselves."""
     if "weights" not in learn or "anchor" in learn or ("memory" in learn and table.columns):
         return False
-    fixed = torch.tensor((table.a("anchor") != 0) | (table.a("memory") != 0).any(1)) & _fan(table).any(1)
+    fixed = torch.tensor((table.anchor != 0) | (table.memory != 0).any(1)) & _fan(table).any(1)
     return not bool(fixed.any())
 
 

@@ -63,7 +63,7 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
     if config.objective != "end":  # states are matched on the starting sigmas, and only one start has them
         learn, tables = tuple(name for name in learn if name != "sigmas"), tables[:1]
     if Parameters.of(tables[0], learn).start.numel() == 0:
-        blind = tables[0].num_nodes and 2 not in tables[0].steps and not tables[0].columns
+        blind = tables[0].num_nodes and 2 not in tables[0].calls and not tables[0].columns
         remedy = "one-call steps look ahead along earlier slopes, give memory = 1 or more" if blind else "choose others"
         raise ValueError(f"nothing to learn: {', '.join(learn)} have no numbers in this structure; {remedy}")
     gn = config.gauss_newton

@@ -7,10 +7,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..runs.processes import Workers
 from .config import ResolvedConfig
 from .objective import Residual
 from .parameters import Parameters
-from .workers import Workers
 
 
 @dataclass(frozen=True)

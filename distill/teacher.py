@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
+from ..formats.files import write_atomically
 from ..solvers import rules, schedules
 from ..solvers.exact import converged
-from ..solvers.files import write_atomically
-from ..solvers.loop import Rule, trajectory
+from ..solvers.solve import trajectory
+from ..solvers.walk import Rule
 from .config import DistillConfig
 
 log = logging.getLogger("epd")

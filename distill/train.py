@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..denoisers.protocol import Denoiser, Model
+from ..runs.processes import Workers
 from ..solvers.parallel import Coefficients
 from ..solvers.table import Provenance, Table
 from . import adam, gauss_newton
@@ -23,7 +24,6 @@ from .parameters import Parameters
 from .plan import Plan, finished, parts_at
 from .state import State
 from .teacher import Teacher, cache_folder
-from .workers import Workers
 
 log = logging.getLogger("epd")
 POOL_SEEDS = 2**30  # training noise lies far above the seeds that people sample with
@@ -113,7 +113,7 @@ class _Run:
         self.starts = [Parameters.of(table, plan.learn) for table in plan.tables]
         self.iterations = plan.iterations
         self.residual = end_residual(features, self.config.feature_weight)
-        grid = torch.tensor(plan.tables[0].a("sigmas"))
+        grid = torch.tensor(plan.tables[0].sigmas)
         grid = grid if self.config.objective != "end" else grid[[0, -1]]
         self.teacher = Teacher(model, self.config, grid, cache)
         for first, count in ((POOL_SEEDS, self.config.pool), (VALIDATION_SEEDS, self.config.validation)):

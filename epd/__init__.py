@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from .pipelines.scheduler import EPDScheduler
     from .pipelines.sharing import load_learned, save_learned
     from .solvers import rules, schedules
-    from .solvers.loop import Ask, Rule, plan, slope, solve, trajectory
+    from .solvers.answers import slope
     from .solvers.named import named_table, table_names
+    from .solvers.solve import solve, trajectory
     from .solvers.table import Provenance, Table, TableError
+    from .solvers.walk import Ask, Rule, plan
 
 # Public name -> where it lives. Loaded when first asked for, so that `epd --help` does not wait for torch.
 _HOMES = {
@@ -32,22 +34,25 @@ _HOMES = {
     "EPDScheduler": "pipelines.scheduler",
     "save_learned": "pipelines.sharing",
     "load_learned": "pipelines.sharing",
-    "Ask": "solvers.loop",
-    "Rule": "solvers.loop",
-    "plan": "solvers.loop",
-    "slope": "solvers.loop",
-    "solve": "solvers.loop",
-    "trajectory": "solvers.loop",
+    "Ask": "solvers.walk",
+    "Rule": "solvers.walk",
+    "plan": "solvers.walk",
+    "slope": "solvers.answers",
+    "solve": "solvers.solve",
+    "trajectory": "solvers.solve",
     "named_table": "solvers.named",
     "table_names": "solvers.named",
     "Provenance": "solvers.table",
     "Table": "solvers.table",
     "TableError": "solvers.table",
 }
+_ROOMS = (
+    "formats", "denoisers", "solvers", "pipelines", "runs", "distill", "rl", "evaluation", "commands", "experiments",
+)  # fmt: skip
 _MODULES = {
     "rules": "solvers.rules",
     "schedules": "solvers.schedules",
-    **{room: room for room in ("denoisers", "solvers", "pipelines", "distill", "rl", "experiments")},
+    **{room: room for room in _ROOMS},
 }
 
 __all__ = [*_HOMES, "rules", "schedules"]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -27,12 +27,12 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "distill": Command("Distill", "commands:distill", "learn a solver for a frozen model"),
-    "sample": Command("Sample", "sampling:sample", "draw samples with a learned or hand-made solver"),
-    "compare": Command("Compare", "commands:compare", "hold learned solvers against all hand-made ones"),
-    "table show": Command("TableShow", "tables:show", "print a table"),
-    "table convert": Command("TableConvert", "tables:convert", "turn a published .pkl or .npz into our JSON"),
-    "table diff": Command("TableDiff", "tables:diff", "say where two tables differ"),
+    "distill": Command("Distill", "distill:distill", "learn a solver for a frozen model"),
+    "sample": Command("Sample", "sample:sample", "draw samples with a learned or hand-made solver"),
+    "compare": Command("Compare", "compare:compare", "hold learned solvers against all hand-made ones"),
+    "table show": Command("TableShow", "table:show", "print a table"),
+    "table convert": Command("TableConvert", "table:convert", "turn a published .pkl or .npz into our JSON"),
+    "table diff": Command("TableDiff", "table:diff", "say where two tables differ"),
     "doctor": Command("Doctor", "doctor:doctor", "check this machine, with verdicts and remedies"),
 }
 
@@ -105,7 +105,7 @@ def _main(words: list[str], verbosity: int) -> int:
     name = _command(words)
     if name is None:
         return USAGE
-    from .experiments.logs import set_up_logging
+    from .commands.logs import set_up_logging
 
     set_up_logging(verbosity)
     return _run(name, words[len(name.split()) :], verbosity)
@@ -133,13 +133,13 @@ def _run(name: str, words: list[str], verbosity: int) -> int:
     # Threads that spin for long take the cores from whoever else computes; threads that never spin are woken for every
     # small product, which made training the embedded models 1.6 times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    from .experiments.options import UsageError
-    from .experiments.yaml_config import ConfigError
+    from .commands.options import UsageError
+    from .commands.yaml_config import ConfigError
 
     try:
         options = _parse(name, words)
         module, function = COMMANDS[name].function.split(":")
-        call: Callable[[Any], int] = getattr(importlib.import_module(f".experiments.{module}", __package__), function)
+        call: Callable[[Any], int] = getattr(importlib.import_module(f".commands.{module}", __package__), function)
         return call(options)
     except BrokenPipeError:  # the reader of our output has gone: nothing to say, and nobody to say it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -161,7 +161,7 @@ def _complain(error: BaseException, code: int, verbosity: int) -> int:
 
 
 def _options(name: str) -> type[BaseModel]:
-    from .experiments import options
+    from .commands import options
 
     return getattr(options, COMMANDS[name].options)
 
@@ -174,7 +174,7 @@ def _parse(name: str, words: list[str]) -> Any:  # noqa: ANN401 - the command's 
     if path is not None and "config" in schema.model_fields:
         from pathlib import Path
 
-        from .experiments.yaml_config import load_config
+        from .commands.yaml_config import load_config
 
         default = load_config(Path(path), schema)
     return tyro.cli(schema, prog=f"epd {name}", description=inspect.getdoc(schema), args=words, default=default)

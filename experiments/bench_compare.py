@@ -17,15 +17,15 @@ from pathlib import Path
 
 import torch
 
+from ..commands.models import load_model
 from ..distill.config import DistillConfig
 from ..distill.plan import make_plan
 from ..distill.train import distill
-from ..solvers.files import write_atomically
+from ..evaluation.compare import compare
+from ..evaluation.judges import judges_of
+from ..evaluation.pareto import costs, pareto_plot
+from ..formats.files import write_atomically
 from ..solvers.table import Table
-from .compare import compare
-from .judges import judges_of
-from .models import load_model
-from .pareto import costs, pareto_plot
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -28,11 +28,11 @@ from ..distill.config import DistillConfig
 from ..distill.families import EVERYTHING
 from ..distill.plan import make_plan
 from ..distill.train import distill
+from ..formats.files import write_atomically
+from ..runs.environment import environment
 from ..solvers.exact import converged
-from ..solvers.files import write_atomically
-from ..solvers.loop import solve
+from ..solvers.solve import solve
 from ..solvers.table import Table
-from .environment import environment
 
 RESULTS = Path(__file__).resolve().parent / "results" / "digits_exact.json"
 CALLS = (3, 5, 7, 9)
@@ -68,7 +68,7 @@ def learn(model: GaussianMixture, config: DistillConfig, cache: Path) -> tuple[T
 def error(table: Table, model: GaussianMixture, noise: Tensor, ends: Tensor) -> float:
     """RMSE over all elements of all samples."""
     with torch.no_grad():
-        found = torch.cat([solve(table.rule(), model, part, table.a("sigmas")) for part in noise.split(512)])
+        found = torch.cat([solve(table.rule(), model, part, table.sigmas) for part in noise.split(512)])
     return float((found - ends).square().mean().sqrt())
 
 

@@ -27,10 +27,11 @@ from ..denoisers.noise import unit_noise
 from ..denoisers.timesteps import linear_beta
 from ..distill.config import DistillConfig
 from ..distill.families import initial_table
-from ..solvers.files import write_atomically
-from ..solvers.loop import plan, solve
+from ..formats.files import write_atomically
+from ..runs.environment import environment
+from ..solvers.solve import solve
 from ..solvers.table import Table
-from .environment import environment
+from ..solvers.walk import plan
 
 RESULTS = Path(__file__).resolve().parent / "results" / "overhead.json"
 BATCH = 64
@@ -54,7 +55,7 @@ def keep_freed_memory() -> None:
 
 def bare_calls(network: Callable[..., object], table: Table) -> Callable[[], None]:
     """The network called as often and as wide as a trajectory calls it, and nothing else."""
-    widths = [len(ask.points) for step in plan(table.rule(), table.a("sigmas")) for ask in step]
+    widths = [len(ask.points) for step in plan(table.rule(), table.sigmas) for ask in step]
     inputs = [
         (torch.randn(BATCH * k, 1, 8, 8), torch.full((BATCH * k,), 500.0), classes_of(range(BATCH * k))) for k in widths
     ]
@@ -73,7 +74,7 @@ def measure(table: Table, rounds: int) -> dict[str, float]:
     noise, rule, bare = unit_noise(range(BATCH), (1, 8, 8)), table.rule(), bare_calls(network, table)
 
     def ours() -> None:
-        solve(rule, model, noise, table.a("sigmas"))
+        solve(rule, model, noise, table.sigmas)
 
     quads = [[seconds(work) for work in (ours, bare, bare, ours)] for _ in range(rounds + 2)][2:]  # two warm up
     return {

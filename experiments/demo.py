@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from ..denoisers.protocol import Model
     from ..distill.config import DistillConfig
+    from ..evaluation.comparison import Comparison
+    from ..evaluation.handmade import HandMade
     from ..solvers.table import Table
-    from .comparison import Comparison
-    from .handmade import HandMade
 
 CALLS = 5
 # A taste of the real thing: `epd distill` and `epd compare` by default use many more samples, starts and solvers.
@@ -60,9 +60,9 @@ def compare_with(model: Model, table: Table, out: Path) -> Comparison:
     import torch
 
     from ..denoisers.timesteps import linear_beta
-    from .compare import compare, write_comparison
-    from .comparison import markdown
-    from .judges import judges_of
+    from ..evaluation.compare import compare, write_comparison
+    from ..evaluation.comparison import markdown
+    from ..evaluation.judges import judges_of
 
     found = compare(
         model,
@@ -86,7 +86,7 @@ def best_rival(found: Comparison) -> tuple[HandMade, Tensor, str]:
     """The hand-made solver that came nearest at CALLS, its sigmas, and a name that says so."""
     from ..denoisers.digits import digits
     from ..denoisers.timesteps import linear_beta
-    from .handmade import candidate_schedules, handmade
+    from ..evaluation.handmade import candidate_schedules, handmade
 
     cell = min((c for c in found.cells if not c.learned and c.asked == CALLS), key=lambda c: c.rmse)
     solver = next(s for s in handmade("ve") if s.name == cell.solver)
@@ -100,12 +100,12 @@ def pictures(model: Model, table: Table, found: Comparison, out: Path) -> None:
     import torch
 
     from ..denoisers.noise import unit_noise
+    from ..evaluation.plots import Traced, save_grid, save_side_by_side, trajectory_plot
     from ..solvers.exact import converged
-    from ..solvers.loop import solve
-    from .plots import Traced, save_grid, save_side_by_side, trajectory_plot
+    from ..solvers.solve import solve
 
     solver, sigmas, name = best_rival(found)
-    learned, levels = f"learned, {CALLS} calls", torch.tensor(table.a("sigmas"))
+    learned, levels = f"learned, {CALLS} calls", torch.tensor(table.sigmas)
     seeds = list(range(SHOWN))
     denoiser, noise = model.for_seeds(seeds), unit_noise(seeds, model.shape)
     with torch.no_grad():
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out, began = given.out, time.monotonic()
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch: see epd.cli
     os.environ.setdefault("EPD_CACHE", str(out / "cache"))
-    from .logs import set_up_logging
+    from ..commands.logs import set_up_logging
 
     set_up_logging(0)
     if given.fresh:
@@ -190,11 +190,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def learn(out: Path) -> tuple[Table, Model]:
     """The learned table, from this run or an earlier one, and the model."""
+    from ..commands.table import describe
     from ..denoisers.digits import digits
-    from ..solvers.files import write_atomically
+    from ..distill.run import run_distill
+    from ..formats.files import write_atomically
     from ..solvers.table import Table
-    from .tables import describe
-    from .train import run_distill
 
     model = digits()
     path = run_distill(model, config(), out, resume=True)

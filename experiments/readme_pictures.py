@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ..denoisers.digits import classes_of, digits_pipeline
+from ..evaluation.plots import save_side_by_side
+from ..formats.files import write_atomically
 from ..pipelines.enable import disable, enable
-from ..solvers.files import write_atomically
+from ..runs.environment import environment
 from ..solvers.table import Table
-from .environment import environment
-from .plots import save_side_by_side
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TABLE = RESULTS / "digits_5calls.json"

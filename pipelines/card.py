@@ -98,12 +98,12 @@ def _origin(table: Table) -> str:
 
 
 def _steps(table: Table) -> str:
-    sigmas, rows = table.a("sigmas"), []
+    sigmas, rows = table.sigmas, []
     for n in range(table.num_steps):
-        points = zip(table.a("nodes")[n], table.a("weights")[n], strict=True)
+        points = zip(table.nodes[n], table.weights[n], strict=True)
         cells = [f"{r:.4f}: {w:.4f}" for r, w in points]
-        memory = ", ".join(f"{w:.4f}" for w in table.a("memory")[n])
-        anchor = f"{table.a('anchor')[n]:.4f}"
+        memory = ", ".join(f"{w:.4f}" for w in table.memory[n])
+        anchor = f"{table.anchor[n]:.4f}"
         rows.append((str(n + 1), f"{sigmas[n]:.6g}", f"{sigmas[n + 1]:.6g}", anchor, *cells, memory))
     fan = [f"point {j + 1}: weight" for j in range(table.num_nodes)]
     return _columns(("step", "sigma", "to sigma", "anchor", *fan, "memory"), rows)

@@ -234,7 +234,7 @@ def _compare_model(pipe: Pipe, scheduler: EPDScheduler) -> None:
     known = {"flow_prediction": "flow"}.get(learned.prediction, learned.prediction)
     if known and known != prediction:
         _say(scheduler, f"the table was learned for prediction type {known!r}, this network's is {prediction!r}")
-    start = 0.0 if scheduler.table is None else float(scheduler.table.a("sigmas")[0])
+    start = 0.0 if scheduler.table is None else float(scheduler.table.sigmas[0])
     most = scheduler.frame.sigma_max
     if start > 1.05 * most:
         _say(scheduler, f"the table starts at sigma {start:g}, but this network was trained up to {most:g}")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..solvers.loop import Ask, drive, expand
 from ..solvers.named import named_table
 from ..solvers.table import Table
+from ..solvers.walk import Ask, drive, expand
 
 Callback = Callable[[dict[str, Any]], None]
 
@@ -49,7 +49,7 @@ def sample_epd(
 
     table = named_table(table) if isinstance(table, str) else table
     first, last = (0, table.num_steps) if sigmas is None else _part_of(table, sigmas)
-    levels = torch.tensor(table.a("sigmas"), dtype=torch.float64, device=x.device)
+    levels = torch.tensor(table.sigmas, dtype=torch.float64, device=x.device)
     rule, history = table.rule(x.device), ()
     for n in trange(first, last, disable=disable):
         seen: list[Tensor] = []
@@ -72,12 +72,12 @@ def sample_epd(
 def sigmas_of(table: Table | str, dtype: torch.dtype = torch.float32) -> Tensor:
     """The table's sigmas as k-diffusion and ComfyUI pass them around: (N+2,), the last one 0."""
     table = named_table(table) if isinstance(table, str) else table
-    return torch.tensor([*table.a("sigmas").tolist(), 0.0], dtype=dtype)
+    return torch.tensor([*table.sigmas.tolist(), 0.0], dtype=dtype)
 
 
 def _part_of(table: Table, sigmas: Tensor) -> tuple[int, int]:
     """First and last index of the given sigmas among the table's."""
-    own, given = table.a("sigmas").tolist(), sigmas.detach().cpu().to(torch.float64).tolist()
+    own, given = table.sigmas.tolist(), sigmas.detach().cpu().to(torch.float64).tolist()
     given = given[:-1] if given and given[-1] == 0 else given
     close = [i for i, value in enumerate(own) if given and abs(value - given[0]) <= 1e-3 * value]
     first = close[0] if close else 0

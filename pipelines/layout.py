@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..solvers.loop import Rule
 from ..solvers.table import Table
+from ..solvers.walk import Rule
 from .frames import Frame
 from .grids import is_placeholder, stock_levels
 from .run import Call, Run, calls_of, named_rule
@@ -83,7 +83,7 @@ def rule_layout(config: Mapping[str, Any], frame: Frame, asked: Asked) -> Layout
 
 def moved(table: Table) -> bool:
     """The first call is at a look-ahead point only, not at the initial state."""
-    return table.afs and table.steps[0] == 2
+    return table.afs and table.calls[0] == 2
 
 
 def require_fit(table: Table, frame: Frame) -> None:
@@ -92,7 +92,7 @@ def require_fit(table: Table, frame: Frame) -> None:
     Raises:
         ValueError: naming both paths, or the sigma that a flow does not have.
     """
-    path, start = table.provenance.path, float(table.a("sigmas")[0])
+    path, start = table.provenance.path, float(table.sigmas[0])
     if path and path != frame.path:
         raise ValueError(
             f"the table was learned on the path {path!r}, this pipeline's is {frame.path!r}: "
@@ -107,7 +107,7 @@ def table_layout(table: Table, frame: Frame, placement: Placement) -> Layout:
     table = table.sorted()  # image-to-image may begin between points: the noise must fall from each to the next
     if placement == "bare" and moved(table):
         table = dataclasses.replace(table, afs=False)
-    levels = torch.tensor(table.a("sigmas"), dtype=torch.float64)
+    levels = torch.tensor(table.sigmas, dtype=torch.float64)
     rule = table.rule()
     return Layout(rule, levels, calls_of(rule, levels, frame.precondition, placement == "batched"), table.columns)
 

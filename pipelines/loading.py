@@ -167,7 +167,7 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises:
         ValueError: for a file that is not UTF-8 text or has no prompt.
     """
-    from ..solvers.files import read_text
+    from ..formats.files import read_text
 
     prompts = [line.strip() for line in read_text(Path(path), ValueError).splitlines() if line.strip()]
     if not prompts:

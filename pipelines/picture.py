@@ -21,7 +21,7 @@ def draw(table: Table) -> Image:
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    sigmas = table.a("sigmas")
+    sigmas = table.sigmas
     high, low = math.log(sigmas[0]), math.log(sigmas[-1])
     image = Image.new("RGB", (WIDTH, TOP + ROW * table.num_steps + 40), "white")
     pen, font, large = ImageDraw.Draw(image), ImageFont.load_default(18), ImageFont.load_default(24)
@@ -40,8 +40,8 @@ def draw(table: Table) -> Image:
         y = TOP + ROW * n + ROW // 2
         pen.text((20, y - 11), f"{n + 1}: {sigmas[n]:.4g} to {sigmas[n + 1]:.4g}", INK, font)
         pen.line((where(sigmas[n]), y, where(sigmas[n + 1]), y), PALE, 3)
-        disc(sigmas[n], y, float(table.a("anchor")[n]), ANCHOR)
-        fan = zip(table.a("weights")[n].tolist(), table.a("nodes")[n].tolist(), strict=True)
+        disc(sigmas[n], y, float(table.anchor[n]), ANCHOR)
+        fan = zip(table.weights[n].tolist(), table.nodes[n].tolist(), strict=True)
         for weight, r in sorted(fan, key=lambda point: -abs(point[0])):  # small ones on top
             disc(sigmas[n + 1] ** r * sigmas[n] ** (1 - r), y, weight, FAN)
         if not (table.afs and n == 0):

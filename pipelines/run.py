@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..denoisers.preconditioning import Preconditioning
 from ..solvers import rules
-from ..solvers.loop import Ask, History, Rule, Steps, expand, plan
+from ..solvers.walk import Ask, History, Rule, Steps, expand, plan
 
 
 def named_rule(name: str, order: int | None, levels: Tensor) -> Rule:

@@ -186,7 +186,7 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         if self._unit_variance:
             return 1.0
         if self.table is not None:
-            first = float(self.table.a("sigmas")[0])
+            first = float(self.table.sigmas[0])
         else:
             first = self.frame.sigma_max if self._layout is None else float(self._layout.levels[0])
         return first * float(self.frame.precondition(torch.tensor(first, dtype=torch.float64))[2])

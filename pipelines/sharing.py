@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..solvers.files import write_atomically
+from ..formats.files import write_atomically
 from ..solvers.named import named_table, table_names
 from ..solvers.table import Table
 from .card import MARK, card

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..denoisers.protocol import Path
-from .loop import Ask, History, Rule, Steps
 from .schedules import given
+from .walk import Ask, History, Rule, Steps
 
 Frame = Literal["ve", "vp", "flow"]
 Make = Callable[[], object]  # returns a SchedulerMixin, whose subclasses share no typed attributes

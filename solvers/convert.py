@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..formats.published import JSON, Published, read_published
 from . import schedules
-from .published import JSON, Published, read_published
 from .table import Provenance, Table, TableError
 
 SAME_GRID = 0.01  # their float32 time_uniform ends on 0.002013 for 0.002; another schedule is farther away

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .loop import Ask, History, Rule, Steps, expand
 from .rules import analytic_slope
+from .walk import Ask, History, Rule, Steps, expand
 
 
 @dataclass(frozen=True)

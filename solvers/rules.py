@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .loop import Ask, History, Rule, Steps, expand
+from .walk import Ask, History, Rule, Steps, expand
 
 
 def analytic_slope(x: Tensor, sigma: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .files import read_text, write_atomically
-from .loop import Rule
+from ..formats.files import read_text, write_atomically
 from .parallel import Coefficients, Used, availability, parallel
 from .rules import uniform_adams_bashforth
 from .table_checks import Array, TableError, check, check_sigmas, checked_calls, field_of
+from .walk import Rule
 
 
 @dataclass(frozen=True)
@@ -85,42 +85,58 @@ class Table:
         TableError: naming field, value, bound and remedy.
     """
 
-    sigmas: ArrayLike
-    nodes: ArrayLike
-    weights: ArrayLike
-    slope_scale: ArrayLike | None = None
-    sigma_scale: ArrayLike | None = None
-    order: int = 1
-    afs: bool = False
-    anchor: ArrayLike | None = None
-    memory: ArrayLike | None = None
-    lookahead: ArrayLike | None = None
-    calls: int | Sequence[int] = 2
-    provenance: Provenance = field(default_factory=Provenance)
+    sigmas: Array
+    nodes: Array
+    weights: Array
+    slope_scale: Array
+    sigma_scale: Array
+    order: int
+    afs: bool
+    anchor: Array
+    memory: Array
+    lookahead: Array | None
+    calls: tuple[int, ...]
+    provenance: Provenance
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.provenance, Provenance):
-            raise TableError(f"provenance is a {type(self.provenance).__name__}: give epd.Provenance(model=..., ...)")
-        sigmas = field_of("sigmas", self.sigmas, 1)
+    def __init__(
+        self,
+        sigmas: ArrayLike,
+        nodes: ArrayLike,
+        weights: ArrayLike,
+        slope_scale: ArrayLike | None = None,
+        sigma_scale: ArrayLike | None = None,
+        order: int = 1,
+        afs: bool = False,
+        anchor: ArrayLike | None = None,
+        memory: ArrayLike | None = None,
+        lookahead: ArrayLike | None = None,
+        calls: int | Sequence[int] = 2,
+        provenance: Provenance = Provenance(),  # noqa: B008 - frozen
+    ) -> None:
+        if not isinstance(provenance, Provenance):
+            raise TableError(f"provenance is a {type(provenance).__name__}: give epd.Provenance(model=..., ...)")
+        sigmas = field_of("sigmas", sigmas, 1)
         check_sigmas(sigmas)
         n = len(sigmas) - 1
-        nodes = field_of("nodes", self.nodes, 2, (n, None))
-        width = nodes.shape[1]
-        ones, zeros, none = np.ones((n, width)), np.zeros(n), np.zeros((n, 0))
-        slope_scale = ones if self.slope_scale is None else self.slope_scale
-        sigma_scale = ones if self.sigma_scale is None else self.sigma_scale
+        nodes = field_of("nodes", nodes, 2, (n, None))
+        shape = (n, nodes.shape[1])
+        memory = field_of("memory", np.zeros((n, 0)) if memory is None else memory, 2, (n, None))
         values: dict[str, Any] = {
             "sigmas": sigmas,
             "nodes": nodes,
-            "weights": field_of("weights", self.weights, 2, (n, width)),
-            "slope_scale": field_of("slope_scale", slope_scale, 2, (n, width)),
-            "sigma_scale": field_of("sigma_scale", sigma_scale, 2, (n, width)),
-            "anchor": field_of("anchor", zeros if self.anchor is None else self.anchor, 1, (n,)),
-            "memory": field_of("memory", none if self.memory is None else self.memory, 2, (n, None)),
-            "calls": checked_calls(self.calls, n),
+            "weights": field_of("weights", weights, 2, shape),
+            "slope_scale": field_of("slope_scale", np.ones(shape) if slope_scale is None else slope_scale, 2, shape),
+            "sigma_scale": field_of("sigma_scale", np.ones(shape) if sigma_scale is None else sigma_scale, 2, shape),
+            "order": order,
+            "afs": afs,
+            "anchor": field_of("anchor", np.zeros(n) if anchor is None else anchor, 1, (n,)),
+            "memory": memory,
+            "lookahead": lookahead,
+            "calls": checked_calls(calls, n),
+            "provenance": provenance,
         }
-        if self.lookahead is not None:
-            values["lookahead"] = field_of("lookahead", self.lookahead, 3, (n, width, 1 + values["memory"].shape[1]))
+        if lookahead is not None:
+            values["lookahead"] = field_of("lookahead", lookahead, 3, (*shape, 1 + memory.shape[1]))
         for name, value in values.items():
             object.__setattr__(self, name, value)
         check(self)
@@ -128,53 +144,44 @@ class Table:
     @property
     def num_steps(self) -> int:
         """N."""
-        return len(self.a("sigmas")) - 1
+        return len(self.sigmas) - 1
 
     @property
     def num_nodes(self) -> int:
         """J, the learned fan points of a step."""
-        return self.a("nodes").shape[1]
+        return self.nodes.shape[1]
 
     @property
     def num_parallel(self) -> int:
         """K, rows per sample in the widest call: J in two-call steps, J + 1 where the anchor is in the same call."""
         return max(
-            len([1 for inside in u.lookahead if inside]) + (c == 1) for u, c in zip(self.used, self.steps, strict=True)
+            len([1 for inside in u.lookahead if inside]) + (c == 1) for u, c in zip(self.used, self.calls, strict=True)
         )
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Sequential calls of each step, AFS not counted."""
-        return self.calls  # type: ignore[return-value]
 
     @property
     def depth(self) -> int:
         """Sequential network calls of one sample."""
-        return sum(self.steps) - (self.afs and self.steps[0] == 2)
+        return sum(self.calls) - (self.afs and self.calls[0] == 2)
 
     @property
     def nfe(self) -> int:
         """Network evaluations of one sample."""
         fan = sum(1 for u in self.used for inside in u.lookahead if inside)
-        return self.num_steps + fan - (self.afs and self.steps[0] == 2)
-
-    def a(self, name: str) -> Array:
-        """A field as the read-only float64 array that it is after construction."""
-        return getattr(self, name)
+        return self.num_steps + fan - (self.afs and self.calls[0] == 2)
 
     @functools.cached_property
     def columns(self) -> int:
         """M, memory columns that the rule keeps: the table's own, or those of its Adams-Bashforth look-ahead."""
-        own = self.a("memory").shape[1]
+        own = self.memory.shape[1]
         return own if self.lookahead is not None else max(own, (self.order - 1) * (1 + self.num_nodes))
 
     @functools.cached_property
     def effective_lookahead(self) -> Array:
         """(N, J, 1 + M): the given look-ahead, or uniform Adams-Bashforth of `order` over anchor slopes."""
         if self.lookahead is not None:
-            return self.a("lookahead")
+            return self.lookahead
         out = np.zeros((self.num_steps, self.num_nodes, 1 + self.columns))
-        for n, calls in enumerate(self.steps):
+        for n, calls in enumerate(self.calls):
             anchors = [0] if calls == 2 else []
             anchors += [1 + k for k in self.available[n].memory if k % (1 + self.num_nodes) == 0]
             anchors = anchors[: self.order]
@@ -185,7 +192,7 @@ class Table:
     @functools.cached_property
     def available(self) -> tuple[Used, ...]:
         """Which weights have something to weigh."""
-        return availability(self.num_steps, self.num_nodes, self.columns, self.steps, self.afs)
+        return availability(self.num_steps, self.num_nodes, self.columns, self.calls, self.afs)
 
     @functools.cached_property
     def used(self) -> tuple[Used, ...]:
@@ -193,7 +200,7 @@ class Table:
         ahead, memory = self.effective_lookahead, self._padded_memory
         return tuple(
             Used(
-                bool(self.a("anchor")[n]) or not self.num_nodes,
+                bool(self.anchor[n]) or not self.num_nodes,
                 tuple(k for k in u.memory if memory[n, k]),
                 tuple(tuple(k for k in inside if ahead[n, j, k]) for j, inside in enumerate(u.lookahead)),
             )
@@ -202,7 +209,7 @@ class Table:
 
     @property
     def _padded_memory(self) -> Array:
-        own = self.a("memory")
+        own = self.memory
         return np.pad(own, ((0, 0), (0, self.columns - own.shape[1])))
 
     def coefficients(self, device: torch.device | str = "cpu") -> Coefficients:
@@ -212,14 +219,14 @@ class Table:
             return torch.tensor(array, dtype=torch.float64, device=device)
 
         return Coefficients(
-            sigmas=tensor(self.a("sigmas")),
-            nodes=tensor(self.a("nodes")),
-            weights=tensor(self.a("weights") * self.a("slope_scale")),
-            sigma_scale=tensor(self.a("sigma_scale")),
-            anchor=tensor(self.a("anchor")),
+            sigmas=tensor(self.sigmas),
+            nodes=tensor(self.nodes),
+            weights=tensor(self.weights * self.slope_scale),
+            sigma_scale=tensor(self.sigma_scale),
+            anchor=tensor(self.anchor),
             memory=tensor(self._padded_memory),
             lookahead=tensor(self.effective_lookahead),
-            calls=self.steps,
+            calls=self.calls,
             afs=self.afs,
             used=self.used,
         )
@@ -237,15 +244,15 @@ class Table:
 
         A step is consistent when the first is 1 and second order when the second is 1/2 (with unit sigma_scale).
         """
-        sigmas, nodes = self.a("sigmas"), self.a("nodes")
-        weights = self.a("weights") * self.a("slope_scale")
+        sigmas, nodes = self.sigmas, self.nodes
+        weights = self.weights * self.slope_scale
         out = np.zeros((self.num_steps, 2))
         for n in range(self.num_steps):
             step = sigmas[n + 1] - sigmas[n]
             where = [*self._sigmas_of(n)[1:]]
             u = (np.array(where) - sigmas[n]) / step
             w = weights[n]
-            total = [self.a("anchor")[n] + w.sum(), float(w @ u)]
+            total = [self.anchor[n] + w.sum(), float(w @ u)]
             for k in self.used[n].memory:
                 past, slot = divmod(k, 1 + nodes.shape[1])
                 earlier = n - 1 - past
@@ -257,13 +264,13 @@ class Table:
 
     def _sigmas_of(self, n: int) -> Array:
         """Where the 1 + J slopes of step n are taken."""
-        sigmas, r = self.a("sigmas"), self.a("nodes")[n]
+        sigmas, r = self.sigmas, self.nodes[n]
         return np.concatenate([sigmas[n : n + 1], sigmas[n + 1] ** r * sigmas[n] ** (1 - r)])
 
     def sorted(self) -> Table:
         """The same solver with each row's nodes in increasing order (memory and look-ahead columns follow them)."""
         width = self.num_nodes
-        order = [np.argsort(row, kind="stable") for row in self.a("nodes")]
+        order = [np.argsort(row, kind="stable") for row in self.nodes]
 
         def columns(n: int, count: int) -> list[int]:
             moved = []
@@ -274,13 +281,14 @@ class Table:
             return moved
 
         def rows(name: str) -> Array:
-            return np.array([row[p] for row, p in zip(self.a(name), order, strict=True)]).reshape(self.a(name).shape)
+            array: Array = getattr(self, name)
+            return np.array([row[p] for row, p in zip(array, order, strict=True)]).reshape(array.shape)
 
         changes: dict[str, Any] = {k: rows(k) for k in ("nodes", "weights", "slope_scale", "sigma_scale")}
-        m = self.a("memory").shape[1]
-        changes["memory"] = np.array([self.a("memory")[n][columns(n, m)] for n in range(self.num_steps)])
+        m = self.memory.shape[1]
+        changes["memory"] = np.array([self.memory[n][columns(n, m)] for n in range(self.num_steps)])
         if self.lookahead is not None:
-            ahead = [self.a("lookahead")[n][order[n]] for n in range(self.num_steps)]
+            ahead = [self.lookahead[n][order[n]] for n in range(self.num_steps)]
             changes["lookahead"] = np.array(
                 [row[:, [0, *(1 + k for k in columns(n, m))]] for n, row in enumerate(ahead)]
             )

@@ -86,25 +86,25 @@ def check(table: Table) -> None:
         raise TableError(f"order = {table.order!r} must be 1, 2, 3 or 4 (Adams-Bashforth steps of the look-ahead)")
     if not isinstance(table.afs, bool):
         raise TableError(f"afs = {table.afs!r} must be true or false")
-    nodes = table.a("nodes")
+    nodes = table.nodes
     _first("nodes", (nodes <= 0) | (nodes >= 1), nodes, "must lie inside (0, 1), between the step's two sigmas")
     for name in ("slope_scale", "sigma_scale"):
-        _first(name, table.a(name) <= 0, table.a(name), "must be > 0; 1 is neutral")
-    if table.a("memory").shape[1] % (1 + table.num_nodes):
+        _first(name, getattr(table, name) <= 0, getattr(table, name), "must be > 0; 1 is neutral")
+    if table.memory.shape[1] % (1 + table.num_nodes):
         raise TableError(
-            f"memory has {table.a('memory').shape[1]} columns, not a multiple of 1 + {table.num_nodes} "
+            f"memory has {table.memory.shape[1]} columns, not a multiple of 1 + {table.num_nodes} "
             "(anchor and fan points of each remembered step)"
         )
     if table.lookahead is not None and table.order != 1:
         raise TableError(f"order = {table.order} and lookahead are both given: the look-ahead is one or the other")
-    if table.num_nodes == 0 and 2 in table.steps:
-        raise TableError(f"calls = {table.steps} has two-call steps but nodes has no columns: give calls=1")
+    if table.num_nodes == 0 and 2 in table.calls:
+        raise TableError(f"calls = {table.calls} has two-call steps but nodes has no columns: give calls=1")
     _check_absent(table)
     _check_sums(table)
 
 
 def _check_absent(table: Table) -> None:
-    ahead, memory = table.effective_lookahead, table.a("memory")
+    ahead, memory = table.effective_lookahead, table.memory
     for n, u in enumerate(table.available):
         missing = [k for k in range(memory.shape[1]) if k not in u.memory and memory[n, k]]
         if missing:
@@ -115,15 +115,15 @@ def _check_absent(table: Table) -> None:
                 raise TableError(
                     f"lookahead[{n}, {j}, {gone[0]}] = {ahead[n, j, gone[0]]} must be 0: that slope is not known yet"
                 )
-            if not inside and table.a("weights")[n, j]:
+            if not inside and table.weights[n, j]:
                 raise TableError(
-                    f"weights[{n}, {j}] = {table.a('weights')[n, j]} must be 0: a one-call step without memory or AFS "
+                    f"weights[{n}, {j}] = {table.weights[n, j]} must be 0: a one-call step without memory or AFS "
                     "has no direction to look ahead along"
                 )
 
 
 def _check_sums(table: Table) -> None:
-    weights, anchor, memory = table.a("weights"), table.a("anchor"), table.a("memory")
+    weights, anchor, memory = table.weights, table.anchor, table.memory
     if not anchor.any() and not memory.any():
         _first("weights", weights < 0, weights, "must be >= 0 where neither anchor nor memory is used")
     totals = anchor + weights.sum(1) + memory.sum(1)

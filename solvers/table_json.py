@@ -34,7 +34,7 @@ def to_dict(table: Table) -> dict[str, Any]:
 
 
 def _is_default(table: Table, name: str) -> bool:
-    array = table.a(name)
+    array = getattr(table, name)
     if name in ("slope_scale", "sigma_scale"):
         return bool((array == 1).all())
     return name in ("anchor", "memory") and not array.any() and (name == "anchor" or array.shape[1] == 0)

@@ -16,7 +16,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
-from command import cache, quiet_afterwards, run, saved  # noqa: F401 - fixtures of every test that runs the command
+from helpers.command import cache, quiet_afterwards, run, saved  # noqa: F401 - fixtures of every test that runs the command
 
 torch.set_num_threads(1)
 # No deadline: the machine may be busy. Derandomised and without a database: the same examples everywhere.

@@ -1,0 +1,45 @@
+"""`epd compare`."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from .inputs import fits, model_options, named
+from .models import load_model
+from .options import Compare, UsageError
+
+log = logging.getLogger("epd")
+
+
+def compare(options: Compare) -> int:
+    """Measures tables against every hand-made solver into `options.out`."""
+    if any(calls < 1 for calls in options.calls):
+        raise UsageError(f"calls = {list(options.calls)}: sequential calls are at least 1")
+    from ..evaluation.compare import compare as measure
+    from ..evaluation.compare import write_comparison
+    from ..evaluation.comparison import markdown
+    from ..evaluation.judges import judges_of
+
+    tables = named(options.tables)
+    model = load_model(options.model, model_options(options))
+    for name, table in tables.items():
+        fits(table, model, name)
+    found = measure(
+        model,
+        tables,
+        options.calls,
+        options.samples,
+        options.batch,
+        options.seed,
+        dtype=getattr(torch, options.dtype),
+        **judges_of(options.model),
+        tolerance=options.tolerance,
+        alphas_cumprod=model.alphas_cumprod,
+        solvers=options.solvers or None,
+    )
+    paths = write_comparison(found, options.out)
+    print(markdown(found))
+    log.info("%s", ", ".join(map(str, paths)))
+    return 0

@@ -1,0 +1,27 @@
+"""`epd distill`."""
+
+from __future__ import annotations
+
+import logging
+
+from .inputs import load_table, model_options
+from .models import load_model
+from .options import Distill
+
+log = logging.getLogger("epd")
+
+
+def distill(options: Distill) -> int:
+    """Learns a table into `options.out`."""
+    from ..distill.run import run_distill
+
+    init = load_table(options.init) if options.init else None
+    asked = model_options(options)
+    model, config = load_model(options.model, asked), options.distill_config()
+    path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=asked.conditions())
+    if path is not None:
+        log.info("look:    epd table show %s", path)
+        log.info("sample:  epd sample --model %s --table %s --out %s", options.model, path, options.out / "samples")
+        log.info("compare: epd compare --model %s --tables %s --calls %d", options.model, path, options.calls)
+        log.info("watch:   tensorboard --logdir %s", options.out / "tb")
+    return 0

@@ -1,0 +1,70 @@
+"""What several verbs are given: a model with its options, tables by file, folder, name or hub id."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from ..denoisers.protocol import Model
+from ..solvers.named import named_table, table_names
+from ..solvers.table import Table, TableError
+from .models import ModelOptions
+from .options import ModelArguments
+
+log = logging.getLogger("epd")
+
+
+def model_options(given: ModelArguments) -> ModelOptions:
+    """The part of a command's options that the model is made with."""
+    return ModelOptions(**{item.name: getattr(given, item.name) for item in fields(ModelOptions)})
+
+
+def load_table(source: str) -> Table:
+    """A table from a file or a run's folder, a published one by name, or one from the hub.
+
+    Raises:
+        ValueError: for none of them, naming the remedies.
+    """
+    hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+(?<!\.json)", source) and not Path(source).exists()
+    if Path(source).is_dir() or hub:
+        from ..pipelines.sharing import find_table
+
+        return find_table(source)
+    if Path(source).exists() or Path(source).suffix:
+        if Path(source).suffix in (".pkl", ".npz"):
+            text = f"{source} is a published table: `epd table convert {source} table.json` makes one of ours"
+            raise TableError(text)
+        return Table.load(source)
+    if source in table_names():
+        return named_table(source)
+    raise TableError(f"no table {source!r}: give a JSON file, or a published table's name: {', '.join(table_names())}")
+
+
+def fits(table: Table, model: Model, source: str) -> None:
+    """Warns where a table was learned for another model, refuses it where the path is another.
+
+    Raises:
+        TableError: for a table of another path.
+    """
+    known = table.provenance
+    if known.path and known.path != model.path:
+        raise TableError(f"{source} is for a {known.path} path, but {model.name} is {model.path}: learn one for it")
+    if known.model and known.model != model.name:
+        text = "%s was learned for %s, not for %s: expect worse than its metrics say"
+        log.warning(text, source, known.model, model.name)
+    elif known.guidance is not None and known.guidance != model.guidance:
+        log.warning("%s was learned at guidance %g, this is %g", source, known.guidance, model.guidance)
+
+
+def named(sources: Sequence[str]) -> dict[str, Table]:
+    """Tables by a short name: that of their file, or of their folder where files are all called solver.json."""
+    out: dict[str, Table] = {}
+    for source in sources:
+        path = Path(source)
+        short = path.parent.name if path.stem == "solver" and path.parent.name else path.stem
+        name = source if short in out else short
+        out[name] = load_table(source)
+    return out

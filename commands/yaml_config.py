@@ -1,0 +1,98 @@
+"""YAML configs of the command: read, checked against its schema, every fault told with its path, value and hint."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ..formats.files import read_text
+
+M = TypeVar("M", bound=BaseModel)
+MAX_BYTES = 2**20
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used: one line per fault with file, path, value, bound and hint."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only, and no key twice (YAML would silently take the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                text = f"the key {key.value!r} occurs twice"
+                raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, with `-` in keys read as `_`.
+
+    Raises:
+        ConfigError: for an unreadable file, a syntax error (with its line), or anything but a mapping of names.
+    """
+    text = read_text(path, ConfigError, MAX_BYTES)
+    try:
+        data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: {error.problem or error.context}; the file is no valid YAML") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path}: {text}; the file is no valid YAML") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ConfigError(f"{path} holds {type(data).__name__}, needed a mapping such as `calls: 5`")
+    return {key.replace("-", "_"): value for key, value in data.items()}
+
+
+def load_config(path: Path, schema: type[M]) -> M:
+    """A command's options from a YAML file; what it leaves out has its default.
+
+    Raises:
+        ConfigError: with one line for each fault.
+    """
+    data = read_yaml(path)
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        faults = [f"{path}: {describe(fault, schema)}" for fault in error.errors()]
+        raise ConfigError("\n".join(faults)) from error
+
+
+def describe(fault: ErrorDetails, schema: type[BaseModel]) -> str:
+    """One fault as `calls = 300: Input should be less than or equal to 200 ...`."""
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {where!r}{_perhaps(where, schema.model_fields)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if not where:
+        return message
+    value = _short(fault["input"])
+    options = fault.get("ctx", {}).get("expected", "") if fault["type"] == "literal_error" else ""
+    choices = [part.strip("' ") for part in str(options).replace(" or ", ", ").split(",") if part.strip("' ")]
+    hint = _perhaps(str(fault["input"]), choices) if choices else ""
+    default = schema.model_fields[str(fault["loc"][0])].get_default(call_default_factory=True)
+    return f"{where} = {value}: {message}{hint or f'; the default is {_short(default)}'}"
+
+
+def _perhaps(text: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(text, known, n=1, cutoff=0.5)
+    return f"; perhaps you meant {close[0]!r}" if close else f"; known are {', '.join(known)}"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

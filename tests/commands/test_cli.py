@@ -1,0 +1,188 @@
+"""The command: exit codes, one line per expected error, what it loads."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.command import Run
+
+from epd import __version__, cli
+from epd.commands import distill, doctor
+from epd.commands.logs import set_up_logging
+
+
+def test_help_lists_the_commands_and_the_exit_codes(run: Run) -> None:
+    code, out, err = run("--help")
+    assert code == cli.OK and not err
+    assert all(name in out for name in cli.COMMANDS) and "exit codes:" in out
+    code, out, err = run()
+    assert code == cli.USAGE and not out and "usage: epd" in err
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_explains_itself(name: str, run: Run) -> None:
+    code, out, _ = run(*name.split(), "--help")
+    assert code == cli.OK and f"usage: epd {name}" in out
+    text = re.sub(r"[│\s]+", " ", out)
+    for field, info in cli._options(name).model_fields.items():
+        assert info.description is not None or field.replace("_", "-") in text or field.upper() in text
+
+
+def test_version_and_groups(run: Run) -> None:
+    assert run("--version") == (cli.OK, f"epd {__version__}\n", "")
+    code, out, _ = run("table", "--help")
+    assert code == cli.OK and out.count("epd table") == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["destill"], "no command 'destill': perhaps you meant 'distill'"),
+        (["table"], "no command 'table': "),
+        (["table", "shw", "x"], "no command 'table shw': perhaps you meant 'table show'"),
+        (["distill", "--iteratons", "3"], "--iterations"),
+        (["distill", "--calls", "300"], "less than or equal to 200"),
+        (["distill", "--family", "epdd"], "epdd"),
+        (["table", "show"], "required"),
+        (["sample"], "give exactly one of --table FILE and --rule NAME"),
+        (["sample", "--rule", "euler", "--table", "x.json"], "give exactly one of"),
+        (["sample", "--rule", "heun", "--calls", "5"], "heun makes 2 a step, so give an even number"),
+        (["sample", "--rule", "heun", "--calls", "4", "--afs"], "give an odd number"),
+        (["sample", "--rule", "euler", "--seeds", "5-1"], "'5-1' must rise"),
+        (["sample", "--rule", "euler", "--seeds", "1,x"], "'x' is no seed nor range"),
+        (["sample", "--rule", "euler", "--seeds", "0-3", "-n", "3"], "count = 3, but seeds = '0-3' are 4"),
+        (["sample", "--rule", "euler", "--schedule", "flow"], "digits is on a ve path"),
+        (["sample", "-n", "0", "--rule", "euler"], "greater than or equal to 1"),
+        (["compare", "--calls", "0"], "sequential calls are at least 1"),
+        (["table", "convert", "a.pkl", "b.yaml"], "tables are written as .json"),
+    ],
+)
+def test_usage_errors(
+    words: list[str], message: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*words)
+    assert code == cli.USAGE and not out and message in err, err
+    assert "Traceback" not in err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["table", "show", "missing.json"], "missing.json cannot be read"),
+        (["table", "show", "sd15-rdpo"], "no table 'sd15-rdpo'"),
+        (["table", "show", "old.pkl"], "`epd table convert old.pkl table.json`"),
+        (["table", "convert", "missing.pkl", "out.json"], "missing.pkl cannot be read"),
+        (["sample", "--model", "digit", "--rule", "euler"], "no model 'digit': perhaps you meant 'digits'"),
+        (["sample", "--model", "digits", "--rule", "euler", "--prompt", "a cat"], "'digits' has no such option"),
+        (["sample", "--model", "digits", "--rule", "euler", "--labels", "12"], "the digits are 0 to 9"),
+        (["sample", "--model", "digits-exact", "--rule", "euler", "--guidance", "3"], "unconditional without labels"),
+        (["sample", "--model", "digits-exact-flow", "--table", "solver.json"], "is for a ve path, but"),
+        (["sample", "--model", "digits-exact", "--table", "broken.json"], "not valid JSON"),
+        (["distill", "--model", "digits-exact", "--init", "solver.json", "--calls", "4"], "calls = 4"),
+    ],
+)
+def test_expected_errors_are_one_line(
+    words: list[str], message: str, run: Run, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(saved.parent)
+    Path("broken.json").write_text("{")
+    code, out, err = run(*words)
+    assert code == cli.FAILED and not out, err
+    assert err.startswith("epd: error: ") and err.count("\n") == 1 and message in err
+
+
+def test_a_traceback_only_where_it_is_asked_for(run: Run) -> None:
+    for words in (["-vv", "table", "show", "x.json"], ["table", "show", "x.json", "-v", "--verbose"]):
+        code, _, err = run(*words)
+        assert code == cli.FAILED and "Traceback" in err and err.splitlines()[-1].startswith("epd: error: ")
+    assert "Traceback" not in run("-v", "table", "show", "x.json")[2]
+
+
+def test_verbosity_stands_anywhere() -> None:
+    assert cli.split_verbosity(["-v", "table", "show", "a"]) == (["table", "show", "a"], 1)
+    assert cli.split_verbosity(["table", "-q", "show", "a", "--quiet"]) == (["table", "show", "a"], -2)
+    assert cli.split_verbosity(["table", "-vvv", "--", "-q"]) == (["table", "--", "-q"], 3)
+
+
+def test_logging_is_quieter_on_other_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = logging.getLogger("epd")
+    heard = {}
+    for rank in ("0", "1"):
+        for verbosity in (-1, 0, 1):
+            monkeypatch.setenv("RANK", rank)
+            set_up_logging(verbosity)
+            for level in ("debug", "info", "warning", "error"):
+                getattr(log, level)("said")
+            heard[rank, verbosity] = capsys.readouterr().err.splitlines()
+    assert heard["0", -1] == ["epd: warning: said", "epd: error: said"]
+    assert heard["0", 0] == ["said", *heard["0", -1]] and heard["0", 1] == ["epd: debug: said", *heard["0", 0]]
+    assert heard["1", -1] == heard["1", 0] == heard["1", 1] == ["epd: error: said"]
+
+
+def test_ctrl_c_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distill, "distill", interrupted)
+    monkeypatch.setattr(doctor, "doctor", interrupted)
+    assert run("distill") == (cli.FAILED, "", "epd: interrupted; add --resume to continue the run\n")
+    assert run("doctor") == (cli.FAILED, "", "epd: interrupted\n")
+
+
+@pytest.mark.parametrize("error", [FloatingPointError("step 3\nis bad"), OSError(28, "No space left on device")])
+def test_what_fails_inside_is_one_line(error: Exception, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(options: object) -> int:
+        raise error
+
+    monkeypatch.setattr(distill, "distill", failing)
+    code, _, err = run("distill")
+    assert code == cli.FAILED and err == f"epd: error: {' '.join(str(error).split())}\n"
+
+
+def process(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "epd.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys; from epd import cli; cli.main(['--help']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.splitlines()[-1]
+    assert not [name for name in ("'torch'", "'numpy'", "'pydantic'", "'tyro'", "'diffusers'") if name in loaded]
+
+
+def test_help_of_a_command_loads_no_torch() -> None:
+    code = "import sys; from epd import cli; cli.main(['distill', '--help']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'torch'" not in done.stdout.splitlines()[-1] and "'numpy'" not in done.stdout.splitlines()[-1]
+
+
+def test_the_exit_code_is_that_of_the_process() -> None:
+    assert process("--version").returncode == cli.OK
+    assert process("table", "show", "missing.json").returncode == cli.FAILED
+    assert process("tabel").returncode == cli.USAGE
+
+
+def test_a_reader_that_has_gone_is_no_traceback() -> None:
+    command = f"'{sys.executable}' -m epd.cli table show sd15-rdpo-10x2 | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=300)
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_scripts(shell: str, tmp_path: Path) -> None:
+    done = process("--tyro-print-completion", shell)
+    assert done.returncode == cli.OK and "family" in done.stdout and "convert" in done.stdout
+    if shutil.which(shell):
+        script = tmp_path / "completion"
+        script.write_text(done.stdout)
+        assert subprocess.run([shell, "-n", str(script)], check=False, capture_output=True).returncode == 0

@@ -1,0 +1,81 @@
+"""`epd distill`: what the command adds to the trainer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers.command import Run
+
+from epd import cli
+from epd.commands.models import ModelOptions
+from epd.solvers.table import Table
+
+QUICK = ["--model", "digits-exact", "--calls", "3", "--pool", "64", "--batch", "64", "--accumulate", "1"]
+QUICK += ["--validation", "64", "--iterations", "2", "--screening", "1", "--schedule", "polynomial"]
+
+
+def test_a_dry_run_leaves_nothing(run: Run, cache: Path, tmp_path: Path) -> None:
+    code, out, _ = run("distill", *QUICK, "--out", tmp_path / "x", "--dry-run")
+    assert code == cli.OK and "3 sequential calls" in out
+    assert not (tmp_path / "x").exists() and not cache.exists()
+
+
+def test_distill_leaves_a_table_that_sample_takes(run: Run, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    code, _, err = run("distill", *QUICK, "--out", out)
+    assert code == cli.OK and "epd table show" in err
+    learned = Table.load(out / "solver.json")
+    assert learned.depth == 3 and learned.provenance.model == "digits-exact"
+    assert run("sample", "--model", "digits-exact", "--table", out, "-n", "2", "--out", tmp_path / "s")[0] == cli.OK
+    code, _, err = run("distill", *QUICK, "--out", out)
+    assert code == cli.FAILED and "--resume" in err
+    assert run("distill", *QUICK, "--out", out, "--resume")[0] == cli.OK
+    assert Table.load(out / "solver.json") == learned
+
+
+def test_a_run_is_not_continued_under_other_conditions(run: Run, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    assert run("distill", *QUICK, "--labels", "1", "2", "--out", out)[0] == cli.OK
+    before = (out / "solver.json").read_bytes()
+    code, _, err = run("distill", *QUICK, "--labels", "1", "3", "--out", out, "--resume")
+    assert code == cli.FAILED and "conditions.labels was [1, 2], is [1, 3]; use the same options" in err
+    assert run("distill", *QUICK, "--labels", "1", "2", "--device", "cpu", "--out", out, "--resume")[0] == cli.OK
+    assert (out / "solver.json").read_bytes() == before
+
+
+def test_prompts_count_by_what_they_say(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red fox\n\nan owl\n")
+    conditions = ModelOptions(prompts=file, device="cpu").conditions()
+    assert conditions == ModelOptions(prompt=("a red fox", "an owl")).conditions()
+    file.write_text("a red fox\nan owl in snow\n")
+    assert ModelOptions(prompts=file).conditions() != conditions and ModelOptions().conditions() == {}
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_is_resumable(tmp_path: Path) -> None:
+    words = ["distill", *QUICK[:-6], "--iterations", "200", "--out", tmp_path / "x"]
+    command = [sys.executable, "-m", "epd.cli", *map(str, words)]
+    environment = os.environ | {"EPD_CACHE": str(tmp_path / "cache")}
+    # A shell's background job ignores Ctrl-C and so would its children; this one is to hear it wherever tests run.
+    running = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while not (tmp_path / "x" / "checkpoint.safetensors").exists():
+        time.sleep(0.02)
+        assert running.poll() is None, running.stderr and running.stderr.read()
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == cli.FAILED
+    assert err.splitlines()[-1] == "epd: interrupted; add --resume to continue the run"
+    assert "Traceback" not in err and not (tmp_path / "x" / "solver.json").exists()

@@ -1,0 +1,120 @@
+"""Runs that are killed, and runs of several processes: the table is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.toy_models import toy_config, toy_mixture
+
+from epd import Table
+from epd.distill import run as train
+from epd.distill.config import DistillConfig
+
+HELPERS = Path(__file__).resolve().parents[1] / "helpers"
+
+
+def child(config: DistillConfig, out: Path) -> int:
+    """The run in a forked process of this one, so that twenty of them take seconds."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            train.run_distill(toy_mixture(), config, out, resume=(out / "checkpoint.safetensors").exists())
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["gauss-newton", "adam"])
+def test_killed_at_random_moments_and_resumed_the_table_is_bit_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    """kill -9 at ten random moments of each optimiser's run, teacher, screening and writes included."""
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setenv("EPD_CACHE", str(tmp_path / "cache-whole"))
+    config = toy_config(family="epd", calls=5, optimizer=optimizer, iterations=12)
+    began = time.monotonic()
+    assert os.waitpid(child(config, tmp_path / "whole"), 0)[1] == 0
+    duration = time.monotonic() - began
+    monkeypatch.setenv("EPD_CACHE", str(tmp_path / "cache"))
+    out, rng, kills = tmp_path / "killed", random.Random(0), 0
+    out.mkdir()
+    for name in ("solver.json", "checkpoint.safetensors"):  # a kill while these are written is rare
+        (out / f".{name}.abcdefgh").write_bytes(b"half")
+    while kills < 10:
+        pid = child(config, out)
+        time.sleep(rng.uniform(0.05, 0.4) * duration)
+        os.kill(pid, signal.SIGKILL)
+        if os.waitpid(pid, 0)[1] == 0:  # it was faster
+            (out / "solver.json").unlink()
+            (out / "checkpoint.safetensors").unlink()
+        else:
+            kills += 1
+    assert os.waitpid(child(config, out), 0)[1] == 0
+    assert (out / "solver.json").read_bytes() == (tmp_path / "whole" / "solver.json").read_bytes()
+    assert not list(out.glob(".*"))  # what kills left of unfinished writes is gone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"optimizer": "adam", "accumulate": 2, "iterations": 60}, {"optimizer": "adam", "accumulate": 1}],
+    ids=["gauss-newton", "adam", "adam, one part"],
+)
+def test_two_processes_learn_the_table_of_one(tmp_path: Path, changes: dict[str, object]) -> None:
+    """torchrun with two gloo processes on the CPU."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, launcher in (
+        ("one", [sys.executable]),
+        ("two", [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]),
+    ):
+        command = [*launcher, str(HELPERS / "toy_run.py"), str(tmp_path / name), json.dumps(changes)]
+        done = subprocess.run(
+            command, env={**environment, "EPD_CACHE": str(tmp_path / f"cache-{name}")}, capture_output=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        assert sorted(done.stdout.decode().split()) == (["0/1"] if name == "one" else ["0/2", "1/2"])
+    one, two = (Table.load(tmp_path / name / "solver.json") for name in ("one", "two"))
+    for field in ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale"):
+        assert np.abs(getattr(one, field) - getattr(two, field)).max() <= 1e-6
+
+
+def test_processes_without_a_part_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    from epd.distill.plan import make_plan
+    from epd.distill.train import distill
+    from epd.runs.processes import Workers
+
+    class Alone(Workers):
+        """The first of two, of whom the other has nothing to add."""
+
+        def mean(self, parts: int, size: int, work: Callable[[int], torch.Tensor]) -> torch.Tensor:
+            return Workers().mean(parts, size, work)
+
+        def wait(self) -> None: ...
+
+    config = toy_config(optimizer="adam", accumulate=1, iterations=1, screening=1)
+    plan = make_plan(toy_mixture(), config)
+    shared = [u.state.vector for u in distill(toy_mixture(), plan, workers=Alone(0, 2))]
+    assert "accumulate = 1 gives 1 of 2 processes work: set it to 2 or more" in caplog.text
+    assert all(map(torch.equal, shared, (u.state.vector for u in distill(toy_mixture(), plan))))
+
+
+def test_means_are_taken_in_one_order() -> None:
+    from epd.runs.processes import Workers
+
+    values = torch.tensor([1e16, 1.0, -1e16, 1.0], dtype=torch.float64)
+    expected = (((values[0] + values[1]) + values[2]) + values[3]) / 4
+    assert torch.equal(Workers().mean(4, 1, lambda i: values[i].reshape(1)), expected.reshape(1))

@@ -1,0 +1,201 @@
+"""`epd compare`: recorded counts, best schedules, JSON and back, tables and plots."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.toy_models import toy_mixture
+from torch import Tensor
+
+import epd
+from epd.denoisers.noise import unit_noise
+from epd.denoisers.protocol import Path as OdePath
+from epd.evaluation import handmade
+from epd.evaluation.compare import Counting, compare, write_comparison
+from epd.evaluation.comparison import Comparison, by_asked, by_evaluations, family_names, markdown
+from epd.evaluation.pareto import costs, curves, spread
+from epd.solvers.exact import converged
+
+# KDPM2 wraps a tensor in numpy in a way that numpy 2 calls old; the warning is raised in numpy's own module.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+
+
+def learned(steps: int) -> epd.Table:
+    """Two fan points a step (depth 2N - 1 with AFS, 3N - 1 evaluations), not learned at all."""
+    sigmas = epd.schedules.polynomial(steps, 0.02, 20.0)
+    nodes, weights = torch.tensor([[0.3, 0.7]] * steps), torch.full((steps, 2), 0.5)
+    return epd.Table(sigmas, nodes, weights, afs=True)
+
+
+def flat(x: Tensor) -> Tensor:
+    return x.flatten(1)
+
+
+@functools.cache
+def measured() -> Comparison:
+    tables = {"ours-3": learned(2), "ours-5": learned(3)}
+    return compare(
+        toy_mixture(), tables, (3, 4, 5), samples=48, batch=16, seed=7, features=flat, classifier=flat, tuning=16,
+        data=unit_noise(range(100), (1, 2, 2)),
+    )  # fmt: skip
+
+
+def test_counts_are_recorded() -> None:
+    known = {solver.name: solver for solver in handmade.handmade("ve")}
+    for cell in measured().cells:
+        if cell.learned:
+            assert (cell.calls, cell.evaluations) == {"ours-3": (3, 5), "ours-5": (5, 8)}[cell.solver]
+        else:
+            solver = known[cell.solver]
+            assert cell.calls == cell.evaluations == solver.step_calls * cell.steps - solver.afs <= cell.asked
+            assert cell.asked - cell.calls < solver.step_calls
+    assert {cell.asked for cell in measured().cells} == {3, 4, 5, 8}
+
+
+def test_every_solver_of_the_issue_is_there_on_both_paths() -> None:
+    paths: tuple[OdePath, ...] = ("ve", "flow")
+    for path in paths:
+        names = " ".join(solver.name for solver in handmade.theirs(path))
+        common = ("DPM++ 2M", "DPM++ 3M", "UniPC-2 bh1", "UniPC-3 bh2", "DEIS-2")
+        own = {"ve": ("DDIM", "Euler", "Heun", "DPM-Solver-2", "iPNDM"), "flow": ("FlowMatchEuler", "FlowMatchHeun")}
+        assert all(name in names for name in (*common, *own[path]))
+    assert {cell.solver for cell in measured().cells if not cell.learned} == {s.name for s in handmade.handmade("ve")}
+
+
+@pytest.mark.parametrize("path", ["ve", "flow"])
+def test_candidates_end_where_the_model_does(path: OdePath) -> None:
+    top = 20.0 if path == "ve" else 1.0
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    candidates = handmade.candidate_schedules(path, 0.02, top, (1 - betas).cumprod(0))
+    assert ("discrete" in candidates) == (path == "ve")
+    for make in candidates.values():
+        for steps in (1, 2, 7):
+            sigmas = epd.schedules.given(make(steps))
+            assert len(sigmas) == steps + 1 and (float(sigmas[0]), float(sigmas[-1])) == (top, 0.02)
+
+
+def test_the_winner_is_measured_on_all_samples_and_batches_do_not_matter() -> None:
+    model, cell = toy_mixture(), next(c for c in measured().cells if c.solver == "Euler AFS" and c.asked == 4)
+    noise = unit_noise(range(7, 55), model.shape, torch.float64)
+    end = converged(model, noise, (model.sigma_max, model.sigma_min), 1e-9, 1e-9)[-1]
+
+    def error(name: str, rows: int) -> float:
+        sigmas = handmade.candidate_schedules("ve", model.sigma_min, model.sigma_max)[name](5)
+        found = epd.solve(epd.rules.euler(afs=True), model, noise[:rows], sigmas)
+        return float((found - end[:rows]).square().mean().sqrt())
+
+    names = handmade.candidate_schedules("ve", model.sigma_min, model.sigma_max)
+    assert cell.schedule == min(names, key=lambda name: error(name, 16))
+    assert cell.rmse == pytest.approx(error(cell.schedule, 48), rel=1e-3)
+
+
+def test_same_solver_from_two_libraries_scores_the_same() -> None:
+    cells = {(cell.solver, cell.asked): cell for cell in measured().cells}
+    for calls in (3, 4, 5, 8):
+        pairs = [("Euler", "diffusers DDIM"), ("iPNDM-4", "diffusers iPNDM"), ("DPM-Solver++ 2M", "diffusers DPM++ 2M")]
+        for ours, theirs in pairs:
+            assert cells[ours, calls].rmse == pytest.approx(cells[theirs, calls].rmse, rel=1e-4)
+            assert cells[ours, calls].schedule == cells[theirs, calls].schedule
+
+
+def test_views_of_the_samples() -> None:
+    c = measured()
+    for cell in c.cells:
+        assert cell.frechet is not None and cell.frechet_data is not None and cell.agreement is not None
+        assert cell.frechet >= 0 and 0 <= cell.agreement <= 1 and cell.seconds > 0
+    assert c.reference["frechet_data"] > 0
+    ranked = sorted((cell for cell in c.cells if cell.asked == 5), key=lambda cell: cell.rmse)
+    assert (ranked[0].frechet or 0) < (ranked[-1].frechet or 0)
+
+
+def test_json_round_trip_and_what_is_not_a_comparison() -> None:
+    assert Comparison.from_json(measured().to_json()) == measured()
+    for text in ("{", "[]", '{"model": 1}', '{"cells": [{"what": 1}], "calls": []}'):
+        with pytest.raises(ValueError, match="not a comparison"):
+            Comparison.from_json(text)
+
+
+def test_markdown_marks_the_best_of_each_column() -> None:
+    c = measured()
+    table = markdown(c).split("\n\n")[1].splitlines()
+    assert table[0] == "| sequential calls | 3 | 4 | 5 |" and table[2].startswith("| **ours** (learned) |")
+    for column, calls in enumerate((3, 4, 5)):
+        found = [row.split("|")[column + 2].strip() for row in table[2:]]
+        best = min(cell.rmse for cell in c.cells if cell.asked == calls)
+        assert [text for text in found if text.startswith("**")] == [f"**{best:.4f}**"]
+    starred = [row for row in table if "*" in row.replace("**", "")]
+    assert all(row.split("|")[1].strip() in ("Heun", "DPM-Solver-2") for row in starred)
+
+
+def test_equal_evaluations_compare_a_table_with_as_many_calls_of_the_others() -> None:
+    c = measured()
+    table = c.best(by_evaluations, 8, "ours")
+    rival = c.best(by_evaluations, 8, "UniPC")
+    assert table is not None and (table.calls, table.evaluations) == (5, 8)
+    assert rival is not None and (rival.calls, rival.evaluations) == (8, 8)
+    assert c.best(by_asked, 8, "ours") is None
+    assert "| evaluations | 5 | 8 |" in markdown(c)
+
+
+def test_files_and_plots(tmp_path: Path) -> None:
+    paths = write_comparison(measured(), tmp_path)
+    plots = {f"pareto{name}.png" for name in ("", "_calls", "_evaluations", "_time")}
+    assert {path.name for path in paths} == {"comparison.json", "comparison.md", *plots}
+    assert Comparison.from_json((tmp_path / "comparison.json").read_text()) == measured()
+    assert "## Every solver" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths if path.suffix == ".png")
+
+
+def test_curves_are_lower_envelopes_and_labels_keep_their_distance() -> None:
+    for cost in costs(measured()):
+        for curve in curves(measured(), cost):
+            assert all(a[0] <= b[0] and a[1] > b[1] for a, b in zip(curve.points, curve.points[1:], strict=False))
+    places = spread([0.5, 0.5, 0.51, 0.0, 1.0, 0.02], 0.05)
+    assert sorted(range(6), key=places.__getitem__)[-1] == 4 and min(places) >= 0 and max(places) <= 1
+    ordered = sorted(places)
+    assert all(b - a >= 0.05 - 1e-6 for a, b in zip(ordered, ordered[1:], strict=False))
+
+
+def test_families_are_names_without_their_number() -> None:
+    assert family_names(["epd-3", "epd-5", "s4s_calls7", "x2"]) == {
+        "epd-3": "epd", "epd-5": "epd", "s4s_calls7": "s4s_calls7", "x2": "x2",
+    }  # fmt: skip
+
+
+def test_a_solver_that_diverges_is_left_out_and_not_a_crash(caplog: pytest.LogCaptureFixture) -> None:
+    class Blowing(epd.GaussianMixture):
+        """Not finite where only a second-order step of two calls looks: nowhere that Euler goes."""
+
+        def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+            out = super().__call__(x, sigma)
+            return out * math.nan if float(torch.as_tensor(sigma).max()) == self.sigma_min and len(x) == 8 else out
+
+    model = Blowing(torch.zeros(1, 1, 2, 2), 0.5, sigma_min=0.02, sigma_max=20.0)
+    # Heun evaluates at sigma_min itself. The reference is solved in the other batch size.
+    counted = compare(model, {}, (4,), samples=9, batch=9, tuning=8, solvers=["Euler", "Heun"], features=flat)
+    assert {cell.solver for cell in counted.cells} == {"Euler"}
+    assert "finite on no schedule" in caplog.text
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ValueError, match="all at least 1"):
+        compare(toy_mixture(), {}, (0,))
+    with pytest.raises(ValueError, match="no hand-made solver is named 'Hoin'"):
+        compare(toy_mixture(), {}, (3,), samples=4, solvers=["Hoin"])
+
+
+def test_counting_counts() -> None:
+    counting = Counting(lambda x, sigma: x)
+    for rows in (3, 6):
+        counting(torch.zeros(rows, 1), torch.zeros(()))
+    assert (counting.calls, counting.rows) == (2, 9)
+
+
+def test_without_tables_there_is_no_table_of_evaluations() -> None:
+    only = dataclasses.replace(measured(), cells=tuple(c for c in measured().cells if not c.learned))
+    assert "total evaluations" not in markdown(only) and "sequential calls" in markdown(only)

@@ -1,0 +1,101 @@
+"""The shipped configurations: they parse, and start on the published schedules with the published structure."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import epd
+from epd.commands.models import ModelOptions
+from epd.commands.yaml_config import read_yaml
+from epd.denoisers.mixture import GaussianMixture
+from epd.distill.config import DistillConfig
+from epd.distill.families import initial_table
+from epd.pipelines.frames import frame_of
+from epd.solvers import schedules
+from epd.solvers.named import named_table
+
+FOLDER = Path(epd.__file__).parent / "experiments" / "configs"
+FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+MODEL_KEYS = {"model", *(field.name for field in fields(ModelOptions))}
+
+
+def split(name: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401 - any field
+    """(what says which model, what says how it is distilled)."""
+    data = {**read_yaml(FOLDER / name), **changes}
+    model = {key: data.pop(key) for key in list(data) if key in MODEL_KEYS}
+    return model, data
+
+
+def distilling(name: str, **changes: Any) -> DistillConfig:  # noqa: ANN401
+    data = split(name, **changes)[1]
+    return DistillConfig.model_validate(data)
+
+
+def model_of(path: str, low: float, high: float) -> GaussianMixture:
+    return GaussianMixture(np.zeros((1, 2)), 1.0, path=path, sigma_min=low, sigma_max=high)  # type: ignore[arg-type]
+
+
+def test_the_papers_set_ups_are_there() -> None:
+    assert FILES == [
+        "edm-cifar10.yaml", "edm-ffhq64.yaml", "edm-imagenet64.yaml", "flux-1024.yaml",
+        "sd15-512.yaml", "sd3-1024.yaml", "sd3-512.yaml",
+    ]  # fmt: skip
+    wanted = {"flux-1024": (3.5, 1024), "sd15-512": (7.5, 512), "sd3-1024": (4.5, 1024), "sd3-512": (4.5, 512)}
+    for name, (guidance, resolution) in wanted.items():
+        model = split(f"{name}.yaml")[0]
+        assert (model["guidance"], model["resolution"]) == (guidance, resolution)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_parses(name: str) -> None:
+    model, _ = split(name)
+    ModelOptions(**{key: value for key, value in model.items() if key != "model"})
+    assert isinstance(model["model"], str)
+    distilling(name)
+    head = (FOLDER / name).read_text()
+    assert f"--config {name}" in head
+    assert "arXiv" in head
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "path", "low", "high"),
+    [
+        ("sd3-512.yaml", "sd3-512-rdpo-10x2", "flow", 0.003, 1.0),
+        ("flux-1024.yaml", "flux-rdpo-8x2", "flow", 0.001, 1.0),
+        ("edm-cifar10.yaml", "cifar10-epd-3x2", "ve", 0.002, 80.0),
+    ],
+)
+def test_training_starts_from_the_published_structure(
+    name: str, published: str, path: str, low: float, high: float
+) -> None:
+    table = initial_table(distilling(name), model_of(path, low, high))
+    known = named_table(published)
+    assert (table.num_steps, table.depth, table.nfe, table.num_parallel, table.afs) == (
+        known.num_steps, known.depth, known.nfe, known.num_parallel, known.afs,
+    )  # fmt: skip
+    np.testing.assert_allclose(table.sigmas, known.sigmas, rtol=3e-7)
+
+
+@pytest.mark.parametrize(("calls", "published"), [(3, "2x2"), (5, "3x2"), (7, "4x2"), (9, "5x2")])
+@pytest.mark.parametrize("family", ["epd", "plugin"])
+def test_one_edm_file_serves_all_budgets(calls: int, published: str, family: str) -> None:
+    changes = {"calls": calls, "family": "epd" if family == "epd" else "epd-plugin"}
+    table = initial_table(distilling("edm-cifar10.yaml", **changes), model_of("ve", 0.002, 80.0))
+    known = named_table(f"cifar10-{family}-{published}")
+    assert (table.depth, table.nfe, table.order) == (calls, known.nfe, known.order)
+    np.testing.assert_allclose(table.sigmas, known.sigmas, rtol=1e-9)
+
+
+def test_the_discrete_schedule_of_stable_diffusion_is_the_published_one() -> None:
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    alphas_cumprod = frame_of(scheduler).alphas_cumprod
+    assert alphas_cumprod is not None
+    known = named_table("sd15-rdpo-10x2").sigmas
+    np.testing.assert_allclose(schedules.discrete(10, alphas_cumprod).numpy(), known, rtol=3e-5)  # float32 betas

@@ -1,0 +1,139 @@
+"""What the README shows works, and its numbers are those of the result files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from epd import cli
+from epd.experiments import readme_tables
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(kind: str) -> list[str]:
+    """The fenced blocks whose info string is exactly this."""
+    return re.findall(rf"^```{kind}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_python_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(blocks("python")) >= 2
+    scope: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), scope)  # later blocks build on earlier ones, as a reader does
+    assert "3 steps, 6 sequential network calls" in capsys.readouterr().out
+
+
+def test_the_first_two_commands_are_demo_and_test() -> None:
+    lines = [line.split("#")[0].strip() for line in blocks("sh")[0].splitlines()]
+    assert lines == ["make demo", "make test"]
+
+
+def test_the_epd_commands_parse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    lines = [line.split("#")[0] for block in blocks("sh") for line in block.splitlines() if line.startswith("epd ")]
+    words = [shlex.split(line.split(">")[0])[1:] for line in lines]
+    parsed = 0
+    for given in words:
+        if given[0].startswith("--"):
+            continue
+        name = cli._command(given)
+        assert name is not None
+        cli._parse(name, given[len(name.split()) :])
+        parsed += 1
+    assert parsed >= 5
+
+
+def test_the_config_faults_are_told_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from epd.commands.options import Distill
+    from epd.commands.yaml_config import ConfigError, load_config
+
+    monkeypatch.chdir(tmp_path)
+    shown = [line.removeprefix("epd: error: ") for line in blocks("text")[0].splitlines()]
+    for text, line in zip(("iteratons: 3", "points: 99"), shown, strict=True):
+        Path("c.yaml").write_text(text)
+        with pytest.raises(ConfigError) as error:
+            load_config(Path("c.yaml"), Distill)
+        assert str(error.value) == line
+
+
+def test_the_families_are_those_of_the_code() -> None:
+    from epd.distill.families import FAMILIES
+
+    table = README.split("| family | sequential calls a step |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE)) == set(FAMILIES)
+
+
+def test_the_table_keys_are_those_of_the_code() -> None:
+    from epd.solvers.table_json import FIELDS
+
+    section = README.split("## The table file")[1].split("## ")[0]
+    cells = re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE)
+    keys = {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
+    assert keys == {*FIELDS, "format", "version"}
+
+
+def test_the_exit_codes_are_those_of_the_help() -> None:
+    rows = re.findall(r"^\| (\d) \| (.*) \|$", README, re.MULTILINE)
+    assert [int(code) for code, _ in rows] == [cli.OK, cli.FAILED, cli.USAGE]
+    for code, meaning in rows:
+        assert f"  {code}  {meaning}" in cli.help_text()
+
+
+def test_the_numbers_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    assert readme_tables.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_filling_replaces_only_what_is_marked(tmp_path: Path) -> None:
+    text = "a 1\n<!-- results:families -->\nold\n<!-- /results -->\nb 2\n"
+    rows = [
+        {"family": "epd", "calls": 3, "seed": s, "nfe": 5, "seconds": 9.0 - s, "threads": 2 - s % 2, "rmse": 0.1 * r}
+        for s, r in enumerate((1, 2, 3))
+    ]
+    result = {"samples": 64, "rows": rows, "environment": {"python": "3.11"}}
+    (tmp_path / "digits_exact.json").write_text(json.dumps(result))
+    new = readme_tables.filled(text, tmp_path)
+    assert "| sequential calls | 3 |\n| --- | ---: |\n| `epd` | 0.2000 (5) |\n" in new
+    assert "| `epd` | 1.50 of 3, 8 s on 1, 9 s on 2 |" in readme_tables.rendered("robustness", tmp_path)
+    assert new.startswith("a 1\n<!-- results:families -->\n")
+    assert new.endswith("<!-- /results -->\nb 2\n") and "old" not in new and "python 3.11" in new
+    assert readme_tables.filled(new, tmp_path) == new
+    assert readme_tables.MISSING in readme_tables.filled(text, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- results:nothing -->\n<!-- /results -->", "no renderer for <!-- results:nothing -->"),
+        ("<!-- results:families -->\n", "has no <!-- /results -->"),
+    ],
+)
+def test_a_wrong_marker_is_an_error(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        readme_tables.filled(text, tmp_path)
+
+
+def test_a_result_of_another_shape_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "digits_exact.json").write_text("{}")
+    with pytest.raises(ValueError, match="does not hold what"):
+        readme_tables.rendered("families", tmp_path)
+
+
+def test_check_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("<!-- results:overhead -->\nmade up\n<!-- /results -->\n")
+    before = path.read_text()
+    assert readme_tables.main(["--check", "--file", str(path)]) == 1
+    assert path.read_text() == before
+    assert readme_tables.main(["--file", str(path)]) == 0
+    assert readme_tables.main(["--check", "--file", str(path)]) == 0

@@ -1,0 +1,159 @@
+"""`sample_epd` solves what `solve` solves, in k-diffusion's and in ComfyUI's shape."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import epd
+from epd.denoisers.noise import unit_noise
+from epd.pipelines.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from epd.pipelines.kdiffusion import sample_epd, sigmas_of
+from epd.solvers.named import named_table, table_names
+
+MODEL = epd.GaussianMixture(torch.linspace(-2, 2, 12).double().reshape(3, 4), 0.3, labels=torch.tensor([0, 1, 1]))
+SEEDS = (5, 6)
+LABELS = torch.tensor([0, 1])
+Recorder = Callable[..., Tensor]
+
+
+def conditioned(calls: list[tuple[int, list[float]]]) -> Recorder:
+    """k-diffusion's `model(x, sigma, **extra_args)`, recording rows and noise levels."""
+
+    def model(x: Tensor, sigma: Tensor, cond: dict[str, Any], scale: float) -> Tensor:
+        assert scale == 2.0
+        calls.append((len(x), sigma.tolist()))
+        return MODEL.bind(cond["labels"][0], scale)(x, sigma)
+
+    return model
+
+
+def extra() -> dict[str, Any]:
+    return {"cond": {"labels": [LABELS]}, "scale": 2.0}
+
+
+def levels(table: epd.Table) -> Tensor:
+    return torch.tensor(table.sigmas)
+
+
+def start(table: epd.Table) -> Tensor:
+    return unit_noise(SEEDS, (4,), torch.float64) * table.sigmas[0]
+
+
+@pytest.mark.parametrize("name", ["cifar10-epd-3x2", "cifar10-plugin-4x2", "sd15-rdpo-10x2"])
+@pytest.mark.parametrize("parallel", [True, False])
+def test_equals_solve(name: str, parallel: bool) -> None:
+    table = named_table(name)
+    calls: list[tuple[int, list[float]]] = []
+    out = sample_epd(
+        conditioned(calls), start(table), sigmas_of(table), extra(), disable=True, table=name, parallel=parallel
+    )
+    wanted = epd.solve(table.rule(), MODEL.bind(LABELS, 2.0), unit_noise(SEEDS, (4,), torch.float64), levels(table))
+    torch.testing.assert_close(out, wanted, rtol=0, atol=1e-12)
+    rows = [count for count, _ in calls]
+    fans = [2 * len(SEEDS)] if parallel else [len(SEEDS)] * 2
+    anchors: list[int] = [len(SEEDS)]
+    assert rows == (fans if table.afs else anchors + fans) + (anchors + fans) * (table.num_steps - 1)
+
+
+def test_callback_gets_the_dictionary_once_a_step() -> None:
+    table = named_table("sd15-rdpo-10x2")
+    seen: list[dict[str, Any]] = []
+    sample_epd(conditioned([]), start(table), sigmas_of(table), extra(), seen.append, True, table=table)
+    assert [set(entry) for entry in seen] == [{"x", "i", "sigma", "sigma_hat", "denoised"}] * 10
+    assert [entry["i"] for entry in seen] == list(range(10))
+    states = list(
+        epd.trajectory(table.rule(), MODEL.bind(LABELS, 2.0), unit_noise(SEEDS, (4,), torch.float64), levels(table))
+    )
+    for entry, state, sigma in zip(seen, states[:-1], table.sigmas.tolist(), strict=False):
+        torch.testing.assert_close(entry["x"], state, rtol=0, atol=1e-12)
+        assert float(entry["sigma"]) == float(entry["sigma_hat"]) == sigma
+        expected = MODEL.bind(LABELS, 2.0)(state, torch.tensor(sigma, dtype=torch.float64))
+        torch.testing.assert_close(entry["denoised"], expected, rtol=0, atol=1e-12)
+
+
+def test_a_part_of_the_sigmas_continues_exactly() -> None:
+    table = named_table("sd15-rdpo-10x2")
+    sigmas = sigmas_of(table)
+    whole = sample_epd(conditioned([]), start(table), None, extra(), disable=True, table=table)
+    half = sample_epd(conditioned([]), start(table), sigmas[:5], extra(), disable=True, table=table)
+    rest = sample_epd(conditioned([]), half, sigmas[4:], extra(), disable=True, table=table)
+    assert torch.equal(rest, whole)
+
+
+def test_foreign_sigmas_are_refused() -> None:
+    table = named_table("sd15-rdpo-10x2")
+    with pytest.raises(ValueError, match="not those that the table was learned for.*sigmas_of"):
+        sample_epd(conditioned([]), start(table), sigmas_of("cifar10-epd-3x2"), extra(), disable=True, table=table)
+    with pytest.raises(ValueError, match="not those"):
+        sample_epd(conditioned([]), start(table), sigmas_of(table)[::2], extra(), disable=True, table=table)
+    plugin = named_table("cifar10-plugin-4x2")
+    with pytest.raises(ValueError, match="remembers earlier slopes"):
+        sample_epd(conditioned([]), start(plugin), sigmas_of(plugin)[1:], extra(), disable=True, table=plugin)
+
+
+class StubKSampler:
+    """ComfyUI's documented KSAMPLER: it scales the noise and calls the function with its extra options."""
+
+    def __init__(
+        self,
+        sampler_function: Callable[..., Tensor],
+        extra_options: dict[str, Any] | None = None,
+        inpaint_options: dict[str, Any] | None = None,
+    ) -> None:
+        self.function, self.extra_options = sampler_function, extra_options or {}
+
+    def sample(self, model: Recorder, noise: Tensor, sigmas: Tensor, callback: Callable[..., None]) -> Tensor:
+        total = len(sigmas) - 1
+        return self.function(
+            model,
+            noise * float(sigmas[0]),
+            sigmas,
+            extra_args={"model_options": {"transformer_options": {}}, "seed": 3},
+            callback=lambda d: callback(d["i"], d["denoised"], d["x"], total),
+            disable=True,
+            **self.extra_options,
+        )
+
+
+@pytest.fixture
+def comfy(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, samplers = types.ModuleType("comfy"), types.ModuleType("comfy.samplers")
+    samplers.KSAMPLER = StubKSampler  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "comfy", package)
+    monkeypatch.setitem(sys.modules, "comfy.samplers", samplers)
+
+
+def comfy_model(x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int) -> Tensor:
+    assert (model_options, seed) == ({"transformer_options": {}}, 3)
+    return MODEL(x, sigma)
+
+
+def test_comfyui_nodes_describe_themselves() -> None:
+    assert set(NODE_CLASS_MAPPINGS) == set(NODE_DISPLAY_NAME_MAPPINGS) == {"EPDNamedTable", "EPDTableFile"}
+    for node in NODE_CLASS_MAPPINGS.values():
+        assert node.RETURN_TYPES == ("SAMPLER", "SIGMAS")
+        assert callable(getattr(node(), node.FUNCTION))
+    assert NODE_CLASS_MAPPINGS["EPDNamedTable"].INPUT_TYPES()["required"]["table"] == (list(table_names()),)
+
+
+def test_comfyui_samples(comfy: None, tmp_path: Any) -> None:  # noqa: ANN401 - a path
+    table = named_table("cifar10-epd-4x2")
+    table.save(tmp_path / "solver.json")
+    chosen = NODE_CLASS_MAPPINGS["EPDNamedTable"]().load("cifar10-epd-4x2", True)
+    loaded = NODE_CLASS_MAPPINGS["EPDTableFile"]().load(str(tmp_path / "solver.json"), False)
+    noise = unit_noise(SEEDS, (4,))
+    wanted = epd.solve(table.rule(), MODEL, noise, levels(table))
+    for sampler, sigmas in (chosen, loaded):
+        assert sigmas.dtype == torch.float32
+        assert sigmas[-1] == 0
+        steps: list[tuple[int, int]] = []
+        out = sampler.sample(comfy_model, noise, sigmas, lambda i, denoised, x, total, s=steps: s.append((i, total)))
+        torch.testing.assert_close(out, wanted, rtol=0, atol=1e-5)
+        assert steps == [(i, 5) for i in range(4)]

@@ -1,0 +1,343 @@
+"""Tables as JSON: every bit is kept, nothing else gets in, and a failed save changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.tables import FAMILIES, PLAIN, changed, full_table
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import epd
+from epd.solvers import table_json
+
+Table, Provenance, TableError = epd.Table, epd.Provenance, epd.TableError
+every_family = pytest.mark.parametrize("name", FAMILIES)
+ARRAYS = ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor", "memory")
+
+
+def plain(**changes: Any) -> epd.Table:  # noqa: ANN401 - any field, right or wrong
+    return dataclasses.replace(PLAIN, **changes)
+
+
+def full(**changes: Any) -> epd.Table:  # noqa: ANN401
+    return dataclasses.replace(full_table(past=1), **changes)
+
+
+POSITIVE = st.floats(min_value=5e-324, max_value=1.7976931348623157e308, allow_nan=False)
+INSIDE = st.floats(min_value=5e-324, max_value=1 - 2**-53, allow_nan=False)
+TEXT = st.text(max_size=20)  # any Unicode, control characters and all
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+PROVENANCE = st.builds(
+    Provenance,
+    model=TEXT,
+    path=st.sampled_from(["", "ve", "flow"]),
+    schedule=TEXT,
+    guidance=st.none() | FINITE,
+    prediction=TEXT,
+    resolution=st.lists(st.integers(1, 4096), max_size=3).map(tuple),
+    seed=st.none() | st.integers(),
+    config=st.dictionaries(TEXT, JSON, max_size=3),
+    metrics=st.dictionaries(TEXT, FINITE, max_size=3),
+    parent=TEXT,
+    citation=TEXT,
+    notes=TEXT,
+    metadata=st.dictionaries(TEXT, JSON, max_size=3),
+)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> epd.Table:
+    """Any structure, with numbers from one end of float64 to the other."""
+    width, past, afs = draw(st.integers(0, 3)), draw(st.integers(0, 2)), draw(st.booleans())
+    calls = draw(st.lists(st.sampled_from([1, 2] if width else [1]), min_size=4, max_size=4))
+    base = full_table(calls, afs, width, past, seed=draw(st.integers(0, 99)))
+    sigmas = sorted(draw(st.lists(POSITIVE, min_size=5, max_size=5, unique=True)), reverse=True)
+    rows = {k: [[draw(v) for _ in range(width)] for _ in range(4)] for k, v in SCALES.items()}
+    changes: dict[str, Any] = {"provenance": draw(PROVENANCE), "sigmas": sigmas, **rows}
+    if not past and draw(st.booleans()):
+        changes |= {"lookahead": None, "order": draw(st.integers(1, 4))}
+    return dataclasses.replace(base, **changes)
+
+
+SCALES = {"nodes": INSIDE, "slope_scale": POSITIVE, "sigma_scale": POSITIVE}
+
+
+def bits(table: epd.Table) -> dict[str, bytes | None]:
+    arrays: dict[str, bytes | None] = {name: getattr(table, name).tobytes() for name in ARRAYS}
+    return arrays | {"lookahead": None if table.lookahead is None else table.lookahead.tobytes()}
+
+
+@settings(max_examples=200)
+@given(tables())
+def test_json_round_trip_keeps_every_bit(table: epd.Table) -> None:
+    text = table_json.dumps(table)
+    back = table_json.loads(text)
+    assert back == table
+    assert bits(back) == bits(table)
+    assert back.provenance == table.provenance
+    assert (back.digest, hash(back)) == (table.digest, hash(table))
+    assert (back.order, back.afs, back.calls) == (table.order, table.afs, table.calls)
+    assert table_json.dumps(back) == text
+    assert Table.from_dict(table.to_dict()) == table
+
+
+@every_family
+def test_saved_is_loaded(name: str, tmp_path: Path) -> None:
+    table = dataclasses.replace(FAMILIES[name], provenance=Provenance(model="Modell ü", config={"a": [1, {"b": None}]}))
+    table.save(tmp_path / "new folder" / "solver.json")
+    assert Table.load(str(tmp_path / "new folder" / "solver.json")) == table
+
+
+def test_json_shows_a_step_per_line_and_leaves_defaults_out() -> None:
+    text = table_json.dumps(PLAIN)
+    assert text.splitlines() == [
+        "{",
+        '  "format": "epd-table",',
+        '  "version": 1,',
+        '  "sigmas": [4.0, 2.0, 1.0],',
+        '  "nodes": [',
+        "    [0.3, 0.8],",
+        "    [0.6, 0.1]",
+        "  ],",
+        '  "weights": [',
+        "    [0.25, 0.75],",
+        "    [0.5, 0.5]",
+        "  ],",
+        '  "order": 1,',
+        '  "afs": false,',
+        '  "calls": 2,',
+        '  "provenance": {}',
+        "}",
+    ]
+
+
+def test_digest_is_of_the_numbers_and_stays_what_it_is() -> None:
+    # Children name their parents by it: it may not change with a version of ours.
+    assert PLAIN.digest == "177d2f3fc4b28d55fe50bbbec34d63d347145926ea857cb9bcebdb5e4b4ea812"
+    assert plain(provenance=Provenance(model="x", seed=3)).digest == PLAIN.digest
+    assert plain(provenance=Provenance(model="x")) != PLAIN
+    defaults = {"slope_scale": np.ones((2, 2)), "anchor": [0, 0], "memory": np.zeros((2, 0)), "calls": [2, 2]}
+    assert plain(**defaults).digest == PLAIN.digest
+
+
+@pytest.mark.parametrize("name", [*ARRAYS, "lookahead"])
+def test_digest_sees_the_last_bit_of_every_field(name: str) -> None:
+    table = full_table(afs=True)
+    at = tuple(np.argwhere(getattr(table, name) != 0)[-1])
+    value = float(np.nextafter(getattr(table, name)[at], 9))
+    other = dataclasses.replace(table, **{name: changed(table, name, at, value)})
+    assert other.digest != table.digest
+    assert other != table
+
+
+def test_digest_sees_order_afs_and_calls() -> None:
+    others = [plain(order=2), plain(afs=True), FAMILIES["one call"], FAMILIES["mixed calls"], PLAIN]
+    assert len({table.digest for table in others}) == len({*others}) == 5
+
+
+DOCUMENT = table_json.dumps(full_table(afs=True))
+HOSTILE = {
+    "not valid JSON": DOCUMENT[:-9],
+    "a table is a JSON object, not list": "[]",
+    "a table is a JSON object, not NoneType": "null",
+    "format = 'other'": DOCUMENT.replace("epd-table", "other"),
+    "version = 2: this reads 'epd-table' version 1": DOCUMENT.replace('"version": 1', '"version": 2'),
+    "unknown key 'weight'; known are sigmas, nodes": DOCUMENT.replace('"weights"', '"weight"'),
+    "the key 'sigmas' is missing": re.sub(r' *"sigmas".*\n', "", DOCUMENT),
+    "the key 'afs' occurs twice": DOCUMENT.replace('"afs"', '"afs": true, "afs"'),
+    "NaN stands for a number": DOCUMENT.replace("40.0", "NaN"),
+    "-Infinity stands for a number": DOCUMENT.replace("40.0", "-Infinity"),
+    "1e999 stands for a number": DOCUMENT.replace("40.0", "1e999"),
+    "1e400 stands for a number": DOCUMENT.replace('"provenance": {', '"provenance": {"guidance": 1e400'),
+    "which is not a finite number": DOCUMENT.replace("40.0", "1" + "0" * 400),
+    "not valid JSON: Exceeds the limit": DOCUMENT.replace("40.0", "1" * 5000),
+    "sigmas holds 'True', which is not": DOCUMENT.replace("40.0", "true"),
+    "sigmas holds '40', which is not": DOCUMENT.replace("40.0", '"40"'),
+    "sigmas must be nested lists of numbers .* found dict": re.sub(r'"sigmas": \[.*\]', '"sigmas": {}', DOCUMENT),
+    "sigmas must be nested lists of numbers": DOCUMENT.replace("40.0", "[[[[40.0]]]]"),
+    "not valid JSON: maximum recursion": "[" * 200_000,
+    "calls = '2' must be 1 or 2": DOCUMENT.replace('"calls": 2', '"calls": "2"'),
+    "order = 1.0 must be an integer": DOCUMENT.replace('"order": 1', '"order": 1.0'),
+    "afs = 1 a boolean": DOCUMENT.replace('"afs": true', '"afs": 1'),
+    "unknown provenance key 'author'": DOCUMENT.replace('"provenance": {', '"provenance": {"author": 1'),
+    "provenance.seed = '1.5' has the wrong type float": DOCUMENT.replace(
+        '"provenance": {', '"provenance": {"seed": 1.5'
+    ),
+    "provenance.seed = 'True' has the wrong type bool": DOCUMENT.replace(
+        '"provenance": {', '"provenance": {"seed": true'
+    ),
+    "provenance.resolution = .* list of integers": DOCUMENT.replace(
+        '"provenance": {', '"provenance": {"resolution": ["a"]'
+    ),
+    "provenance.metrics = .* numbers only": DOCUMENT.replace('"provenance": {', '"provenance": {"metrics": {"a": "x"}'),
+    "provenance must be an object": DOCUMENT.replace('"provenance": {}', '"provenance": []'),
+}
+
+
+@pytest.mark.parametrize("message", HOSTILE)
+def test_hostile_json_is_one_clear_error(message: str, tmp_path: Path) -> None:
+    assert HOSTILE[message] != DOCUMENT
+    path = tmp_path / "solver.json"
+    path.write_text(HOSTILE[message])
+    with pytest.raises(TableError, match=message) as caught:
+        Table.load(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_unreadable_files_are_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="cannot be read: No such file"):
+        Table.load(tmp_path / "none.json")
+    with pytest.raises(TableError, match="cannot be read: Is a directory"):
+        Table.load(tmp_path)
+    (tmp_path / "a.json").write_bytes(DOCUMENT.encode("utf-16"))
+    with pytest.raises(TableError, match="is not UTF-8 text"):
+        Table.load(tmp_path / "a.json")
+    with (tmp_path / "huge.json").open("wb") as file:
+        file.truncate(2**40)  # sparse: reading it would take all memory there is
+    with pytest.raises(TableError, match="more than 67108864"):
+        Table.load(tmp_path / "huge.json")
+
+
+DOCUMENTS = [
+    table_json.dumps(dataclasses.replace(t, provenance=Provenance("m", "ve", seed=1))) for t in FAMILIES.values()
+]
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT | st.sampled_from(table_json.FIELDS), inner),
+    max_leaves=6,
+)
+
+
+def require_table_or_error(text: str) -> None:
+    try:
+        table = table_json.loads(text)
+    except TableError:
+        return
+    assert table_json.loads(table_json.dumps(table)) == table
+    assert np.isfinite(table.nodes).all()
+    asks = epd.plan(table.rule(), table.sigmas.tolist())
+    assert sum(map(len, asks)) == table.depth
+
+
+def spots(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:  # noqa: ANN401
+    """(container, key) of everything inside a parsed document."""
+    for key in list(value) if isinstance(value, dict) else range(len(value)):
+        found.append((value, key))
+        if isinstance(value[key], dict | list):
+            spots(value[key], found)
+    return found
+
+
+@settings(max_examples=500)
+@given(st.data())
+def test_structural_fuzzing(data: st.DataObject) -> None:
+    document = json.loads(data.draw(st.sampled_from(DOCUMENTS)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        inside = spots(document, [])
+        container, key = inside[data.draw(st.integers(0, len(inside) - 1))]
+        action = data.draw(st.sampled_from(["replace", "delete", "copy", "nudge", "add"]))
+        other, place = inside[data.draw(st.integers(0, len(inside) - 1))]
+        if action == "delete":
+            del container[key]
+        elif action == "copy":
+            container[key] = json.loads(json.dumps(other[place]))
+        elif action == "nudge" and isinstance(container[key], float):
+            container[key] *= data.draw(st.sampled_from([-1, 0, 1 + 1e-16, 1 + 1e-9, 1e300, 1e-300]))
+        elif action == "add" and isinstance(container, list):
+            container.insert(key, data.draw(ANYTHING))
+        elif action == "add":
+            container[data.draw(TEXT | st.sampled_from(table_json.FIELDS))] = data.draw(ANYTHING)
+        else:
+            container[key] = data.draw(ANYTHING)
+        if not spots(document, []):
+            break
+    require_table_or_error(json.dumps(document))
+
+
+TOKENS = st.sampled_from(
+    ["NaN", "-Infinity", "1e999", "-0.0", "1e-400", "null", '"', "\\ud800", "[", "]}", ",", "{", "\0"]
+)
+
+
+@settings(max_examples=500)
+@given(st.data())
+def test_textual_fuzzing(data: st.DataObject) -> None:
+    text = data.draw(st.sampled_from(DOCUMENTS))
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        stop = start + data.draw(st.integers(0, 30))
+        moved = data.draw(st.integers(0, len(text)))
+        new = data.draw(st.one_of(TEXT, TOKENS, st.just(text[moved : moved + 40]), st.sampled_from("0123456789.-e")))
+        text = text[:start] + new + text[stop:]
+    require_table_or_error(text)
+
+
+def full_device(handle: int, mode: str) -> IO[Any]:
+    """The kernel's own "no space left on device", at the flush."""
+    os.close(handle)
+    return open("/dev/full", mode)
+
+
+def refuse(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+FAILURES: dict[str, tuple[str, Callable[..., Any], type[BaseException]]] = {
+    "full disk at sync": ("fsync", refuse, OSError),
+    "refused rename": ("replace", refuse, OSError),
+    "Ctrl-C at sync": ("fsync", interrupt, KeyboardInterrupt),
+    "Ctrl-C at rename": ("replace", interrupt, KeyboardInterrupt),
+}
+if Path("/dev/full").exists():  # Linux has it
+    FAILURES["full device"] = ("fdopen", full_device, OSError)
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(
+    failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "solver.json"
+    PLAIN.save(path)
+    before = path.read_bytes()
+    name, stand_in, error = FAILURES[failure]
+    monkeypatch.setattr(f"epd.formats.files.os.{name}", stand_in)
+    with pytest.raises(error) as caught:
+        full().save(path)
+    if error is OSError:
+        assert str(path) in str(caught.value)
+        assert "what was there before is unchanged" in str(caught.value)
+        assert caught.value.errno == 28  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["solver.json"]
+    full().save(path)
+    assert Table.load(path) == full()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, b"x", torch.zeros(1)])
+def test_a_provenance_that_json_cannot_hold_is_one_clear_error(value: object, tmp_path: Path) -> None:
+    table = plain(provenance=Provenance(config={"a": value}))
+    path = tmp_path / "solver.json"
+    PLAIN.save(path)
+    with pytest.raises(TableError, match="provenance cannot be JSON: .*; keep to finite numbers"):
+        table.save(path)
+    assert Table.load(path) == PLAIN
