@@ -153,8 +153,8 @@ def differences(first: Table, second: Table) -> Iterator[tuple[str, str, str]]:
         one, two = getattr(first, name), getattr(second, name)
         if one != two:
             yield name, str(one), str(two)
-    if first.steps != second.steps:
-        yield "calls", str(list(first.steps)), str(list(second.steps))
+    if first.calls != second.calls:
+        yield "calls", str(list(first.calls)), str(list(second.calls))
     for name in ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor", "memory"):
         yield from _array_differences(name, getattr(first, name), getattr(second, name))
     yield from _array_differences("lookahead", first.effective_lookahead, second.effective_lookahead)
