@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..formats.files import read_text
+from ..formats.strict_json import require_bounded
 
 M = TypeVar("M", bound=BaseModel)
 MAX_BYTES = 2**20
@@ -44,6 +45,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     text = read_text(path, ConfigError, MAX_BYTES)
     try:
         data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        require_bounded(data, MAX_BYTES)  # aliases make little text stand for much
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: {error.problem or error.context}; the file is no valid YAML") from error

@@ -28,12 +28,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..formats.files import require_regular, user_path
+from ..formats.strict_json import read_json
 from .networks import NetworkDenoiser, Rows
 from .preconditioning import edm
 
 FORMAT, VERSION = "epd-edm", 1
 WEIGHTS, CONFIG = "weights.safetensors", "edm.json"
-MAX_CONFIG = 2**20
+MAX_CONFIG, MAX_WEIGHTS = 2**20, 2**40
 
 
 class CheckpointError(ValueError):
@@ -77,7 +79,7 @@ def save_edm(folder: str | Path, weights: Mapping[str, Tensor], config: EDMConfi
     Args:
         weights: the raw network's `state_dict()`.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     own = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
     save_file(own, str(folder / WEIGHTS))
@@ -105,7 +107,7 @@ def load_edm(
 
     Reference: arXiv 2206.00364, Eq. 7.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     config = _read(folder)
     if config.unet is None and network is None:
         raise CheckpointError(
@@ -155,14 +157,9 @@ def _read(folder: Path) -> EDMConfig:
             "one with save_edm where it can be trusted, once (denoisers/edm_checkpoint.py says how)"
         )
     path = folder / CONFIG
-    try:
-        if path.stat().st_size > MAX_CONFIG:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, more than {MAX_CONFIG}")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}): give a folder that save_edm wrote") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid: {error}") from error
+    if not path.exists():
+        raise CheckpointError(f"{path} cannot be read (no such file): give a folder that save_edm wrote")
+    data = read_json(path, CheckpointError, MAX_CONFIG)
     if not isinstance(data, dict) or (data.pop("format", None), data.pop("version", None)) != (FORMAT, VERSION):
         raise CheckpointError(f"{path} is not of format {FORMAT!r} version {VERSION}")
     fields = [f.name for f in dataclasses.fields(EDMConfig)]
@@ -182,7 +179,7 @@ def _unet2d(config: Mapping[str, Any]) -> nn.Module:
 
 def _fill(module: nn.Module, path: Path) -> None:
     try:
-        weights = load_file(str(path))
+        weights = load_file(str(require_regular(path, CheckpointError, MAX_WEIGHTS)))
         module.load_state_dict(weights, strict=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..formats.strict_json import parse_json
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -78,11 +80,11 @@ class Comparison:
             ValueError: for text that is not a comparison.
         """
         try:
-            parts = json.loads(text)
+            parts = parse_json(text, ValueError, "it")
             parts.pop("markdown", None)
             cells = tuple(Cell(**cell) for cell in parts.pop("cells"))
             return cls(**{**parts, "calls": tuple(parts["calls"])}, cells=cells)
-        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a comparison that `epd compare` wrote: {error}; compare again") from error
 
     def best(self, count: Callable[[Cell], int], at: int, group: str) -> Cell | None:

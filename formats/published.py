@@ -11,7 +11,6 @@ and with `fcn` slope_scale = 1 in the last step. Reference: arXiv 2507.14797, Se
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import published_npz, published_pickle
+from .files import read_bytes
 from .pickle_machine import PublishedTableError, fault, shown
 from .published_contents import JSON, RAW, Contents
 
@@ -69,28 +69,13 @@ def read_published(path: str | os.PathLike[str]) -> Published:
     Raises:
         PublishedTableError: for any other file; it says what was found and what is allowed.
     """
+    data = read_bytes(Path(path), PublishedTableError, MAX_FILE)
     try:
-        data = _read(Path(path))
         if data[:2] == b"PK":
             return _published(published_npz.contents(published_npz.load(data)))
         return _published(published_pickle.contents(published_pickle.load(data)))
-    except OSError as error:
-        raise PublishedTableError(f"{path} cannot be read: {error.strerror}; give an existing file") from error
     except PublishedTableError as error:
         raise PublishedTableError(f"{path} is no published table: {error}; {REMEDY}") from error
-
-
-def _read(path: Path) -> bytes:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # a pipe would block, a device would never end
-        raise fault("something other than a regular file", "a .pkl or .npz file")
-    if status.st_size > MAX_FILE:
-        raise fault(f"{status.st_size} bytes", f"at most {MAX_FILE}")
-    with path.open("rb") as file:
-        data = file.read(MAX_FILE + 1)
-    if not 0 < len(data) <= MAX_FILE:
-        raise fault(f"{len(data)} bytes", f"1 to {MAX_FILE}")
-    return data
 
 
 def _published(contents: Contents) -> Published:

@@ -14,7 +14,8 @@ from .pickle_machine import Inert, Name, fault, shown
 
 JSON: TypeAlias = dict[str, "JSON"] | list["JSON"] | str | int | float | bool | None
 
-MAX_DEPTH, MAX_VALUES = 16, 20_000  # of metadata
+# Of metadata. Text counts by its length, because one string can stand in many places.
+MAX_DEPTH, MAX_VALUES, MAX_CHARACTERS = 16, 20_000, 2**20
 RAW = ("r_params", "weight_s", "scale_dir_params", "scale_time_params")
 
 
@@ -51,14 +52,27 @@ class StoredTensor:
 
 def plain_values(values: Mapping[str, object]) -> dict[str, JSON]:
     """The JSON of plain values; tensors become their shape, functions and activations their name."""
-    left = [MAX_VALUES]
-    return {k: _plain(v, MAX_DEPTH, left) for k, v in values.items()}
+    return _plain(dict(values), MAX_DEPTH + 1, _Budget())  # type: ignore[return-value] - a dictionary stays one
 
 
-def _plain(value: object, depth: int, left: list[int]) -> JSON:
-    left[0] -= 1  # a budget, because lists that share lists can stand for more values than there are atoms
-    if depth < 0 or left[0] < 0:
-        raise fault("metadata too deep or too large", f"{MAX_DEPTH} levels and {MAX_VALUES} values")
+@dataclass
+class _Budget:
+    """What is left: lists that share lists, or text, can stand for more than the file holds."""
+
+    values: int = MAX_VALUES
+    characters: int = MAX_CHARACTERS
+
+    def spend(self, value: object) -> None:
+        self.values -= 1
+        texts = [value] if isinstance(value, str) else value if isinstance(value, dict) else []
+        self.characters -= sum(len(text) for text in texts)
+
+
+def _plain(value: object, depth: int, left: _Budget) -> JSON:
+    left.spend(value)
+    if depth < 0 or left.values < 0 or left.characters < 0:
+        allowed = f"{MAX_DEPTH} levels, {MAX_VALUES} values and {MAX_CHARACTERS} characters"
+        raise fault("metadata too deep or too large", allowed)
     if isinstance(value, (Name, Inert)):
         return value.name if isinstance(value, Name) else value.cls.name
     if isinstance(value, StoredTensor):

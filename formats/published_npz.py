@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import io
-import json
 import math
 import re
 import struct
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from .pickle_machine import PublishedTableError, fault, shown
 from .published_contents import JSON, RAW, Contents, plain_values
+from .strict_json import parse_json
 
 MAX_ARCHIVE = 4 * 2**20  # a table has a few kB; more only serves archives with a million entries
 MAX_MEMBER = 16 * 2**20
@@ -111,9 +111,9 @@ def _json(text: object) -> dict[str, JSON]:
     if not isinstance(text, str):
         raise fault(f"{shown(text)} as metadata", "a JSON object as text")
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise fault(f"the metadata {shown(text)}", "a JSON object as text") from error
+        data = parse_json(text, ValueError, "it")
+    except ValueError as error:
+        raise fault(f"the metadata {shown(text)} ({error})", "a JSON object as text") from error
     if not isinstance(data, dict):
         raise fault(f"the metadata {shown(text)}", "a JSON object as text")
     return data

@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+from ..formats.strict_json import parse_json
 from .table import Provenance, Table, TableError
 
 FORMAT, VERSION = "epd-table", 1
@@ -63,32 +64,11 @@ def loads(text: str, source: str = "table") -> Table:
     Raises:
         TableError: for anything but a valid table of this format and version.
     """
+    data = parse_json(text, TableError, source)
     try:
-        data = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_duplicates)
         return from_dict(data)
     except TableError as error:
         raise TableError(f"{source}: {error}") from error
-    except (ValueError, RecursionError, OverflowError) as error:  # JSONDecodeError is a ValueError
-        raise TableError(
-            f"{source} is not valid JSON: {error}; `epd table convert` reads .pkl and .npz files"
-        ) from error
-
-
-def _no_constant(name: str) -> float:
-    raise TableError(f"{name} stands for a number: every number of a table must be finite")
-
-
-def _finite(text: str) -> float:
-    value = float(text)  # 1e999 is infinite
-    return value if math.isfinite(value) else _no_constant(text)
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
-        raise TableError(f"the key {twice!r} occurs twice")
-    return out
 
 
 def from_dict(data: Any) -> Table:  # noqa: ANN401 - whatever a file held

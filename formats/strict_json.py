@@ -1,0 +1,92 @@
+"""JSON of unknown origin: no key twice, finite numbers only, and bounds on how much and how deep."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from .files import MAX_TEXT, read_text
+
+MAX_VALUES = 2**18  # a table of 100 steps with all look-ahead weights over ten remembered steps has as many
+MAX_DEPTH = 64
+
+
+def read_json(path: Path, error: type[ValueError], limit: int = MAX_TEXT) -> Any:  # noqa: ANN401 - any JSON value
+    """What the JSON text in a regular file of at most `limit` bytes stands for.
+
+    Raises:
+        error: naming the path and what is wrong there.
+    """
+    return parse_json(read_text(path, error, limit), error, str(path))
+
+
+def parse_json(text: str, error: type[ValueError], source: str) -> Any:  # noqa: ANN401
+    """What a JSON text stands for.
+
+    Args:
+        text: at most `MAX_VALUES` values, nested at most `MAX_DEPTH` deep.
+        error: raised for everything that is wrong.
+        source: what the message names.
+    """
+    # Each value but the first follows a comma or opens a container: what is too much is known before it is built.
+    count = sum(text.count(mark) for mark in ",[{")
+    if count > MAX_VALUES:
+        raise error(f"{source} holds up to {count} values, more than {MAX_VALUES}: not a file of ours")
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=unique)
+        require_bounded(value, len(text) + 1)
+    except (ValueError, RecursionError) as problem:  # JSONDecodeError is a ValueError
+        raise error(f"{source} is not valid JSON: {problem}") from problem
+    return value
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a dictionary.
+
+    Raises:
+        ValueError: naming the first key that occurs twice.
+    """
+    out: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in out:
+            raise ValueError(f"the key {key[:60]!r} occurs twice")
+        out[key] = value
+    return out
+
+
+def require_bounded(value: object, most: int) -> None:
+    """Walks through lists and dictionaries, level by level.
+
+    Args:
+        most: values and characters together. Where containers or texts are shared, a short file stands for any amount
+            of them, which is spent once they are written out.
+
+    Raises:
+        ValueError: for more than `most`, or more than `MAX_DEPTH` levels.
+    """
+    level, left = [value], most
+    for _ in range(MAX_DEPTH):
+        left -= sum(len(item) for item in level if isinstance(item, (dict, list, str)))
+        if left < 0:  # told before the next level is listed
+            raise ValueError(f"it stands for more than {most} values and characters")
+        level = [inner for item in level for inner in _inside(item)]
+        if not level:
+            return
+    raise ValueError(f"nested more than {MAX_DEPTH} deep")
+
+
+def _inside(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    return value if isinstance(value, list) else []
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} stands for a number: every number must be finite")
+
+
+def _finite(text: str) -> float:
+    value = float(text)  # 1e999 is infinite
+    return value if math.isfinite(value) else _refuse(text)
