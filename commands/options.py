@@ -10,10 +10,9 @@ import tyro
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..distill.config import DistillConfig
+from ..solvers.registry import NumberedRule, PublishedSchedule, Schedule
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-Rule = Literal["euler", "heun", "dpm2", "ipndm1", "ipndm2", "ipndm3", "ipndm4", "dpmpp1", "dpmpp2", "dpmpp3"]
-Schedule = Literal["polynomial", "logsnr", "time_uniform", "flow"]
 
 
 class UsageError(ValueError):
@@ -127,7 +126,7 @@ class Sample(ModelArguments):
     """Folder of the result; what it holds is replaced."""
     table: str | None = None
     """Learned solver: a file, or the name of a published one. Exactly one of --table and --rule."""
-    rule: Rule | None = None
+    rule: NumberedRule | None = None
     """Hand-made solver."""
     calls: int = Field(default=10, ge=1)
     """Sequential network calls of --rule."""
@@ -201,7 +200,7 @@ class TableConvert(BaseModel):
     """The JSON to write."""
     sigmas: tuple[float, ...] = ()
     """Noise levels, one more than steps; none: rebuilt from what the file says of its schedule and model."""
-    schedule: Literal["polynomial", "logsnr", "time_uniform", "discrete", "flowmatch"] | None = None
+    schedule: PublishedSchedule | None = None
     """Rebuild them from this schedule instead."""
     sigma_min: float | None = Field(default=None, gt=0)
     """Where the schedule ends."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
 from ..formats.files import write_atomically
-from ..solvers import rules, schedules
+from ..solvers.registry import NUMBERED, RULES, SCHEDULES, USUAL, Ends, RuleSettings, make_rule, make_sigmas
 from ..solvers.solve import solve
 from ..solvers.walk import Rule
 from .inputs import fits, load_table, model_options
@@ -26,21 +26,6 @@ from .models import labels_of, load_model
 from .options import Sample, UsageError
 
 log = logging.getLogger("epd")
-
-# Name -> sequential calls of a step, and the rule; the only place where rules have names.
-RULES: dict[str, tuple[int, Callable[[int, bool], Rule]]] = {
-    "euler": (1, lambda n, afs: rules.euler(afs)),
-    "heun": (2, lambda n, afs: rules.heun(afs)),
-    "dpm2": (2, lambda n, afs: rules.dpm2(afs=afs)),
-    "ipndm1": (1, lambda n, afs: rules.ipndm(1, afs=afs)),
-    "ipndm2": (1, lambda n, afs: rules.ipndm(2, afs=afs)),
-    "ipndm3": (1, lambda n, afs: rules.ipndm(3, afs=afs)),
-    "ipndm4": (1, lambda n, afs: rules.ipndm(4, afs=afs)),
-    "dpmpp1": (1, lambda n, afs: rules.dpmpp(1, num_steps=n, afs=afs)),
-    "dpmpp2": (1, lambda n, afs: rules.dpmpp(2, num_steps=n, afs=afs)),
-    "dpmpp3": (1, lambda n, afs: rules.dpmpp(3, num_steps=n, afs=afs)),
-}
-
 
 @dataclass(frozen=True)
 class Solver:
@@ -100,26 +85,28 @@ def solver_of(options: Sample, model: Model) -> Solver:
         fits(table, model, options.table)
         sigmas = table.sigmas.tolist()
         return Solver(options.table, table.rule(model.device), sigmas, table.depth, table.nfe, table.digest)
-    per_step, make = RULES[str(options.rule)]
+    name = str(options.rule)
+    per_step = RULES[NUMBERED[name][0]].step_calls
     steps, rest = divmod(options.calls + options.afs, per_step)
     if rest or steps < 1:
         fitting = "even" if not options.afs else "odd"
-        raise UsageError(f"calls = {options.calls}: {options.rule} makes 2 a step, so give an {fitting} number")
-    sigmas = schedule_of(options, model, steps).tolist()
-    return Solver(str(options.rule), make(steps, options.afs), sigmas, options.calls, options.calls)
+        raise UsageError(f"calls = {options.calls}: {name} makes 2 a step, so give an {fitting} number")
+    rule = make_rule(name, RuleSettings(num_steps=steps, afs=options.afs))
+    return Solver(name, rule, sigmas_of(options, model, steps).tolist(), options.calls, options.calls)
 
 
-def schedule_of(options: Sample, model: Model, steps: int) -> Tensor:
-    """The noise levels of a hand-made rule."""
-    name = options.schedule or ("polynomial" if model.path == "ve" else "flow")
-    if name == "flow":
-        if model.path != "flow":
-            raise UsageError(f"schedule = 'flow': {model.name} is on a {model.path} path; choose another")
-        return schedules.flow_shift(steps, options.shift, sigma_min=model.sigma_min, sigma_max=model.sigma_max)
-    if name == "polynomial":
-        return schedules.polynomial(steps, model.sigma_min, model.sigma_max, options.rho)
-    make = schedules.logsnr if name == "logsnr" else schedules.time_uniform
-    return make(steps, model.sigma_min, model.sigma_max)
+def sigmas_of(options: Sample, model: Model, steps: int) -> Tensor:
+    """The noise levels of a hand-made rule, from the model's first to its last.
+
+    Raises:
+        UsageError: for a schedule that the model cannot have.
+    """
+    name = options.schedule or USUAL[model.path]
+    number = {"rho": options.rho, "shift": options.shift}.get(SCHEDULES[name].shape or "")
+    try:
+        return make_sigmas(name, steps, Ends.of(model), number)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def pictures(model: Model, x: Tensor) -> np.ndarray:

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..solvers.registry import Schedule, Teacher
+
 Learned = Literal["nodes", "weights", "slope_scale", "sigma_scale", "anchor", "memory", "lookahead", "sigmas"]
 
 SMALL = 4096  # numbers in a sample up to which a backward pass through a whole trajectory is cheap in memory
@@ -37,7 +39,7 @@ class DistillConfig(BaseModel):
     """Analytic first slope; none: where the path is variance exploding and the count of calls allows it."""
     learn: tuple[Learned, ...] | None = None
     """What is learned; none: the family's."""
-    schedule: Literal["polynomial", "logsnr", "time_uniform", "discrete", "flow"] | None = None
+    schedule: Schedule | None = None
     """Where the sigmas start; none: several are tried, the best on held-out noise is trained on."""
     rho: float = Field(default=7.0, gt=0)
     """Exponent of the polynomial schedule."""
@@ -47,7 +49,7 @@ class DistillConfig(BaseModel):
     """Last sigma; none: the model's."""
     sigma_max: float | None = Field(default=None, gt=0)
     """First sigma; none: the model's."""
-    teacher: Literal["exact", "heun", "dpm2", "ipndm", "dpmpp", "euler"] = "exact"
+    teacher: Teacher = "exact"
     """The converged ODE, or a rule at `teacher_multiplier` times the steps."""
     teacher_multiplier: int = Field(default=8, ge=1, le=1000)
     """Teacher steps per student step (a rule as teacher only)."""

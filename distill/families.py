@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ..denoisers.protocol import Model
-from ..solvers import schedules
 from ..solvers.parallel import availability
+from ..solvers.registry import SCHEDULES, Ends, make_sigmas
 from ..solvers.rules import uniform_adams_bashforth
 from ..solvers.table import Provenance, Table
 from .config import DistillConfig, Learned
@@ -149,32 +149,15 @@ def starts(config: DistillConfig, path: str) -> tuple[Start, ...]:
     """The starts of a run; a given schedule is the only one."""
     learn = config.learn if config.learn is not None else FAMILIES[config.family].learn
     if config.schedule is not None:
-        number = config.shift if config.schedule == "flow" else config.rho
+        row = SCHEDULES[config.schedule]
+        number = {"rho": config.rho, "shift": config.shift}.get(row.shape or "", row.number)
         return (Start(config.schedule, number, "sigmas" in learn),)
     return (LEARNED_STARTS if "sigmas" in learn else FIXED_STARTS)[path]
 
 
 def start_sigmas(config: DistillConfig, model: Model, num_steps: int, start: Start) -> torch.Tensor:
     """One starting schedule between the ends that the config asks for."""
-    low, high = config.sigma_min or model.sigma_min, config.sigma_max or model.sigma_max
-    name, number = start.schedule, start.number
-    if name == "polynomial":
-        return schedules.polynomial(num_steps, low, high, number)
-    if name == "logsnr":
-        return schedules.logsnr(num_steps, low, high)
-    if name == "time_uniform":
-        return schedules.time_uniform(num_steps, low, high)
-    if name == "discrete":
-        if model.alphas_cumprod is None:
-            raise ValueError(f"schedule = 'discrete' needs training timesteps, {model.name} has none: use 'polynomial'")
-        return schedules.discrete(num_steps, model.alphas_cumprod, low, high)
-    if model.path != "flow":
-        raise ValueError(f"schedule = 'flow' needs a flow path, {model.name} is {model.path}: use 'polynomial'")
-    # A shift moves the ends of a ramp, too; teachers of different starts must share theirs.
-    ends = [s / (number - (number - 1) * s) for s in (low, min(high, 1.0))]
-    sigmas = schedules.flow_shift(num_steps, number, sigma_min=ends[0], sigma_max=ends[1])
-    sigmas[0], sigmas[-1] = min(high, 1.0), low
-    return sigmas
+    return make_sigmas(start.schedule, num_steps, Ends.of(model, config.sigma_min, config.sigma_max), start.number)
 
 
 def even_nodes(sigmas: np.ndarray, width: int) -> np.ndarray:

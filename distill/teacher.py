@@ -19,8 +19,9 @@ from torch import Tensor
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
 from ..formats.files import write_atomically
-from ..solvers import rules, schedules
+from ..solvers import schedules
 from ..solvers.exact import converged
+from ..solvers.registry import most_accurate
 from ..solvers.solve import trajectory
 from ..solvers.walk import Rule
 from .config import DistillConfig
@@ -133,13 +134,7 @@ class Teacher:
         return torch.stack(states[:: self.config.teacher_multiplier][1:])
 
     def _rule(self) -> Rule:
-        return {
-            "heun": rules.heun(),
-            "dpm2": rules.dpm2(),
-            "ipndm": rules.ipndm(4, "computed"),
-            "dpmpp": rules.dpmpp(3),
-            "euler": rules.euler(),
-        }[self.config.teacher]
+        return most_accurate(self.config.teacher)
 
     def _probe(self, seeds: list[int]) -> Tensor:
         """One evaluation of every sample: what proves that a cached file is of this network and these conditions."""

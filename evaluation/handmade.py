@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..denoisers.protocol import Path
-from ..solvers import rules, schedules
 from ..solvers.baselines import scheduler_rule
+from ..solvers.registry import RULES, SCHEDULES, Ends, RuleSettings, make_rule, make_sigmas
 from ..solvers.walk import Rule
 
 Schedule = Callable[[int], Tensor]
+# Of each schedule that has a number, those that are tried.
+TRIED = {"rho": (3.0, 5.0, 7.0, 10.0), "shift": (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)}
 
 
 @dataclass(frozen=True)
@@ -47,26 +48,20 @@ def handmade(path: Path) -> list[HandMade]:
 
 
 def ours(path: Path) -> list[HandMade]:
-    """Our rules; the first orders of iPNDM and DPM-Solver++ are Euler."""
-    out = []
+    """Our rules; the first orders of multistep rules are Euler."""
+    found = []
     for afs in (False, True) if path == "ve" else (False,):
-        tail = " AFS" if afs else ""
-        one: dict[str, tuple[str, Rule]] = {"Euler": ("Euler / DDIM", rules.euler(afs))}
-        for order in (2, 3, 4):
-            one[f"iPNDM-{order}"] = "iPNDM", rules.ipndm(order, "uniform", afs)
-            one[f"iPNDM-{order} variable"] = "iPNDM", rules.ipndm(order, "computed", afs)
-        two = {"Heun": ("Heun", rules.heun(afs)), "DPM-Solver-2": ("DPM-Solver-2", rules.dpm2(afs=afs))}
-        for calls, named in ((1, one), (2, two)):
-            for name, (group, rule) in named.items():
-                out.append(HandMade(name + tail, group, lambda sigmas, rule=rule: rule, calls, afs))
-        for order in (2, 3):
-            make = partial(_dpmpp, order, afs)
-            out.append(HandMade(f"DPM-Solver++ {order}M{tail}", "DPM-Solver++", make, 1, afs))
-    return out
+        for name, row in RULES.items():
+            for order in row.orders[1:] or (row.order,):
+                for uneven in (False, True) if row.uneven else (False,):
+                    label = row.label.format(order=order) + " variable" * uneven + " AFS" * afs
+                    make = partial(_rule_for, name, RuleSettings(order, None, afs, uneven))
+                    found.append(HandMade(label, row.group, make, row.step_calls, afs))
+    return found
 
 
-def _dpmpp(order: int, afs: bool, sigmas: Tensor) -> Rule:
-    return rules.dpmpp(order, num_steps=len(sigmas) - 1, afs=afs)
+def _rule_for(name: str, settings: RuleSettings, sigmas: Tensor) -> Rule:
+    return make_rule(name, replace(settings, num_steps=len(sigmas) - 1))
 
 
 def theirs(path: Path) -> list[HandMade]:
@@ -111,24 +106,10 @@ def candidate_schedules(
     path: Path, sigma_min: float, sigma_max: float, alphas_cumprod: Tensor | None = None
 ) -> dict[str, Schedule]:
     """Name -> schedule: what each hand-made solver may choose from, cell by cell."""
-    ends = {"sigma_min": sigma_min, "sigma_max": sigma_max}
+    ends = Ends(path, sigma_min, sigma_max, alphas_cumprod)
     out: dict[str, Schedule] = {}
-    if path == "flow":
-        for shift in (0.5, 1.0, 1.5, 2.0, 3.0, 5.0):
-            # The shifted ramp must end on sigma_min itself: undo the shift there first.
-            low, high = (s / (shift - (shift - 1) * s) for s in (sigma_min, sigma_max))
-            out[f"shift {shift:g}"] = partial(_flow, shift=shift, low=low, high=high, **ends)
-    else:
-        out["time uniform"] = partial(schedules.time_uniform, **ends)
-        if alphas_cumprod is not None:
-            out["discrete"] = partial(schedules.discrete, alphas_cumprod=alphas_cumprod, **ends)
-    for rho in (3.0, 5.0, 7.0, 10.0):
-        out[f"polynomial {rho:g}"] = partial(schedules.polynomial, rho=rho, **ends)
-    out["log SNR"] = partial(schedules.logsnr, **ends)
+    for name, row in SCHEDULES.items():
+        if path in row.suits and (alphas_cumprod is not None or not row.timesteps):
+            for number in TRIED[row.shape] if row.shape else (row.number,):
+                out[row.label.format(number=number)] = partial(make_sigmas, name, ends=ends, number=number)
     return out
-
-
-def _flow(num_steps: int, shift: float, low: float, high: float, sigma_min: float, sigma_max: float) -> Tensor:
-    sigmas = schedules.flow_shift(num_steps, shift, sigma_min=low, sigma_max=high).clone()
-    sigmas[0], sigmas[-1] = sigma_max, sigma_min
-    return torch.as_tensor(sigmas)

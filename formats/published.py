@@ -23,11 +23,12 @@ from .files import read_bytes
 from .pickle_machine import PublishedTableError, fault, shown
 from .published_contents import JSON, RAW, Contents
 
-__all__ = ["JSON", "Published", "PublishedTableError", "read_published"]
+__all__ = ["JSON", "PLUGIN", "Published", "PublishedTableError", "read_published"]
 
 Array: TypeAlias = NDArray[np.float64]
 
 MAX_FILE = 64 * 2**20  # published files have 7 to 410 kB
+PLUGIN = "ipndm"  # `sampler_stu` of a table whose look-ahead is Adams-Bashforth's
 MAX_SCALE = 100.0  # published: 0 to 0.2
 REMEDY = "nothing in it was executed. Get the original file again, or convert it with the program that wrote it"
 

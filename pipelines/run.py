@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers.preconditioning import Preconditioning
-from ..solvers import rules
+from ..solvers.registry import RULES, SIMPLEST, RuleSettings, make_rule
 from ..solvers.walk import Ask, History, Rule, Steps, expand, plan
 
 
@@ -20,17 +20,8 @@ def named_rule(name: str, order: int | None, levels: Tensor) -> Rule:
         ValueError: for an order that the rule does not have.
     """
     steps = len(levels) - 1
-    made = {
-        "euler": rules.euler,
-        "heun": rules.heun,
-        "dpm2": rules.dpm2,
-        "ipndm": lambda: rules.ipndm(4 if order is None else order),
-        "dpmpp": lambda: rules.dpmpp(2 if order is None else order, num_steps=steps),
-    }
-    if name not in made:
-        raise ValueError(f"rule = {name!r} is unknown: give one of {', '.join(made)} or table")
-    rule, last = made[name](), rules.euler()
-    if float(levels[-1]) > 0 or name in ("euler", "ipndm"):
+    rule, last = make_rule(name, RuleSettings(order, num_steps=steps)), make_rule(SIMPLEST)
+    if float(levels[-1]) > 0 or RULES[name].reaches_zero:
         return rule
     return lambda x, sigma, sigma_next, n, history: (last if n == steps - 1 else rule)(x, sigma, sigma_next, n, history)
 

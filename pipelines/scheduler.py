@@ -13,13 +13,14 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor
 
+from ..solvers import registry
 from ..solvers.table import Table
 from .exchange import EPDSchedulerOutput, Fan, evaluated, noised, points_of, position, rows_of
 from .frames import Frame, frame_of
 from .layout import Asked, Layout, Placement, moved, overruled, require_fit, rule_layout, table_layout
 from .run import Run
 
-RULES = ("euler", "heun", "dpm2", "ipndm", "dpmpp", "table")
+RULES = (*registry.RULES, "table")
 FLOW = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "EDMEulerScheduler"]
 
 
@@ -83,7 +84,7 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         use_dynamic_shifting: bool = False,
         time_shift_type: str = "exponential",
         shift_terminal: float | None = None,
-        rule: str = "euler",
+        rule: str = RULES[0],
         rule_order: int | None = None,
         table: Mapping[str, Any] | None = None,
         unit_variance: bool | None = None,

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..formats.published import JSON, Published, read_published
+from ..formats.published import JSON, PLUGIN, Published, read_published
 from . import schedules
+from .registry import PUBLISHED_SCHEDULES, SCHEDULES, SHIFTED, Ends, make_sigmas
 from .table import Provenance, Table, TableError
 
 SAME_GRID = 0.01  # their float32 time_uniform ends on 0.002013 for 0.002; another schedule is farther away
@@ -111,7 +112,7 @@ def table_from_published(
     steps = len(found.nodes)
     levels, note = (np.asarray(sigmas, np.float64), "") if sigmas is not None else _levels(found, grid or Grid(), steps)
     m = found.metadata
-    plugin = m.get("sampler_stu") == "ipndm"
+    plugin = m.get("sampler_stu") == PLUGIN
     order = m.get("max_order") if plugin else 1
     try:
         return Table(
@@ -159,23 +160,16 @@ def rebuild_sigmas(metadata: Mapping[str, JSON], steps: int, wanted: Grid = Grid
             "give them, or --sigmas"
         )
     low, high, rho = g.sigma_min, g.sigma_max, 7.0 if g.rho is None else g.rho
-    if g.schedule == "polynomial":
-        out = schedules.polynomial(steps, low, high, rho)
-    elif g.schedule == "logsnr":
-        out = schedules.logsnr(steps, low, high)
-    elif g.schedule == "time_uniform":
-        out = schedules.time_uniform(steps, low, high, rho)
-    elif g.schedule == "discrete":
-        if source is None or source.betas is None:
-            raise ValueError("schedule = 'discrete' needs a latent model whose training noise is known: give --sigmas")
-        out = schedules.discrete(steps, source.betas.alphas_cumprod(), low, high, rho)
-    elif g.schedule == "flowmatch":
-        out = schedules.flow_shift(steps, g.shift or 1.0, g.mu, low, high).float()
-    else:
-        raise ValueError(
-            f"schedule = {g.schedule!r} is unknown: give polynomial, logsnr, time_uniform, discrete or flowmatch"
-        )
-    return out.double().numpy()
+    if g.schedule == SHIFTED:
+        return schedules.flow_shift(steps, g.shift or 1.0, g.mu, low, high).float().double().numpy()
+    if g.schedule not in PUBLISHED_SCHEDULES:
+        raise ValueError(f"schedule = {g.schedule!r} is unknown: give one of {', '.join(PUBLISHED_SCHEDULES)}")
+    betas = source.betas if source else None
+    if SCHEDULES[g.schedule].timesteps and betas is None:
+        text = f"schedule = {g.schedule!r} needs a latent model whose training noise is known: give --sigmas"
+        raise ValueError(text)
+    ends = Ends("ve", low, high, betas.alphas_cumprod() if betas else None)
+    return make_sigmas(g.schedule, steps, ends, rho).numpy()
 
 
 def source_of(metadata: Mapping[str, JSON]) -> Source | None:
@@ -225,7 +219,7 @@ def _provenance(found: Published, name: str, note: str, wanted: Grid) -> Provena
     guided = m.get("guidance_type") in ("cfg", "uncond")
     return Provenance(
         model=source.model if source else str(m.get("dataset_name") or ""),
-        path="" if g.schedule is None else "flow" if g.schedule == "flowmatch" else "ve",
+        path="" if g.schedule is None else "flow" if g.schedule == SHIFTED else "ve",
         schedule=g.schedule or "",
         guidance=float(rate) if guided and isinstance(rate, (int, float)) else None,
         prediction=source.prediction if source else "",

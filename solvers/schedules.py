@@ -120,3 +120,13 @@ def flow_shift(
         raise ValueError(f"shift = {shift} must be positive; 1 is none, SD3 uses 3")
     s = sigma_max + _ramp(num_steps) * (sigma_min - sigma_max)
     return shift * s / (1 + (shift - 1) * s)
+
+
+def flow_between(num_steps: int, sigma_min: float = 0.001, sigma_max: float = 1.0, shift: float = 1.0) -> Tensor:
+    """The same grid between given ends: the ramp runs between those s whose shifted values are sigma_max and sigma_min.
+
+    A shift moves the ends of a ramp, too; solvers that are compared, and a teacher and its students, must share theirs.
+    """
+    _check_range(sigma_min, sigma_max)
+    low, high = (sigma / (shift - (shift - 1) * sigma) for sigma in (sigma_min, sigma_max))
+    return _pinned(flow_shift(num_steps, shift, sigma_min=low, sigma_max=high), sigma_max, sigma_min)

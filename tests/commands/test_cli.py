@@ -57,7 +57,7 @@ def test_version_and_groups(run: Run) -> None:
         (["sample", "--rule", "euler", "--seeds", "5-1"], "'5-1' must rise"),
         (["sample", "--rule", "euler", "--seeds", "1,x"], "'x' is no seed nor range"),
         (["sample", "--rule", "euler", "--seeds", "0-3", "-n", "3"], "count = 3, but seeds = '0-3' are 4"),
-        (["sample", "--rule", "euler", "--schedule", "flow"], "digits is on a ve path"),
+        (["sample", "--rule", "euler", "--schedule", "flow"], "needs a flow path, digits is ve"),
         (["sample", "-n", "0", "--rule", "euler"], "greater than or equal to 1"),
         (["compare", "--calls", "0"], "sequential calls are at least 1"),
         (["table", "convert", "a.pkl", "b.yaml"], "tables are written as .json"),

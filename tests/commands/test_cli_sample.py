@@ -14,7 +14,7 @@ from helpers.command import Run, table
 from epd import cli
 from epd.commands import inputs, sample
 from epd.commands.models import ModelOptions, load_model
-from epd.commands.options import Sample, UsageError
+from epd.commands.options import UsageError
 from epd.denoisers.digits import digits, digits_exact
 from epd.denoisers.noise import unit_noise
 from epd.solvers import rules, schedules
@@ -111,9 +111,3 @@ def test_seeds_are_read_as_they_are_written() -> None:
     for text in ("", "-1", "1-2-3", "1,,2", "0-999999999", "9" * 30, "½"):
         with pytest.raises(UsageError, match="seeds = "):
             sample.parse_seeds(text)
-
-
-def test_every_rule_that_has_a_name_can_be_asked_for() -> None:
-    assert set(str(Sample.model_fields["rule"].annotation).split("Literal[")[1].split("]")[0].split(", ")) == {
-        repr(name) for name in sample.RULES
-    }

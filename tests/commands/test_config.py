@@ -74,8 +74,6 @@ def test_no_option_of_the_model_shadows_one_of_the_distillation() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_the_shipped_configs_are_configs_of_distill(path: Path) -> None:
-    if "discrete" in path.read_text() and "discrete" not in str(DistillConfig.model_fields["schedule"].annotation):
-        pytest.skip("the trainer has no discrete schedule")
     options = load_config(path, Distill)
     assert options.family == "epd" and options.model == read_yaml(path)["model"]
 

@@ -11,6 +11,7 @@ import pytest
 from helpers.tables import PLAIN
 
 import epd
+from epd.commands.options import Distill
 from epd.commands.yaml_config import load_config
 from epd.denoisers.edm_checkpoint import load_edm
 from epd.formats.files import read_text, user_path, write_atomically
@@ -21,7 +22,7 @@ READERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "table": (epd.Table.load, "solver.json"),
     "published pickle": (read_published, "network.pkl"),
     "published archive": (read_published, "network.npz"),
-    "config": (lambda path: load_config(path, epd.commands.options.Distill), "config.yaml"),
+    "config": (lambda path: load_config(path, Distill), "config.yaml"),
     "prompts": (read_prompts, "prompts.txt"),
     "EDM config": (lambda path: load_edm(path.parent), "edm.json"),
 }
@@ -69,7 +70,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path: Path) -> Non
 
 def test_a_byte_order_mark_is_no_part_of_a_config_or_a_table(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_bytes(BOM + b"calls: 7\r\n")
-    assert load_config(tmp_path / "c.yaml", epd.commands.options.Distill).calls == 7
+    assert load_config(tmp_path / "c.yaml", Distill).calls == 7
     PLAIN.save(tmp_path / "solver.json")
     (tmp_path / "solver.json").write_bytes(BOM + (tmp_path / "solver.json").read_bytes())
     assert epd.Table.load(tmp_path / "solver.json") == PLAIN
@@ -92,7 +93,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_file_is_read_or_written(home: Pat
     write_atomically(Path("~/prompts.txt"), b"a cat\n")
     assert read_prompts("~/prompts.txt") == ["a cat"]
     write_atomically(Path("~/c.yaml"), b"calls: 7\n")
-    assert load_config(Path("~/c.yaml"), epd.commands.options.Distill).calls == 7
+    assert load_config(Path("~/c.yaml"), Distill).calls == 7
     assert list(Path().iterdir()) == []
 
 

@@ -5,7 +5,31 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+
+from epd.solvers.registry import NUMBERED, RULES
+
 ROOT = Path(__file__).parents[2]
+ROOMS = ("formats", "denoisers", "solvers", "pipelines", "runs", "distill", "rl", "evaluation", "commands")
+# Where a rule is written, and where it gets its name. Formats keep the names that others' files use.
+NAMED_IN = {"solvers/rules.py", "solvers/registry.py"}
+
+
+def names_in(node: ast.AST) -> str | None:
+    """The rule that a piece of code speaks of, in text or as an attribute of the module of rules."""
+    if isinstance(node, ast.Constant) and node.value in {*RULES, *NUMBERED}:
+        return str(node.value)
+    if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "rules" and node.attr in RULES:
+        return node.attr
+    return None
+
+
+@pytest.mark.parametrize("room", sorted({*ROOMS, "epd"} - {"formats"}))
+def test_rules_have_their_names_in_one_registry(room: str) -> None:
+    for path in sorted(p for p in (ROOT / room).glob("*.py") if f"{room}/{p.name}" not in NAMED_IN):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = names_in(node)
+            assert name is None, f"{path} speaks of {name!r}: take it from solvers/registry.py"
 
 
 def test_no_test_imports_another_test() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from helpers import published_files as files
 
 from epd.denoisers.mixture import GaussianMixture
 from epd.denoisers.protocol import Denoiser
-from epd.solvers.convert import Grid, table_from_published
+from epd.solvers.convert import Grid, rebuild_sigmas, table_from_published
 from epd.solvers.named import named_table
 from epd.solvers.solve import trajectory
 from epd.solvers.table import Table, TableError
@@ -140,7 +139,7 @@ def test_an_archive_with_sigmas_needs_no_schedule(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"dataset_name": "mine"}, "'mine' is unknown, and with it sigma_min and sigma_max: give them"),
-        ({"schedule_type": "wavy"}, "'wavy' is unknown: give polynomial"),
+        ({"schedule_type": "wavy"}, "'wavy' is unknown: give one of .*polynomial"),
         ({"schedule_type": "discrete"}, "training noise is known: give --sigmas"),
         ({"schedule_type": None}, "names no schedule: give --schedule"),
         ({"sampler_stu": "ipndm", "max_order": 7}, "order = 7 must be 1, 2, 3 or 4"),
@@ -159,7 +158,24 @@ def test_the_wrong_number_of_sigmas_is_an_error(tmp_path: Path) -> None:
         table_from_published(written(tmp_path, NAME), [3, 2, 1])
 
 
-def test_every_field_of_a_grid_can_be_given() -> None:
-    names = {f.name for f in dataclasses.fields(Grid)}
-    assert names == {"schedule", "sigma_min", "sigma_max", "rho", "shift", "mu"}
-    assert json.dumps(dataclasses.asdict(Grid())).count("null") == 6
+CHANGES: dict[str, Any] = {
+    "schedule": "logsnr", "sigma_min": 0.05, "sigma_max": 10.0, "rho": 3.0, "shift": 2.0, "mu": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Grid)])
+def test_every_field_of_a_grid_changes_the_sigmas_of_some_schedule(field: str) -> None:
+    flow = field in ("shift", "mu")
+    base = Grid("flowmatch", 0.001, 1.0) if flow else Grid("polynomial", 0.002, 80.0)
+    changed = dataclasses.replace(base, **{field: CHANGES[field]})
+    before, after = (rebuild_sigmas({}, 4, grid) for grid in (base, changed))
+    expected = {
+        "schedule": np.geomspace(80.0, 0.002, 5),
+        "sigma_min": (80 ** (1 / 7) + np.linspace(0, 1, 5) * (0.05 ** (1 / 7) - 80 ** (1 / 7))) ** 7,
+        "sigma_max": (10 ** (1 / 7) + np.linspace(0, 1, 5) * (0.002 ** (1 / 7) - 10 ** (1 / 7))) ** 7,
+        "rho": (80 ** (1 / 3) + np.linspace(0, 1, 5) * (0.002 ** (1 / 3) - 80 ** (1 / 3))) ** 3,
+        "shift": (s := np.linspace(1.0, 0.001, 5)) * 2 / (1 + s),
+        "mu": s * np.exp(0.5) / (1 + (np.exp(0.5) - 1) * s),
+    }[field]
+    np.testing.assert_allclose(after, expected, rtol=1e-6)  # a flow's are rounded to float32, as published
+    assert not np.allclose(before, after, rtol=1e-3)

@@ -1,6 +1,6 @@
 """Orders of convergence, measured on nonlinear exact flows and proven in rationals.
 
-Adding a rule is adding a row to RULES.
+Adding a rule is adding a row to ORDERS.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 import epd
 from epd.denoisers.protocol import Path
+from epd.solvers import registry
 from epd.solvers.rules import adams_bashforth, uniform_adams_bashforth
 from epd.solvers.walk import History, Steps
 
@@ -119,7 +120,7 @@ class Row:
     exact_steps: int = 0
 
 
-RULES = [
+ORDERS = [
     Row("euler", 1, rules.euler(), polynomial),
     Row("heun", 2, rules.heun(), polynomial),
     *[Row(f"dpm2({r})", 2, rules.dpm2(r), polynomial) for r in (0.25, 0.5, 0.9)],
@@ -138,9 +139,16 @@ RULES = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("row", RULES, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", ORDERS, ids=lambda row: row.name)
 def test_rule(row: Row, path: Path) -> None:
     assert order_of(lambda sigmas: row.rule, path, row.grid, row.exact_steps) == pytest.approx(row.order, abs=BAND)
+
+
+@pytest.mark.parametrize("name", registry.NUMBERED)
+def test_every_rule_that_has_a_name_has_a_measured_order(name: str) -> None:
+    base, order = registry.NUMBERED[name]
+    told = f"{base}({order})" if registry.RULES[base].orders else base
+    assert any(row.name.split(" ")[0] in (told, f"{base}(0.5)") for row in ORDERS), f"{name} is no row of ORDERS"
 
 
 def fan(sigmas: Tensor, nodes: Sequence[float], weights: Sequence[float], order: int = 1) -> epd.Table:
@@ -288,13 +296,6 @@ def test_computed_adams_bashforth_is_uniform_on_equal_steps_and_exact_on_others(
 
 F = Fraction
 
-
-def star_conditions(nodes: Sequence[Fraction], weights: Sequence[Fraction]) -> tuple[Fraction, Fraction]:
-    """Residuals of order 1 and 2 of the Runge-Kutta star tableau c = (0, nodes), b = (0, weights), a_j0 = nodes_j."""
-    first, second = sum(weights, F(0)), sum((w * r for w, r in zip(weights, nodes, strict=True)), F(0))
-    return first - 1, second - F(1, 2)
-
-
 STARS = [
     ([F(1, 2)], [F(1)]),
     ([F(1, 4), F(3, 4)], [F(1, 2), F(1, 2)]),
@@ -307,20 +308,42 @@ STARS = [
 
 
 @pytest.mark.parametrize(("nodes", "weights"), STARS)
-def test_star_conditions_in_rationals_are_what_moments_measures(nodes: list[Fraction], weights: list[Fraction]) -> None:
-    consistent, second = star_conditions(nodes, weights)
-    assert consistent == 0
-    assert (second == 0) == (sum((w * r for w, r in zip(weights, nodes, strict=True)), F(0)) == F(1, 2))
+def test_moments_of_short_steps_are_those_of_the_star_in_rationals(
+    nodes: list[Fraction], weights: list[Fraction]
+) -> None:
     # Geometric nodes are arithmetic ones in the limit of short steps; Richardson in the step takes the limit.
-    told = []
+    measured = []
     for step in (1e-3, 5e-4):
         table = fan(torch.tensor([1.0, 1.0 - step]), [float(r) for r in nodes], [float(w) for w in weights])
-        told.append(table.moments()[0])
-    limit = 2 * told[1] - told[0]
-    np.testing.assert_allclose(limit, [1.0, float(F(1, 2) + second)], atol=1e-6)
+        measured.append(table.moments()[0])
+    limit = 2 * measured[1] - measured[0]
+    first = sum((w * r for w, r in zip(weights, nodes, strict=True)), F(0))
+    np.testing.assert_allclose(limit, [float(sum(weights)), float(first)], atol=1e-6)
 
 
-def test_two_stage_rules_meet_the_second_order_conditions_in_rationals() -> None:
-    for r in (F(1, 4), F(1, 2), F(9, 10)):  # dpm2: b = (1 - 1/(2r), 1/(2r)), c = (0, r)
-        assert (1 - 1 / (2 * r)) * 0 + 1 / (2 * r) * r == F(1, 2)
-    assert F(1, 2) * 0 + F(1, 2) * 1 == F(1, 2)  # heun
+def tableau(rule: epd.Rule, step: float) -> tuple[list[float], list[float]]:
+    """Weights and positions of a two-stage rule's slopes in the step from sigma 1 to 1 - step, by what it makes of
+    unit slopes.
+    """
+    x, ends = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([1.0, 1.0 - step], dtype=torch.float64)
+    weights, positions = [], []
+    for stage in (0, 1):
+        asking, answers = rule(x, ends[0], ends[1], 0, ()), iter([float(stage == 0), float(stage == 1)])
+        ask, positions = next(asking), []
+        try:
+            while True:
+                positions.append((1.0 - float(ask.sigma[0])) / step)
+                ask = asking.send(torch.full_like(ask.points, next(answers)))
+        except StopIteration as stop:
+            weights.append(float(stop.value[0]))
+    return weights, positions
+
+
+TWO_STAGES = {"heun": rules.heun(), **{f"dpm2({r})": rules.dpm2(r) for r in (0.25, 0.5, 0.9)}}
+
+
+@pytest.mark.parametrize("name", TWO_STAGES)
+def test_two_stage_rules_meet_the_second_order_conditions(name: str) -> None:
+    (b0, b1), (c0, c1) = tableau(TWO_STAGES[name], 1e-6)
+    assert (b0 + b1, c0) == (pytest.approx(1, abs=1e-12), 0)
+    assert b1 * c1 == pytest.approx(0.5, abs=1e-5)  # positions are geometric: arithmetic up to the step
