@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from .inputs import load_table, model_options
+from ..pipelines.find import find_table
+from .inputs import model_options
 from .models import load_model
 from .options import Distill
 
@@ -15,7 +16,7 @@ def distill(options: Distill) -> int:
     """Learns a table into `options.out`."""
     from ..distill.run import run_distill
 
-    init = load_table(options.init) if options.init else None
+    init = find_table(options.init) if options.init else None
     asked = model_options(options)
     model, config = load_model(options.model, asked), options.distill_config()
     path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=asked.conditions())

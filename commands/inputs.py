@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from ..denoisers.protocol import Model
-from ..solvers.named import named_table, table_names
+from ..pipelines.find import find_table
 from ..solvers.table import Table, TableError
 from .models import ModelOptions
 from .options import ModelArguments
@@ -20,27 +19,6 @@ log = logging.getLogger("epd")
 def model_options(given: ModelArguments) -> ModelOptions:
     """The part of a command's options that the model is made with."""
     return ModelOptions(**{item.name: getattr(given, item.name) for item in fields(ModelOptions)})
-
-
-def load_table(source: str) -> Table:
-    """A table from a file or a run's folder, a published one by name, or one from the hub.
-
-    Raises:
-        ValueError: for none of them, naming the remedies.
-    """
-    hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+(?<!\.json)", source) and not Path(source).exists()
-    if Path(source).is_dir() or hub:
-        from ..pipelines.sharing import find_table
-
-        return find_table(source)
-    if Path(source).exists() or Path(source).suffix:
-        if Path(source).suffix in (".pkl", ".npz"):
-            text = f"{source} is a published table: `epd table convert {source} table.json` makes one of ours"
-            raise TableError(text)
-        return Table.load(source)
-    if source in table_names():
-        return named_table(source)
-    raise TableError(f"no table {source!r}: give a JSON file, or a published table's name: {', '.join(table_names())}")
 
 
 def fits(table: Table, model: Model, source: str) -> None:
@@ -66,5 +44,5 @@ def named(sources: Sequence[str]) -> dict[str, Table]:
         path = Path(source)
         short = path.parent.name if path.stem == "solver" and path.parent.name else path.stem
         name = source if short in out else short
-        out[name] = load_table(source)
+        out[name] = find_table(source)
     return out

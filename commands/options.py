@@ -112,7 +112,7 @@ class Distill(DistillConfig, ModelArguments):
     dry_run: bool = False
     """Print the plan and what it costs, and stop."""
     init: str | None = None
-    """Table to start from: a file, or the name of a published one."""
+    """Table to start from: a file, a run's folder, the name of a published one, or a hub id."""
 
     def distill_config(self) -> DistillConfig:
         """The part that says how to learn."""
@@ -125,7 +125,7 @@ class Sample(ModelArguments):
     out: Path = Path("runs/sample")
     """Folder of the result; what it holds is replaced."""
     table: str | None = None
-    """Learned solver: a file, or the name of a published one. Exactly one of --table and --rule."""
+    """Learned solver: a file, a run's folder, a published name, or a hub id. Exactly one of --table and --rule."""
     rule: NumberedRule | None = None
     """Hand-made solver."""
     calls: int = Field(default=10, ge=1)
@@ -163,7 +163,7 @@ class Compare(ModelArguments):
     out: Path = Path("runs/compare")
     """Folder of the result."""
     tables: tuple[str, ...] = ()
-    """Learned solvers: files, or names of published ones."""
+    """Learned solvers: files, folders of runs, published names, or hub ids."""
     calls: tuple[int, ...] = (3, 5, 7, 9)
     """Sequential network calls to compare at."""
     solvers: tuple[str, ...] = ()
@@ -186,7 +186,7 @@ class TableShow(BaseModel):
     model_config = FROZEN
 
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """Table file, or the name of a published one."""
+    """Table: a file, a run's folder, a published name, or a hub id."""
 
 
 class TableConvert(BaseModel):
@@ -220,7 +220,7 @@ class TableDiff(BaseModel):
     model_config = FROZEN
 
     first: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FIRST")]
-    """Table file, or the name of a published one."""
+    """Table: a file, a run's folder, a published name, or a hub id."""
     second: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SECOND")]
     """The other one."""
 

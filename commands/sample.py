@@ -18,10 +18,11 @@ from torch import Tensor
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
 from ..formats.files import write_atomically
+from ..pipelines.find import find_table
 from ..solvers.registry import NUMBERED, RULES, SCHEDULES, USUAL, Ends, RuleSettings, make_rule, make_sigmas
 from ..solvers.solve import solve
 from ..solvers.walk import Rule
-from .inputs import fits, load_table, model_options
+from .inputs import fits, model_options
 from .models import labels_of, load_model
 from .options import Sample, UsageError
 
@@ -81,7 +82,7 @@ def solver_of(options: Sample, model: Model) -> Solver:
     if (options.table is None) == (options.rule is None):
         raise UsageError("give exactly one of --table FILE and --rule NAME")
     if options.table is not None:
-        table = load_table(options.table)
+        table = find_table(options.table)
         fits(table, model, options.table)
         sigmas = table.sigmas.tolist()
         return Solver(options.table, table.rule(model.device), sigmas, table.depth, table.nfe, table.digest)

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..pipelines.find import find_table
 from ..solvers.table import Table
-from .inputs import load_table
 from .options import TableConvert, TableDiff, TableShow, UsageError
 
 log = logging.getLogger("epd")
@@ -20,7 +20,7 @@ SECOND_ORDER = 1e-6  # a learned table's moments are free; only exact ones are w
 
 def show(options: TableShow) -> int:
     """Prints a table for a person."""
-    print(describe(load_table(options.file)))
+    print(describe(find_table(options.file)))
     return 0
 
 
@@ -41,7 +41,7 @@ def convert(options: TableConvert) -> int:
 
 def diff(options: TableDiff) -> int:
     """Prints what differs; 0 when the numbers are equal."""
-    first, second = load_table(options.first), load_table(options.second)
+    first, second = find_table(options.first), find_table(options.second)
     numbers = list(differences(first, second))
     notes = list(provenance_differences(first, second))
     if numbers:

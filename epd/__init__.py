@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .denoisers.protocol import Denoiser, Model
     from .pipelines.denoiser import from_pipeline
     from .pipelines.enable import disable, enable, on_states, summary
+    from .pipelines.find import find_table
     from .pipelines.scheduler import EPDScheduler
     from .pipelines.sharing import load_learned, save_learned
     from .solvers import rules, schedules
@@ -32,6 +33,7 @@ _HOMES = {
     "summary": "pipelines.enable",
     "on_states": "pipelines.enable",
     "EPDScheduler": "pipelines.scheduler",
+    "find_table": "pipelines.find",
     "save_learned": "pipelines.sharing",
     "load_learned": "pipelines.sharing",
     "Ask": "solvers.walk",

@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ..solvers.named import named_table
 from ..solvers.table import Provenance, Table
 from .fan import FanHook
+from .find import find_table
 from .layout import table_layout
 from .probe import NETWORKS
 from .scheduler import EPDScheduler
@@ -55,7 +55,7 @@ def enable(pipe: Pipe, table: Table | str | Path | None = None, parallel: bool =
 
     Args:
         pipe: any pipeline with a `scheduler` and a unet or a transformer.
-        table: a Table, a published one's name, or a file; by default that of the pipeline's own EPDScheduler.
+        table: a Table, or where it is (see `find_table`); by default that of the pipeline's own EPDScheduler.
         parallel: the points of a fan in one call; False: one call each, the same result.
 
     Returns:
@@ -185,9 +185,7 @@ def _scheduler(stock: Any, table: Table | str | Path | None) -> EPDScheduler:  #
         if "table" not in stock.config or stock.config["table"] is None:
             raise ValueError(f"the pipeline's scheduler, {type(stock).__name__}, brings no table: give one")
         table = Table.from_dict(dict(stock.config["table"]))
-    elif not isinstance(table, Table):
-        table = Table.load(table) if Path(table).suffix in (".json", ".pkl", ".npz") else named_table(str(table))
-    return EPDScheduler.from_table(table, stock.config)
+    return EPDScheduler.from_table(find_table(table), stock.config)
 
 
 def _mixes(pipe: Pipe) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..solvers.named import named_table
 from ..solvers.table import Table
 from ..solvers.walk import Ask, drive, expand
+from .find import find_table
 
 Callback = Callable[[dict[str, Any]], None]
 
@@ -23,7 +24,7 @@ def sample_epd(
     callback: Callback | None = None,
     disable: bool | None = None,
     *,
-    table: Table | str,
+    table: Table | str | Path,
     parallel: bool = True,
 ) -> Tensor:
     """Solves with a table, in the shape of k-diffusion's `sample_*` functions.
@@ -39,7 +40,7 @@ def sample_epd(
         extra_args: passed to the model in every call.
         callback: called once a step with x, i, sigma, sigma_hat and denoised (at the step's first evaluated point).
         disable: hides the progress bar; None shows it on a terminal only.
-        table: a Table, or the name of a published one.
+        table: a Table, or where it is (see `find_table`).
         parallel: False evaluates the points one after another, B rows each: the same result with less memory.
 
     Raises:
@@ -47,7 +48,7 @@ def sample_epd(
     """
     from tqdm.auto import trange
 
-    table = named_table(table) if isinstance(table, str) else table
+    table = find_table(table)
     first, last = (0, table.num_steps) if sigmas is None else _part_of(table, sigmas)
     levels = torch.tensor(table.sigmas, dtype=torch.float64, device=x.device)
     rule, history = table.rule(x.device), ()
@@ -69,9 +70,9 @@ def sample_epd(
     return x
 
 
-def sigmas_of(table: Table | str, dtype: torch.dtype = torch.float32) -> Tensor:
+def sigmas_of(table: Table | str | Path, dtype: torch.dtype = torch.float32) -> Tensor:
     """The table's sigmas as k-diffusion and ComfyUI pass them around: (N+2,), the last one 0."""
-    table = named_table(table) if isinstance(table, str) else table
+    table = find_table(table)
     return torch.tensor([*table.sigmas.tolist(), 0.0], dtype=dtype)
 
 

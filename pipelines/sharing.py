@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..formats.files import write_atomically
-from ..solvers.named import named_table, table_names
+from ..formats.files import user_path, write_atomically
+from ..formats.strict_json import read_json
 from ..solvers.table import Table
 from .card import MARK, card
+from .find import SUBFOLDER, TABLE_FILE, find_table
 from .picture import draw
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUBFOLDER = "epd_scheduler"
-TABLE_FILE = "solver.json"
 PICTURE, SAMPLES = "solver.png", "samples.png"
 
 
@@ -59,7 +57,7 @@ def save_learned(
     """
     if repo_id is not None and not push_to_hub:
         raise ValueError(f"repo_id = {repo_id!r} is given but push_to_hub is False: set it, or leave repo_id out")
-    folder = Path(folder)
+    folder = user_path(folder)
     table, scheduler = _table_and_scheduler(learned, scheduler_config or _stock_config(folder))
     target = folder / SUBFOLDER
     target.mkdir(parents=True, exist_ok=True)
@@ -97,7 +95,7 @@ def _table_and_scheduler(learned: Any, config: Mapping[str, Any] | None) -> tupl
 def _stock_config(folder: Path) -> dict[str, Any] | None:
     """That of the pipeline that was saved here, if any."""
     path = folder / "scheduler" / "scheduler_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path, ValueError) if path.exists() else None
 
 
 def _png(image: Image) -> bytes:
@@ -127,48 +125,9 @@ def _push(folder: Path, repo_id: str, private: bool | None) -> None:
     )
 
 
-def find_table(source: str | Path, revision: str | None = None) -> Table:
-    """A table, wherever it is: a file (.json, or published), a published name, a `save_learned` folder, a hub id.
-
-    Args:
-        source: a hub id is looked for last, and only its `epd_scheduler/solver.json` is downloaded.
-        revision: on the hub.
-
-    Raises:
-        ValueError: when it is none of them.
-    """
-    path = Path(source)
-    if path.is_file():
-        return Table.load(path)
-    if path.is_dir():
-        inside = [place for place in (path / SUBFOLDER / TABLE_FILE, path / TABLE_FILE) if place.is_file()]
-        if not inside:
-            raise ValueError(
-                f"{path} has neither {SUBFOLDER}/{TABLE_FILE} nor {TABLE_FILE}: give a save_learned folder"
-            )
-        return Table.load(inside[0])
-    name = str(source)
-    if name in table_names() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        return named_table(name)  # whose error lists the names
-    return Table.load(_download(name, revision))
-
-
-def _download(repo_id: str, revision: str | None) -> str:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return hf_hub_download(repo_id, f"{SUBFOLDER}/{TABLE_FILE}", revision=revision)
-    except (OSError, ValueError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(
-            f"{repo_id} is no local folder and has no readable {SUBFOLDER}/{TABLE_FILE} on the hub: {first}; offline, "
-            "give a folder that save_learned wrote"
-        ) from error
-
-
 def load_learned(
     pipe: Any,  # noqa: ANN401 - any pipeline of diffusers
-    source: str | Path,
+    source: Table | str | Path,
     parallel: bool = True,
     revision: str | None = None,
 ) -> Table:

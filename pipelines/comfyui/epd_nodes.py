@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 # ComfyUI loads this file by its path, so there is no package to be relative to.
+from epd.pipelines.find import find_table
 from epd.pipelines.kdiffusion import sample_epd, sigmas_of
-from epd.solvers.named import named_table, table_names
+from epd.solvers.named import table_names
 from epd.solvers.table import Table
 
 
@@ -34,7 +35,7 @@ class EPDNamedTable:
 
     def load(self, table: str, parallel: bool) -> tuple[Any, Any]:
         """(SAMPLER, SIGMAS)."""
-        return _ksampler(named_table(table), parallel), sigmas_of(table)
+        return _ksampler(find_table(table), parallel), sigmas_of(table)
 
 
 class EPDTableFile:
@@ -52,7 +53,7 @@ class EPDTableFile:
 
     def load(self, path: str, parallel: bool) -> tuple[Any, Any]:
         """(SAMPLER, SIGMAS)."""
-        table = Table.load(path)
+        table = find_table(path)
         return _ksampler(table, parallel), sigmas_of(table)
 
 

@@ -76,8 +76,8 @@ def test_usage_errors(
     ("words", "message"),
     [
         (["table", "show", "missing.json"], "missing.json cannot be read"),
-        (["table", "show", "sd15-rdpo"], "no table 'sd15-rdpo'"),
-        (["table", "show", "old.pkl"], "`epd table convert old.pkl table.json`"),
+        (["table", "show", "sd15-rdpo"], "no published table is named 'sd15-rdpo'"),
+        (["table", "show", "old.pkl"], "old.pkl cannot be read"),
         (["table", "convert", "missing.pkl", "out.json"], "missing.pkl cannot be read"),
         (["sample", "--model", "digit", "--rule", "euler"], "no model 'digit': perhaps you meant 'digits'"),
         (["sample", "--model", "digits", "--rule", "euler", "--prompt", "a cat"], "'digits' has no such option"),

@@ -16,10 +16,11 @@ from helpers import tiny_pipelines
 import epd
 from epd.pipelines.denoiser import PipelineModel
 from epd.pipelines.enable import disable, enable
+from epd.pipelines.find import find_table
 from epd.pipelines.loading import Load, load_model, load_pipeline, read_prompts
 from epd.pipelines.picture import draw
 from epd.pipelines.scheduler import EPDScheduler
-from epd.pipelines.sharing import find_table, load_learned, save_learned
+from epd.pipelines.sharing import load_learned, save_learned
 from epd.solvers.named import named_table
 
 
