@@ -13,16 +13,21 @@ MAX_VALUES = 2**18  # a table of 100 steps with all look-ahead weights over ten 
 MAX_DEPTH = 64
 
 
-def read_json(path: Path, error: type[ValueError], limit: int = MAX_TEXT) -> Any:  # noqa: ANN401 - any JSON value
+def read_json(
+    path: Path, error: type[ValueError], limit: int = MAX_TEXT, finite: bool = True
+) -> Any:  # noqa: ANN401 - any JSON value
     """What the JSON text in a regular file of at most `limit` bytes stands for.
+
+    Args:
+        finite: False lets NaN and infinities pass, which Python writes; diffusers' configurations have some.
 
     Raises:
         error: naming the path and what is wrong there.
     """
-    return parse_json(read_text(path, error, limit), error, str(path))
+    return parse_json(read_text(path, error, limit), error, str(path), finite)
 
 
-def parse_json(text: str, error: type[ValueError], source: str) -> Any:  # noqa: ANN401
+def parse_json(text: str, error: type[ValueError], source: str, finite: bool = True) -> Any:  # noqa: ANN401
     """What a JSON text stands for.
 
     Args:
@@ -35,7 +40,8 @@ def parse_json(text: str, error: type[ValueError], source: str) -> Any:  # noqa:
     if count > MAX_VALUES:
         raise error(f"{source} holds up to {count} values, more than {MAX_VALUES}: not a file of ours")
     try:
-        value = json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=unique)
+        numbers = {"parse_constant": _refuse, "parse_float": _finite} if finite else {}
+        value = json.loads(text, object_pairs_hook=unique, **numbers)
         require_bounded(value, len(text) + 1)
     except (ValueError, RecursionError) as problem:  # JSONDecodeError is a ValueError
         raise error(f"{source} is not valid JSON: {problem}") from problem

@@ -95,7 +95,7 @@ def _table_and_scheduler(learned: Any, config: Mapping[str, Any] | None) -> tupl
 def _stock_config(folder: Path) -> dict[str, Any] | None:
     """That of the pipeline that was saved here, if any."""
     path = folder / "scheduler" / "scheduler_config.json"
-    return read_json(path, ValueError) if path.exists() else None
+    return read_json(path, ValueError, finite=False) if path.exists() else None
 
 
 def _png(image: Image) -> bytes:

@@ -104,3 +104,9 @@ def test_a_published_file_that_shares_a_text_is_refused(where: str, tmp_path: Pa
 def test_a_table_is_read_as_before(tmp_path: Path) -> None:
     PLAIN.save(tmp_path / "solver.json")
     assert epd.Table.from_dict(json.loads((tmp_path / "solver.json").read_text())) == PLAIN
+
+
+def test_infinities_pass_only_where_python_wrote_them() -> None:
+    assert parse_json("[-Infinity, 1e999]", ValueError, "it", finite=False) == [float("-inf"), float("inf")]
+    with pytest.raises(ValueError, match="-Infinity stands for a number"):
+        parse_json("[-Infinity]", ValueError, "it")
