@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from ..distill.config import DistillConfig
+from ..formats.files import user_path
 from ..solvers.registry import NumberedRule, PublishedSchedule, Schedule
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+UserPath: TypeAlias = Annotated[Path, AfterValidator(user_path)]
 
 
 class UsageError(ValueError):
@@ -54,11 +56,11 @@ class ModelArguments(BaseModel):
 
     model_config = FROZEN
 
-    config: Path | None = None
+    config: UserPath | None = None
     """YAML file with any of these options by name; what the command line says wins."""
     model: str = "digits"
     """digits, digits-exact, digits-exact-flow, a diffusers pipeline's folder, or its hub id."""
-    prompts: Path | None = None
+    prompts: UserPath | None = None
     """File with one prompt a line; sample number s has prompt number s mod their count."""
     prompt: tuple[str, ...] = ()
     """Prompts given directly."""
@@ -105,7 +107,7 @@ class Distill(DistillConfig, ModelArguments):
 
     model_config = FROZEN
 
-    out: Path = Path("runs/distill")
+    out: UserPath = Path("runs/distill")
     """Folder of the run."""
     resume: bool = False
     """Continue the run in --out."""
@@ -120,9 +122,12 @@ class Distill(DistillConfig, ModelArguments):
 
 
 class Sample(ModelArguments):
-    """Draw samples with a learned table or a hand-made rule; leaves samples.npz, grid.png and samples.json in --out."""
+    """Draw samples with a learned table or a hand-made rule; leaves samples.npz, grid.png and samples.json in --out.
 
-    out: Path = Path("runs/sample")
+    What is not a picture (points, latents without a decoder) is kept as states, without a grid.
+    """
+
+    out: UserPath = Path("runs/sample")
     """Folder of the result; what it holds is replaced."""
     table: str | None = None
     """Learned solver: a file, a run's folder, a published name, or a hub id. Exactly one of --table and --rule."""
@@ -151,7 +156,7 @@ class Sample(ModelArguments):
     grid: int = Field(default=256, ge=0)
     """How many of the pictures go into the grid; 0: no grid."""
     states: bool = False
-    """Keep the finished states, too, not only the 8-bit pictures."""
+    """Keep the finished states, too, beside the 8-bit pictures; what is no picture is always kept so."""
 
 
 class Compare(ModelArguments):
@@ -160,7 +165,7 @@ class Compare(ModelArguments):
     Leaves a Markdown table, JSON and plots in --out.
     """
 
-    out: Path = Path("runs/compare")
+    out: UserPath = Path("runs/compare")
     """Folder of the result."""
     tables: tuple[str, ...] = ()
     """Learned solvers: files, folders of runs, published names, or hub ids."""
@@ -194,9 +199,9 @@ class TableConvert(BaseModel):
 
     model_config = FROZEN
 
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    source: Annotated[UserPath, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """The published file."""
-    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+    target: Annotated[UserPath, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """The JSON to write."""
     sigmas: tuple[float, ...] = ()
     """Noise levels, one more than steps; none: rebuilt from what the file says of its schedule and model."""
@@ -230,5 +235,5 @@ class Doctor(BaseModel):
 
     model_config = FROZEN
 
-    out: Path = Path("runs")
+    out: UserPath = Path("runs")
     """Where runs will be written."""

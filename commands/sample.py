@@ -110,9 +110,12 @@ def sigmas_of(options: Sample, model: Model, steps: int) -> Tensor:
         raise UsageError(str(error)) from error
 
 
-def pictures(model: Model, x: Tensor) -> np.ndarray:
-    """(B, H, W, C) uint8."""
-    return (model.decode(x).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+def pictures(model: Model, x: Tensor) -> np.ndarray | None:
+    """(B, H, W, C) uint8 of finished states, grey or in colour; None where they stand for something else."""
+    decoded = model.decode(x)
+    if decoded.ndim != 4 or decoded.shape[1] not in (1, 3):
+        return None
+    return (decoded.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 class Archive:
@@ -181,7 +184,6 @@ def sample(options: Sample) -> int:
     solver = solver_of(options, model)
     log.info("%d samples of %s: %s, %d sequential calls, %d evaluations", len(seeds), model.name, solver.name,
              solver.depth, solver.nfe)  # fmt: skip
-    from ..evaluation.plots import save_grid
     from ..runs.environment import environment
 
     small = {"seeds": np.asarray(seeds, np.int64)}
@@ -189,17 +191,11 @@ def sample(options: Sample) -> int:
     if labels is not None:
         small["labels"] = np.asarray(labels, np.int64)
     with Archive(options.out / "samples.npz", len(seeds)) as archive:
-
-        def take(first: int, x: Tensor) -> None:
-            archive.put("samples", first, pictures(model, x))
-            if options.states:
-                archive.put("states", first, x.cpu().numpy())
-
-        seconds = draw(model, solver, seeds, options.batch, getattr(torch, options.dtype), take)
-        shown = torch.from_numpy(np.array(archive.arrays["samples"][: options.grid])).permute(0, 3, 1, 2) / 255
+        keep = keeper(options, model, archive)
+        seconds = draw(model, solver, seeds, options.batch, getattr(torch, options.dtype), keep)
+        first = np.array(archive.arrays["samples"][: options.grid]) if "samples" in archive.arrays else np.zeros(0)
         archive.save(small)
-    if len(shown):
-        save_grid(shown, options.out / "grid.png", options.columns)
+    written = ["samples.npz", *grid_file(options, first), "samples.json"]
     record = {
         "options": options.model_dump(mode="json", exclude={"config"}),
         "solver": {"name": solver.name, "sigmas": solver.sigmas, "calls": solver.depth, "evaluations": solver.nfe},
@@ -208,5 +204,30 @@ def sample(options: Sample) -> int:
         "environment": environment(),
     }
     write_atomically(options.out / "samples.json", (json.dumps(record, indent=1) + "\n").encode())
-    log.info("%s", ", ".join(str(options.out / n) for n in ("samples.npz", "grid.png", "samples.json")))
+    log.info("%s", ", ".join(str(options.out / name) for name in written))
     return 0
+
+
+def keeper(options: Sample, model: Model, archive: Archive) -> Callable[[int, Tensor], None]:
+    """Puts finished states into the archive: as pictures where they are some, as they are otherwise or if asked to."""
+
+    def keep(first: int, x: Tensor) -> None:
+        shown = pictures(model, x)
+        if shown is not None:
+            archive.put("samples", first, shown)
+        if shown is None or options.states:
+            archive.put("states", first, x.cpu().numpy())
+
+    return keep
+
+
+def grid_file(options: Sample, rows: np.ndarray) -> list[str]:
+    """The name of the grid of these pictures, drawn; an older run's is removed where there is nothing to draw."""
+    from ..evaluation.plots import save_grid
+
+    path = options.out / "grid.png"
+    if not len(rows):
+        path.unlink(missing_ok=True)
+        return []
+    save_grid(torch.from_numpy(rows).permute(0, 3, 1, 2) / 255, path, options.columns)
+    return [path.name]

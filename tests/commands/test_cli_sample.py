@@ -16,6 +16,7 @@ from epd.commands import inputs, sample
 from epd.commands.models import ModelOptions, load_model
 from epd.commands.options import UsageError
 from epd.denoisers.digits import digits, digits_exact
+from epd.denoisers.mixture import GaussianMixture
 from epd.denoisers.noise import unit_noise
 from epd.solvers import rules, schedules
 from epd.solvers.solve import solve
@@ -111,3 +112,46 @@ def test_seeds_are_read_as_they_are_written() -> None:
     for text in ("", "-1", "1-2-3", "1,,2", "0-999999999", "9" * 30, "½"):
         with pytest.raises(UsageError, match="seeds = "):
             sample.parse_seeds(text)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5), (4, 3, 3), (1, 2, 3, 3)])
+def test_samples_that_are_no_pictures_are_saved_as_states_without_a_grid(
+    shape: tuple[int, ...], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    means = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = GaussianMixture(means, 0.5, sigma_min=0.02, sigma_max=20.0, name="points")
+    monkeypatch.setattr(sample, "load_model", lambda name, options: model)
+    words = ["sample", "--rule", "euler", "--calls", "4", "-n", "5", "--batch", "2", "--dtype", "float64"]
+    (tmp_path / "grid.png").write_bytes(b"of an older run")
+    code, _, err = run(*words, "--out", tmp_path)
+    assert code == cli.OK and "grid.png" not in err, err
+    sigmas = schedules.polynomial(4, 0.02, 20.0)
+    expected = solve(rules.euler(), model, unit_noise(range(5), shape, torch.float64), sigmas)
+    found = drawn(tmp_path)
+    np.testing.assert_allclose(found["states"], expected.numpy(), rtol=0, atol=1e-12)
+    assert "samples" not in found and not (tmp_path / "grid.png").exists()
+
+
+def test_shifted_flow_samples_end_where_the_model_does(run: Run, tmp_path: Path) -> None:
+    words = ["sample", "--model", "digits-exact-flow", "--rule", "euler", "--schedule", "flow", "--shift", "3"]
+    assert run(*words, "--calls", "3", "-n", "2", "--out", tmp_path)[0] == cli.OK
+    sigmas = json.loads((tmp_path / "samples.json").read_text())["solver"]["sigmas"]
+    assert sigmas[-1] == digits_exact("flow").sigma_min == 0.002
+
+
+def test_a_tilde_in_options_and_configs_is_the_home_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "work")
+    table().save("~/tables/solver.json")
+    config = tmp_path / "home" / "c.yaml"
+    config.write_text("model: digits-exact\ntable: ~/tables\ncount: 2\nout: ~/from-yaml\n")
+    assert run("sample", "--config", "~/c.yaml")[0] == cli.OK
+    words = ["sample", "--model", "digits-exact", "--table", "~/tables/solver.json", "-n", "2", "--out", "~/from-words"]
+    assert run(*words)[0] == cli.OK
+    assert run("table", "show", "~/tables")[0] == cli.OK
+    assert run("table", "convert", "~/missing.pkl", "~/out.json")[0] == cli.FAILED
+    made = sorted(path.name for path in (tmp_path / "home").iterdir())
+    assert made == ["c.yaml", "from-words", "from-yaml", "tables"] and not list((tmp_path / "work").iterdir())
