@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from ..denoisers.protocol import Model
 from ..pipelines.find import find_table
+from ..pipelines.options import ModelOptions
 from ..solvers.table import Table, TableError
-from .models import ModelOptions
 from .options import ModelArguments
 
 log = logging.getLogger("epd")
 
 
-def model_options(given: ModelArguments) -> ModelOptions:
+def model_options(options: ModelArguments) -> ModelOptions:
     """The part of a command's options that the model is made with."""
-    return ModelOptions(**{item.name: getattr(given, item.name) for item in fields(ModelOptions)})
+    return ModelOptions(**{name: getattr(options, name) for name in ModelOptions.model_fields})
 
 
 def fits(table: Table, model: Model, source: str) -> None:

@@ -3,89 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import functools
-import hashlib
-import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..denoisers.digits import EMBEDDED, classes_of, digits, digits_exact
-from ..denoisers.protocol import Denoiser, Model
-from ..denoisers.protocol import Path as OdePath
+from ..denoisers.protocol import Denoiser, Model, Path
+from ..formats.files import user_path
+from ..pipelines.options import ModelOptions
 
 if TYPE_CHECKING:
     from ..denoisers.mixture import GaussianMixture
-
-PLACEMENT = ("device", "device_map", "offload")  # where a model computes changes its rounding only
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """How a model is conditioned and where it computes; what is None is the model's own.
-
-    Args:
-        prompts: file with one prompt a line; sample `seed` has prompt number seed mod their count.
-        prompt: prompts given directly.
-        labels: classes, dealt out like prompts.
-        resolution: height and width in one, pixels.
-        options: further arguments of the pipeline's call, the same for every sample.
-        network_dtype: the network's own; none: as it was saved.
-        variant, revision, device_map, offload: see `pipelines.loading`.
-    """
-
-    prompts: Path | None = None
-    prompt: tuple[str, ...] = ()
-    negative_prompt: str | None = None
-    labels: tuple[int, ...] = ()
-    guidance: float | None = None
-    height: int | None = None
-    width: int | None = None
-    resolution: int | None = None
-    num_frames: int | None = None
-    options: Mapping[str, Any] | None = None
-    network_dtype: str | None = None
-    variant: str | None = None
-    revision: str | None = None
-    device: str | None = None
-    device_map: str | None = None
-    offload: str = "none"
-
-    def given(self) -> list[str]:
-        """The names of what is not left to the model."""
-        return [item.name for item in fields(self) if getattr(self, item.name) != item.default]
-
-    def conditions(self) -> dict[str, object]:
-        """What changes a model's numbers, by option, ready for JSON; prompts by their digest, so that a file counts
-        by what it says and not by its name.
-        """
-        apart = (*PLACEMENT, "prompts", "prompt")
-        out: dict[str, object] = {name: getattr(self, name) for name in self.given() if name not in apart}
-        if self.texts:
-            digest = hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()[:16]
-            out["prompts"] = f"{len(self.texts)} texts ({digest})"
-        return json.loads(json.dumps(out))
-
-    @functools.cached_property
-    def texts(self) -> list[str] | None:
-        """The prompts, wherever they stand, read once; none: the pipeline's own.
-
-        Raises:
-            ValueError: where they stand in two places, or a file has none.
-        """
-        if self.prompts is not None and self.prompt:
-            raise ValueError("prompts and prompt are both given: choose the file or the text")
-        if self.prompts is None:
-            return list(self.prompt) or None
-        from ..pipelines.loading import read_prompts
-
-        return read_prompts(self.prompts)
-
 
 @dataclass(frozen=True)
 class LabelledMixture:
@@ -100,7 +32,7 @@ class LabelledMixture:
         return self.mixture.name
 
     @property
-    def path(self) -> OdePath:
+    def path(self) -> Path:
         return self.mixture.path
 
     @property
@@ -154,7 +86,7 @@ def load_model(name: str, options: ModelOptions = ModelOptions()) -> Model:  # n
     if name not in EMBEDDED:
         return _pipeline(name, options)
     allowed = {"labels", "guidance", *(["device"] if options.device in (None, "cpu") else [])}
-    useless = [item for item in options.given() if item not in allowed]
+    useless = [item for item in options.chosen() if item not in allowed]
     if useless:
         value = getattr(options, useless[0])
         raise ValueError(f"{useless[0]} = {value!r}: the embedded model {name!r} has no such option")
@@ -174,32 +106,11 @@ def load_model(name: str, options: ModelOptions = ModelOptions()) -> Model:  # n
 
 def _pipeline(name: str, options: ModelOptions) -> Model:
     # A hub id is owner/name; a folder exists. Anything else is a typing error, better told before torch asks the hub.
-    if not Path(name).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not user_path(name).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         close = difflib.get_close_matches(name, EMBEDDED, n=1)
         hint = f"perhaps you meant {close[0]!r}; " if close else ""
         known = ", ".join(EMBEDDED)
         raise ValueError(f"no model {name!r}: {hint}give {known}, a pipeline's folder, or a hub id owner/name")
     from ..pipelines import loading
 
-    size = options.resolution
-    if size is not None and (options.height is not None or options.width is not None):
-        raise ValueError(f"resolution = {size} and height or width are both given: choose one")
-    return loading.load_model(
-        name,
-        prompts=options.texts,
-        negative_prompt=options.negative_prompt,
-        guidance=options.guidance,
-        height=options.height or size,
-        width=options.width or size,
-        class_labels=list(options.labels) or None,
-        num_frames=options.num_frames,
-        options=options.options,
-        load=loading.Load(
-            dtype=options.network_dtype,
-            variant=options.variant,
-            revision=options.revision,
-            device=options.device,
-            device_map=options.device_map,
-            offload=options.offload,  # type: ignore[arg-type] - checked there
-        ),
-    )
+    return loading.load_model(name, options)

@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal
 
 import tyro
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field
 
 from ..distill.config import DistillConfig
-from ..formats.files import user_path
+from ..pipelines.options import FROZEN, ModelOptions, UserPath
 from ..solvers.registry import NumberedRule, PublishedSchedule, Schedule
-
-FROZEN = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-UserPath: TypeAlias = Annotated[Path, AfterValidator(user_path)]
 
 
 class UsageError(ValueError):
     """Options that exclude or need each other: exit code 2."""
 
 
-def mapping(value: object) -> dict[str, Any]:
-    """A mapping with names as keys.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return value
-    raise ValueError('needed a mapping of names to values, such as {"clean_caption": false}')
-
-
-def json_mapping(words: list[str]) -> dict[str, Any]:
-    """What --options says."""
-    try:
-        value = json.loads(words[0])
-    except (ValueError, RecursionError) as error:
-        text = 'needed a mapping as JSON, such as \'{"clean_caption": false}\''
-        raise ValueError(f"{text}; {words[0]!r} is not: {error}") from error
-    return mapping(value)
-
-
-JSON_MAPPING = tyro.constructors.PrimitiveConstructorSpec(
-    nargs=1,
-    metavar="JSON",
-    instance_from_str=json_mapping,
-    is_instance=lambda value: isinstance(value, dict) or value is None,
-    str_from_instance=lambda value: [json.dumps(value)],
-)
-
-
-class ModelArguments(BaseModel):
-    """Which model, and how it is conditioned and placed."""
+class ModelArguments(ModelOptions):
+    """Which model, and how it is loaded, conditioned and placed."""
 
     model_config = FROZEN
 
@@ -60,43 +26,6 @@ class ModelArguments(BaseModel):
     """YAML file with any of these options by name; what the command line says wins."""
     model: str = "digits"
     """digits, digits-exact, digits-exact-flow, a diffusers pipeline's folder, or its hub id."""
-    prompts: UserPath | None = None
-    """File with one prompt a line; sample number s has prompt number s mod their count."""
-    prompt: tuple[str, ...] = ()
-    """Prompts given directly."""
-    negative_prompt: str | None = None
-    """What guidance leads away from."""
-    labels: tuple[int, ...] = ()
-    """Classes, dealt out to samples like prompts; `digits` deals out 0 to 9 without."""
-    guidance: float | None = None
-    """Guidance scale; none: the model's own."""
-    height: int | None = Field(default=None, ge=1)
-    """Picture height in pixels; none: the model's own."""
-    width: int | None = Field(default=None, ge=1)
-    """Picture width in pixels; none: the model's own."""
-    resolution: int | None = Field(default=None, ge=1)
-    """Height and width in one."""
-    num_frames: int | None = Field(default=None, ge=1)
-    """Frames of a video model."""
-    options: Annotated[dict[str, Any] | None, JSON_MAPPING] = None
-    """Further arguments of the pipeline's call, the same for every sample: {"max_sequence_length": 128}."""
-    network_dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """The network's own; none: as it was saved."""
-    variant: str | None = None
-    """Of the weight files, such as fp16."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    device: str | None = None
-    """cpu, cuda, cuda:1, ...; none: CUDA where there is one."""
-    device_map: str | None = None
-    """Spread a pipeline's parts over devices, such as balanced."""
-    offload: Literal["none", "model", "sequential", "group"] = "none"
-    """What waits on the CPU while it is not needed."""
-
-    @field_validator("options", mode="before")
-    @classmethod
-    def _named(cls, value: object) -> object:
-        return None if value is None else mapping(value)
 
 
 class Distill(DistillConfig, ModelArguments):

@@ -13,7 +13,7 @@ import pytest
 from helpers.command import Run
 
 from epd import cli
-from epd.commands.models import ModelOptions
+from epd.pipelines.options import ModelOptions
 from epd.solvers.table import Table
 
 QUICK = ["--model", "digits-exact", "--calls", "3", "--pool", "64", "--batch", "64", "--accumulate", "1"]

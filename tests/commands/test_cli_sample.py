@@ -13,11 +13,12 @@ from helpers.command import Run, table
 
 from epd import cli
 from epd.commands import inputs, sample
-from epd.commands.models import ModelOptions, load_model
+from epd.commands.models import load_model
 from epd.commands.options import UsageError
 from epd.denoisers.digits import digits, digits_exact
 from epd.denoisers.mixture import GaussianMixture
 from epd.denoisers.noise import unit_noise
+from epd.pipelines.options import ModelOptions
 from epd.solvers import rules, schedules
 from epd.solvers.solve import solve
 

@@ -16,7 +16,8 @@ from torch import Tensor
 import epd
 from epd import cli
 from epd.distill import teacher
-from epd.pipelines.loading import Load, load_pipeline
+from epd.pipelines.loading import load_pipeline
+from epd.pipelines.options import ModelOptions
 
 LEARNED_FROM = ("a red fox", "an owl in snow", "fox", "snow in snow", "red owl", "a fox in snow")
 HELD_OUT = ("a red owl", "owl fox", "snow", "in a fox")
@@ -86,7 +87,7 @@ def test_a_learned_table_beats_the_stock_scheduler_at_equal_calls(
     code, _, err = run("distill", *model, *BUDGET.split(), *schedule.split(), "--out", tmp_path / "run")
     assert code == cli.OK, err
     table = epd.Table.load(tmp_path / "run" / "solver.json")
-    pipe = load_pipeline(tmp_path / "model", Load(device="cpu"))
+    pipe = load_pipeline(tmp_path / "model", ModelOptions(device="cpu"))
     judge, stock = latents(pipe, name, 50), latents(pipe, name, table.depth)
     epd.enable(pipe, table)
     learned = latents(pipe, name, table.depth)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from epd.denoisers.edm_checkpoint import CONFIG, WEIGHTS, CheckpointError, EDMConfig, load_edm, save_edm
 from epd.denoisers.noise import unit_noise
-from epd.pipelines.loading import Load, load_model
+from epd.pipelines.loading import load_model
+from epd.pipelines.options import ModelOptions
 
 
 class Raw(nn.Module):
@@ -74,11 +75,11 @@ def test_unet2d_needs_no_class(tmp_path: Path) -> None:
         output = unet(x / 4.25**0.5, torch.tensor([2.0]).log() / 4, class_labels=torch.tensor([1])).sample
         wanted = 0.25 / 4.25 * x + 1 / 4.25**0.5 * output
         torch.testing.assert_close(model.for_seeds([6])(x, sigma), wanted, rtol=0, atol=1e-5)
-    loaded = load_model(tmp_path, class_labels=[4, 1], load=Load(device="cpu"))
+    loaded = load_model(tmp_path, ModelOptions(labels=(4, 1), device="cpu"))
     with torch.no_grad():
         torch.testing.assert_close(loaded.for_seeds([7])(x, sigma), wanted, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="is an EDM network: it has no guidance"):
-        load_model(tmp_path, guidance=2.0)
+        load_model(tmp_path, ModelOptions(guidance=2.0))
 
 
 class Trap:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,18 @@ import numpy as np
 import pytest
 
 import epd
-from epd.commands.models import ModelOptions
 from epd.commands.yaml_config import read_yaml
 from epd.denoisers.mixture import GaussianMixture
 from epd.distill.config import DistillConfig
 from epd.distill.families import initial_table
 from epd.pipelines.frames import frame_of
+from epd.pipelines.options import ModelOptions
 from epd.solvers import schedules
 from epd.solvers.named import named_table
 
 FOLDER = Path(epd.__file__).parent / "experiments" / "configs"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
-MODEL_KEYS = {"model", *(field.name for field in fields(ModelOptions))}
+MODEL_KEYS = {"model", *ModelOptions.model_fields}
 
 
 def split(name: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401 - any field

@@ -16,7 +16,7 @@ from epd.commands.yaml_config import load_config
 from epd.denoisers.edm_checkpoint import load_edm
 from epd.formats.files import read_text, user_path, write_atomically
 from epd.formats.published import read_published
-from epd.pipelines.loading import read_prompts
+from epd.pipelines.options import read_prompts
 
 READERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "table": (epd.Table.load, "solver.json"),

@@ -17,7 +17,8 @@ import epd
 from epd.pipelines.denoiser import PipelineModel
 from epd.pipelines.enable import disable, enable
 from epd.pipelines.find import find_table
-from epd.pipelines.loading import Load, load_model, load_pipeline, read_prompts
+from epd.pipelines.loading import load_model, load_pipeline
+from epd.pipelines.options import ModelOptions, read_prompts
 from epd.pipelines.picture import draw
 from epd.pipelines.scheduler import EPDScheduler
 from epd.pipelines.sharing import load_learned, save_learned
@@ -81,7 +82,7 @@ def test_a_saved_solver_gives_the_same_pictures(tmp_path: Path, name: str) -> No
     assert torch.equal(picture_of(pipe, name), plain)
     assert load_learned(pipe, tmp_path) == table
     assert torch.equal(picture_of(pipe, name), wanted)
-    again = load_pipeline(tmp_path, Load(dtype="float32", device="cpu", local_only=True))
+    again = load_pipeline(tmp_path, ModelOptions(network_dtype="float32", device="cpu", local_only=True))
     torch.testing.assert_close(picture_of(again, name), plain, rtol=0, atol=1e-5)
     load_learned(again, tmp_path)
     torch.testing.assert_close(picture_of(again, name), wanted, rtol=0, atol=1e-5)
@@ -196,8 +197,9 @@ def test_models_from_saved_pipelines(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a red fox\n\n  snow  \n")
     prompts = read_prompts(tmp_path / "prompts.txt")
     assert prompts == ["a red fox", "snow"]
-    half = Load(dtype="bfloat16", device="cpu", local_only=True)
-    model = load_model(saved, prompts, guidance=2.0, height=64, width=64, load=half)
+    half = ModelOptions(network_dtype="bfloat16", device="cpu", local_only=True)
+    how = {"prompts": tmp_path / "prompts.txt", "guidance": 2.0, "resolution": 64}
+    model = load_model(saved, half.model_copy(update=how))
     assert isinstance(model, PipelineModel)
     assert (model.name, model.dtype, model.shape, model.guidance) == (str(saved), torch.bfloat16, (4, 8, 8), 2.0)
     assert model.request.count == 2
@@ -208,10 +210,10 @@ def test_models_from_saved_pipelines(saved: Path, tmp_path: Path) -> None:
 
 def test_variants_are_loaded(tmp_path: Path) -> None:
     tiny_pipelines.build("dit").save_pretrained(tmp_path, variant="fp16")
-    pipe = load_pipeline(tmp_path, Load(variant="fp16", device="cpu", local_only=True))
+    pipe = load_pipeline(tmp_path, ModelOptions(variant="fp16", device="cpu", local_only=True))
     assert picture_of(pipe, "dit").shape == (1, 64, 64, 3)
     with pytest.raises(ValueError, match="could not be loaded as a pipeline"):
-        load_pipeline(tmp_path, Load(variant="fp8", device="cpu", local_only=True))
+        load_pipeline(tmp_path, ModelOptions(variant="fp8", device="cpu", local_only=True))
 
 
 def test_pickled_weights_are_refused(saved: Path) -> None:
@@ -219,7 +221,7 @@ def test_pickled_weights_are_refused(saved: Path) -> None:
     torch.save({"x": torch.zeros(1)}, weights.with_name("diffusion_pytorch_model.bin"))
     weights.unlink()
     with pytest.raises(ValueError, match="could not be loaded as a pipeline"):
-        load_pipeline(saved, Load(device="cpu", local_only=True))
+        load_pipeline(saved, ModelOptions(device="cpu", local_only=True))
 
 
 def test_code_in_a_repository_is_not_run(saved: Path) -> None:
@@ -227,30 +229,30 @@ def test_code_in_a_repository_is_not_run(saved: Path) -> None:
     index = json.loads((saved / "model_index.json").read_text())
     (saved / "model_index.json").write_text(json.dumps({**index, "unet": ["evil", "Evil"]}))
     with pytest.raises(ValueError, match="could not be loaded as a pipeline"):
-        load_pipeline(saved, Load(device="cpu", local_only=True))
+        load_pipeline(saved, ModelOptions(device="cpu", local_only=True))
     assert not (saved / "canary").exists()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dtype": "int8"}, "dtype = 'int8' is unknown"),
-        ({"offload": "disk"}, "offload = 'disk' is unknown"),
+        ({"network_dtype": "int8"}, "network_dtype\n.*'float32', 'float16' or 'bfloat16'"),
+        ({"offload": "disk"}, "offload\n.*'none', 'model', 'sequential' or 'group'"),
         ({"device_map": "balanced", "device": "cpu"}, "device_map places every part itself"),
     ],
 )
-def test_how_to_load_is_checked(changes: dict[str, Any], message: str) -> None:
+def test_how_to_load_is_checked(changes: dict[str, Any], message: str, saved: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        Load(**changes)
+        load_pipeline(saved, ModelOptions(**changes))
 
 
 def test_what_is_no_pipeline_says_so(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="offload = 'model' keeps weights on the CPU for an accelerator"):
-        load_pipeline(saved, Load(device="cpu", offload="model", local_only=True))
+        load_pipeline(saved, ModelOptions(device="cpu", offload="model", local_only=True))
     with pytest.raises(ValueError, match="has no model_index.json"):
         load_pipeline(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="is a single file"):
         load_pipeline(tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="nobody/nothing could not be loaded.*offline, give a local folder"):
-        load_pipeline("nobody/nothing", Load(local_only=True))
+        load_pipeline("nobody/nothing", ModelOptions(local_only=True))
