@@ -29,10 +29,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen:
-                text = f"the key {key.value!r} occurs twice"
+            fault = "" if isinstance(key, yaml.ScalarNode) else "a key is a list or a mapping, not a name"
+            if fault or key.value in seen:
+                text = fault or f"the key {key.value!r} occurs twice"
                 raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
-            seen.add(str(key.value))
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -49,7 +50,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: {error.problem or error.context}; the file is no valid YAML") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, AttributeError) as error:  # the last for an odd !!timestamp
         text = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{path}: {text}; the file is no valid YAML") from error
     if data is None:

@@ -11,6 +11,7 @@ from .files import MAX_TEXT, read_text
 
 MAX_VALUES = 2**18  # a table of 100 steps with all look-ahead weights over ten remembered steps has as many
 MAX_DEPTH = 64
+SIZED = (dict, list, tuple, set, str, bytes)  # YAML has them all
 
 
 def read_json(
@@ -63,7 +64,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def require_bounded(value: object, most: int) -> None:
-    """Walks through lists and dictionaries, level by level.
+    """Walks through containers, level by level.
 
     Args:
         most: values and characters together. Where containers or texts are shared, a short file stands for any amount
@@ -74,7 +75,7 @@ def require_bounded(value: object, most: int) -> None:
     """
     level, left = [value], most
     for _ in range(MAX_DEPTH):
-        left -= sum(len(item) for item in level if isinstance(item, (dict, list, str)))
+        left -= sum(len(item) for item in level if isinstance(item, SIZED))
         if left < 0:  # told before the next level is listed
             raise ValueError(f"it stands for more than {most} values and characters")
         level = [inner for item in level for inner in _inside(item)]
@@ -86,7 +87,7 @@ def require_bounded(value: object, most: int) -> None:
 def _inside(value: object) -> list[object]:
     if isinstance(value, dict):
         return [*value, *value.values()]
-    return value if isinstance(value, list) else []
+    return [*value] if isinstance(value, (list, tuple, set)) else []
 
 
 def _refuse(name: str) -> float:

@@ -87,6 +87,11 @@ def test_a_yaml_file_that_shares_a_text_or_holds_itself_is_refused(tmp_path: Pat
     path.write_text(f"options:\n  a: &a {'x' * 10_000}\n  b: [{', '.join(['*a'] * 200)}]\n")
     with pytest.raises(ConfigError, match="stands for more than"):
         load_config(path, Distill)
+    lines = ["a: &n0 !!pairs [x: y, x: y]"]
+    lines += [f"n{i}: &n{i} !!pairs [{', '.join([f'x: *n{i - 1}'] * 10)}]" for i in range(1, 12)]
+    path.write_text("options:\n" + "\n".join("  " + line for line in lines))
+    with pytest.raises(ConfigError, match="stands for more than"):
+        load_config(path, Distill)
     path.write_text("options: &a\n  b: [*a]\n")
     with pytest.raises(ConfigError, match="nested more than"):
         load_config(path, Distill)
