@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 Path = Literal["ve", "flow"]
@@ -73,6 +74,14 @@ class Model(Denoiser, Protocol):
     def decode(self, x: Tensor) -> Tensor:
         """Pictures (B, C, H, W) in [0, 1] of finished states."""
         ...
+
+
+def coefficient_device(device: torch.device | str) -> torch.device:
+    """Where float64 coefficients for tensors on this device live: beside them, or on the CPU where the device has no
+    float64 (MPS).
+    """
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def rows_per_condition(rows: int, conditions: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ..denoisers.protocol import coefficient_device
 from ..denoisers.timesteps import Timesteps
 
 
@@ -31,15 +32,28 @@ def _pinned(sigmas: Tensor, first: float, last: float) -> Tensor:
 
 
 def given(sigmas: Tensor | ArrayLike) -> Tensor:
-    """Any given sigmas, checked: (N+1,), finite, strictly decreasing, > 0 (the last may be 0).
+    """Any given sigmas as float64, checked: (N+1,) or (N+1, B), finite, strictly decreasing, > 0 (the last may be 0).
+
+    Numbers on an accelerator and those that require gradients are not read: that would wait for the device, and be
+    done again for every update of a training.
 
     Raises:
         ValueError: naming the first offending index and both values.
     """
-    out = torch.tensor(sigmas, dtype=torch.float64) if not isinstance(sigmas, Tensor) else sigmas.to(torch.float64)
-    if out.ndim != 1 or len(out) < 2:
+    if isinstance(sigmas, Tensor):
+        out = sigmas.to(coefficient_device(sigmas.device), torch.float64)
+    else:
+        out = torch.tensor(sigmas, dtype=torch.float64)
+    if out.ndim not in (1, 2) or len(out) < 2 or out.numel() == 0:
         raise ValueError(f"sigmas must be one row of at least 2 numbers, got shape {tuple(out.shape)}")
-    rows = out.tolist()
+    if out.requires_grad or out.device.type != "cpu":
+        return out
+    for row in [out.tolist()] if out.ndim == 1 else out.T.tolist():
+        _check_decreasing(row)
+    return out
+
+
+def _check_decreasing(rows: list[float]) -> None:
     for i, value in enumerate(rows):
         if not math.isfinite(value) or value < 0 or (value == 0 and i < len(rows) - 1):
             raise ValueError(f"sigmas[{i}] = {value} must be finite and positive (only the last may be 0)")
@@ -48,7 +62,6 @@ def given(sigmas: Tensor | ArrayLike) -> Tensor:
             raise ValueError(
                 f"sigmas must decrease: sigmas[{i - 1}] = {rows[i - 1]}, sigmas[{i}] = {rows[i]}; sort them"
             )
-    return out
 
 
 def polynomial(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:

@@ -14,7 +14,7 @@ from helpers.tables import FAMILIES, SIGMAS, epd_table, full_table
 from torch import Tensor
 
 import epd
-from epd.solvers.answers import slopes
+from epd.solvers.answers import batched
 from epd.solvers.parallel import Coefficients, parallel
 from epd.solvers.walk import History, Steps
 
@@ -116,7 +116,7 @@ def test_sequential_calls_and_their_plan(name: str) -> None:
         assert x.shape == (len(NOISE) * width, 2, 3)
         assert told.dtype == torch.float64
         # Sample-major: the K points of sample 0, then those of sample 1, ...
-        assert torch.equal(told.reshape(len(NOISE), width), ask.told.expand(len(NOISE), width))
+        assert torch.equal(told.reshape(len(NOISE), width), ask.network_sigma.expand(len(NOISE), width))
 
 
 @every_family
@@ -152,7 +152,7 @@ def test_the_told_sigma_is_not_the_divisor() -> None:
 def test_points_of_one_call_are_sample_major() -> None:
     points, sigma = normal(3, 5, 2, seed=4), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     recorder = Recorder()
-    answer = slopes(recorder, epd.Ask(points, sigma, sigma / 2))
+    answer = batched(recorder)(epd.Ask(points, sigma, sigma / 2))
     ((rows, told),) = recorder.calls
     for b in range(5):
         for k in range(3):
