@@ -20,7 +20,7 @@ class Denoiser(Protocol):
 
     Args:
         x: state (B, *S), any floating dtype; the result has its shape and dtype.
-        sigma: noise level, 0-d or (B,), float64.
+        sigma: noise level, 0-d or (B,), float64; beside x, or on the CPU where x's device has no float64 (MPS).
     """
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor: ...
@@ -82,6 +82,11 @@ def coefficient_device(device: torch.device | str) -> torch.device:
     """
     device = torch.device(device)
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def beside(coefficients: Tensor, x: Tensor) -> Tensor:
+    """Coefficients in x's dtype, on x's device; rounded first, as the device may have no float64."""
+    return coefficients.to(x.dtype).to(x.device)
 
 
 def rows_per_condition(rows: int, conditions: int) -> int:

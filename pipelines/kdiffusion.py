@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoisers.protocol import coefficient_device
+from ..denoisers.protocol import beside, coefficient_device
 from ..solvers.named import named_table
 from ..solvers.table import Table
 from ..solvers.walk import Ask, drive, walk
@@ -57,7 +57,7 @@ def sample_epd(
         denoised = _denoised(model, ask, extra_args or {}, parallel)
         if ask.site.stage == 0:
             seen[:] = [denoised[0]]
-        divisor = ask.sigma.to(denoised).reshape(-1, *[1] * (denoised.ndim - 1))
+        divisor = beside(ask.sigma, denoised).reshape(-1, *[1] * (denoised.ndim - 1))
         return (ask.points - denoised) / divisor
 
     with tqdm(total=last - first, disable=disable) as bar:
@@ -97,7 +97,8 @@ def _part_of(table: Table, sigmas: Tensor) -> tuple[int, int]:
 def _denoised(model: Callable[..., Tensor], ask: Ask, extra_args: Mapping[str, Any], parallel: bool) -> Tensor:
     """(K, B, *S)."""
     count, batch = ask.points.shape[:2]
-    told = ask.network_sigma.reshape(count, -1).expand(count, batch).to(ask.points)
+    told = ask.network_sigma.reshape(count, -1).expand(count, batch)
+    told = beside(told, ask.points)
     if not parallel:
         return torch.stack([model(p, t, **extra_args) for p, t in zip(ask.points, told, strict=True)])
     tiled = {name: _tiled(value, batch, count) for name, value in extra_args.items()}

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..denoisers.protocol import Denoiser, coefficient_device
+from ..denoisers.protocol import Denoiser, beside, coefficient_device
 from .walk import Answer, Ask
 
 Placement: TypeAlias = Callable[[Denoiser], Answer]
@@ -63,4 +63,4 @@ def _denoised(denoiser: Denoiser, rows: Tensor, sigma: Tensor) -> Tensor:
 def _slopes(ask: Ask, denoised: Tensor) -> Tensor:
     """(x - D) / sigma, all (K, B, *S)."""
     away = ask.points - denoised
-    return away / ask.sigma.to(away).reshape(len(away), -1, *[1] * (away.ndim - 2))
+    return away / beside(ask.sigma, away).reshape(len(away), -1, *[1] * (away.ndim - 2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -40,28 +41,22 @@ def given(sigmas: Tensor | ArrayLike) -> Tensor:
     Raises:
         ValueError: naming the first offending index and both values.
     """
-    if isinstance(sigmas, Tensor):
-        out = sigmas.to(coefficient_device(sigmas.device), torch.float64)
-    else:
-        out = torch.tensor(sigmas, dtype=torch.float64)
-    if out.ndim not in (1, 2) or len(out) < 2 or out.numel() == 0:
-        raise ValueError(f"sigmas must be one row of at least 2 numbers, got shape {tuple(out.shape)}")
-    if out.requires_grad or out.device.type != "cpu":
-        return out
-    for row in [out.tolist()] if out.ndim == 1 else out.T.tolist():
+    if isinstance(sigmas, Tensor) and (sigmas.requires_grad or sigmas.device.type != "cpu"):
+        return sigmas.to(coefficient_device(sigmas.device)).to(torch.float64)
+    values = np.array(sigmas.tolist() if isinstance(sigmas, Tensor) else sigmas, dtype=np.float64)
+    if values.ndim not in (1, 2) or len(values) < 2 or values.size == 0:
+        raise ValueError(f"sigmas must be one row of at least 2 numbers, got shape {values.shape}")
+    for row in values[None].tolist() if values.ndim == 1 else values.T.tolist():
         _check_decreasing(row)
-    return out
+    return torch.from_numpy(values)
 
 
-def _check_decreasing(rows: list[float]) -> None:
-    for i, value in enumerate(rows):
-        if not math.isfinite(value) or value < 0 or (value == 0 and i < len(rows) - 1):
+def _check_decreasing(row: list[float]) -> None:
+    for i, value in enumerate(row):
+        if not math.isfinite(value) or value < 0 or (value == 0 and i < len(row) - 1):
             raise ValueError(f"sigmas[{i}] = {value} must be finite and positive (only the last may be 0)")
-    for i in range(1, len(rows)):
-        if rows[i] >= rows[i - 1]:
-            raise ValueError(
-                f"sigmas must decrease: sigmas[{i - 1}] = {rows[i - 1]}, sigmas[{i}] = {rows[i]}; sort them"
-            )
+        if i and value >= row[i - 1]:
+            raise ValueError(f"sigmas must decrease: sigmas[{i - 1}] = {row[i - 1]}, sigmas[{i}] = {value}; sort them")
 
 
 def polynomial(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ..denoisers.protocol import beside
 from .schedules import given
 
 
@@ -95,7 +96,7 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """A coefficient, 0-d or one per sample (B,), ready to multiply x (B, *S) without changing its dtype."""
     if coefficient.ndim == 0:
         return coefficient
-    return coefficient.to(x).reshape(-1, *[1] * (x.ndim - 1))
+    return beside(coefficient, x).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def walk(rule: Rule, x: Tensor, sigmas: Tensor, begin: int = 0, history: History = ()) -> Walk:

@@ -229,16 +229,6 @@ def test_a_node_may_be_split_in_two_halves() -> None:
 ARRAYS = ("nodes", "weights", "sigma_scale", "anchor", "memory", "lookahead")
 
 
-@pytest.mark.parametrize(("calls", "afs"), [(2, False), (2, True), (1, False), (1, True)])
-def test_per_sample_tables_are_per_sample_solves(calls: int, afs: bool) -> None:
-    tables = [full_table(calls, afs, seed=seed) for seed in range(len(NOISE))]
-    parts = [table.coefficients() for table in tables]
-    stacked = {name: torch.stack([getattr(part, name) for part in parts], -1) for name in ARRAYS}
-    together = states(parallel(dataclasses.replace(parts[0], **stacked)))
-    for b, table in enumerate(tables):
-        assert torch.equal(together[:, b], states(table.rule(), NOISE[b : b + 1])[:, 0])
-
-
 Numbers = Callable[..., Tensor]
 
 
