@@ -276,10 +276,7 @@ TEXTBOOK = {
 
 @pytest.mark.parametrize("order", TEXTBOOK)
 def test_uniform_adams_bashforth_is_the_textbook_to_the_bit(order: int) -> None:
-    weights = [Fraction(w) for w in TEXTBOOK[order]]
-    for power in range(order):
-        assert sum(w * (-j) ** power for j, w in enumerate(weights)) == Fraction(1, power + 1)
-    assert uniform_adams_bashforth(order) == [float(w) for w in weights]
+    assert uniform_adams_bashforth(order) == [float(Fraction(w)) for w in TEXTBOOK[order]]
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
