@@ -1,4 +1,4 @@
-"""How many rows a network is given at once: larger calls are split, so that one part bounds what they need of memory."""
+"""How many rows a network is given at once: larger calls are split, so that their memory is that of one part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PICTURES = 2**16  # numbers of states that are decoded at once: autoencoders nee
 
 
 def samples_together(shape: Sequence[int], most: int) -> int:
-    """How many samples of a shape are solved together: `most`, fewer where their states would hold more than NUMBERS."""
+    """How many samples of a shape are solved together: `most`, fewer where their states hold more than NUMBERS."""
     return max(1, min(most, NUMBERS // math.prod(shape)))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import epd
 from epd.denoisers import rows
 from epd.denoisers.digits import digits
-from epd.denoisers.networks import NetworkDenoiser
+from epd.denoisers.networks import NetworkDenoiser, Rows
 from epd.denoisers.preconditioning import edm
 from epd.denoisers.protocol import Model
 from epd.denoisers.rows import NUMBERS, RowLimited, limit_rows, rows_that_fit, samples_together
@@ -27,7 +27,7 @@ class Network:
 
     calls: list[int] = field(default_factory=list)
 
-    def __call__(self, x: Tensor, timestep: Tensor, conditions: dict[str, Tensor]) -> Tensor:
+    def __call__(self, x: Tensor, timestep: Tensor, conditions: Rows) -> Tensor:
         self.calls.append(len(x))
         level = timestep.reshape(-1, 1, 1, 1).to(x.dtype)
         return torch.sin(x + level) * conditions["class_labels"].reshape(-1, 1, 1, 1).to(x.dtype)
