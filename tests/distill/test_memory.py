@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.counting import Counting, counting
 from helpers.live_memory import measured
 from helpers.toy_models import toy_config, toy_mixture
 from torch import Tensor
@@ -36,27 +37,6 @@ SHAPE = (1, 8, 8)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EPD_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-class Counting(GaussianMixture):
-    """The toy mixture; remembers the rows of its network calls."""
-
-    calls: list[int]
-
-    def for_seeds(self, seeds: Sequence[int]) -> Counting:
-        return self
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        self.calls.append(len(x))
-        return super().__call__(x, sigma)
-
-
-def counting(shape: tuple[int, ...] = (1, 2, 2)) -> Counting:
-    generator = torch.Generator().manual_seed(0)
-    means = torch.randn(5, *shape, generator=generator, dtype=torch.float64)
-    model = Counting(means, 0.5, sigma_min=0.02, sigma_max=20.0, name="toy")
-    model.calls = []
-    return model
 
 
 def problem(samples: int, shape: tuple[int, ...] = SHAPE) -> tuple[Parameters, list[Chunk]]:
