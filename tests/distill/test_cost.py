@@ -7,7 +7,6 @@ import gc
 from pathlib import Path
 
 import pytest
-import torch
 from helpers.counting import counting
 from helpers.live_memory import LiveMemory
 from helpers.toy_models import toy_config
