@@ -15,7 +15,7 @@ from .gauss_newton import evaluations
 from .parameters import Parameters
 from .plan import Plan, parts_at
 from .portions import portions
-from .teacher import POOL_SEEDS
+from .teacher import INTEGRATED, POOL_SEEDS, block_size
 
 EXACT_EVALUATIONS = 130  # of dopri5 at the default tolerance, measured on the embedded models: 103 to 139
 
@@ -62,7 +62,8 @@ def estimate(model: Model, plan: Plan) -> Cost:
         parts = sum(parts_at(plan, n) for n in range(plan.total))
         training = evaluations(parameters) * (config.batch // config.accumulate) * parts
     else:
-        training = 3 * table.nfe * config.batch * plan.total  # a backward pass costs about two forward ones
+        # A backward pass costs about two forward ones.
+        training = (3 + portions(model, plan).recompute) * table.nfe * config.batch * plan.total
     held_out = table.nfe * config.validation * (plan.total // config.validate_every)
     multiple = EXACT_EVALUATIONS if config.teacher == "exact" else table.num_steps * config.teacher_multiplier * 2
     teacher = multiple * (config.pool + config.validation)
@@ -83,7 +84,8 @@ def pool_bytes(model: Model, plan: Plan) -> int:
 
 
 def working_bytes(model: RowLimited, plan: Plan) -> int:
-    """Of one chunk: what a walk keeps of it, and with Gauss-Newton the recorded calls and the Jacobian.
+    """Of one chunk: what a walk keeps of it, and with Gauss-Newton the recorded calls and the Jacobian; or of one block
+    of the teacher's, where that is more.
 
     A walk has the state, its step's points, their rows for the network, what it returned and the slopes at once, and
     the remembered slopes. The Jacobian's columns and three residuals are float64 whatever the state is.
@@ -91,11 +93,21 @@ def working_bytes(model: RowLimited, plan: Plan) -> int:
     table, width = plan.tables[0], plan.tables[0].num_parallel
     sizes, sample, numbers = portions(model, plan), _sample_bytes(model, plan), math.prod(model.shape)
     walk = (3 + 4 * width + table.columns) * sample
-    measured = sizes.measure * walk
+    most = max(sizes.measure * walk, _teacher_bytes(model, plan))
     if not plan.config.gauss_newton:
-        return measured
+        return most
     columns = 3 + len(Parameters.of(table, plan.learn).start)
-    return max(measured, sizes.train * (walk + table.nfe * sample + 8 * columns * numbers))
+    return max(most, sizes.train * (walk + table.nfe * sample + 8 * columns * numbers))
+
+
+def _teacher_bytes(model: Model, plan: Plan) -> int:
+    """Of one block: what the integrator keeps, or a rule's history, and the states that are kept of it, twice."""
+    config, numbers = plan.config, math.prod(model.shape)
+    together = min(block_size(numbers), max(config.pool, config.validation))
+    states = 1 if config.objective == "end" else plan.tables[0].num_steps
+    if config.teacher == "exact":
+        return together * numbers * 8 * (INTEGRATED + states)
+    return together * _sample_bytes(model, plan) * (8 + 2 * states)
 
 
 def _sample_bytes(model: Model, plan: Plan) -> int:

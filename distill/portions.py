@@ -29,16 +29,18 @@ class Portions:
 def portions(model: RowLimited, plan: Plan) -> Portions:
     """The most samples of each kind that the model's row limit and the size of its samples allow.
 
-    Adam keeps the activations of all calls of a trajectory, `nfe` rows a sample. Where a single sample's are more rows
-    than the limit, they are recomputed in the backward pass, and then only those of one network call are there.
+    Adam keeps the activations of all calls of a trajectory, `nfe` rows a sample, of two trajectories where two
+    objectives are summed. Where a single sample's are more rows than the limit, they are recomputed in the backward
+    pass, and then only those of one network call are there.
     """
-    config, nfe = plan.config, plan.tables[0].nfe
+    config = plan.config
+    kept = plan.tables[0].nfe * (2 if config.objective == "both" else 1)
     part = config.batch // config.accumulate
     if config.gauss_newton:
         together = max(1, min(part, JACOBIAN // math.prod(model.shape)))
         return Portions(together, samples_together(model.shape, part), False)
     rows = model.rows(gradients=True)
-    recompute = config.checkpointing or nfe > rows
-    together = samples_together(model.shape, part if recompute else min(part, rows // nfe))
+    recompute = config.checkpointing or kept > rows
+    together = samples_together(model.shape, part if recompute else min(part, rows // kept))
     # Adam's parts are bounded by their activations, and held-out samples keep none.
     return Portions(together, samples_together(model.shape, config.batch), recompute)

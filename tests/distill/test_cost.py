@@ -60,6 +60,21 @@ def test_what_lives_while_gauss_newton_works_is_what_the_dry_run_says(changes: d
     assert 1 / FACTOR < memory.peak / (cost.memory + cost.pool_memory) < FACTOR
 
 
+@pytest.mark.parametrize("teacher", ["exact", "heun"])
+@pytest.mark.parametrize("objective", ["end", "steps"])
+def test_what_lives_while_the_teacher_works_is_what_the_dry_run_says(teacher: str, objective: str) -> None:
+    """A block of 40 samples, and hardly anything to learn from it."""
+    model = counting((1, 64, 64), plain=True)
+    config = toy_config(family="epd", calls=8, optimizer="adam", objective=objective, teacher=teacher, pool=40, batch=1,
+                        accumulate=1, validation=1, iterations=1, schedule="polynomial", dtype="float32",
+                        teacher_tolerance=1e-2)  # fmt: skip
+    plan = make_plan(model, config)
+    cost = estimate(model, plan)
+    with LiveMemory() as memory:
+        next(distill(model, plan))
+    assert 1 / FACTOR < memory.peak / cost.memory < FACTOR
+
+
 def test_gauss_newtons_memory_does_not_grow_with_batch_or_pool() -> None:
     model = counting((1, 512, 512), plain=True)
     small, large = (

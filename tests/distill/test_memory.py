@@ -147,14 +147,22 @@ class Remembered(Counting):
         self.live -= count
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(1000, 120), (31, 30), (15, 15), (10, 8), (3, 3), (1, 1)])
-def test_adam_keeps_the_activations_of_no_more_rows_than_the_limit(limit: int, expected: int) -> None:
-    """Fifteen rows a sample: eight samples' trajectories, two's, one's, or the recomputed ones of a single call."""
+@pytest.mark.parametrize(
+    ("objective", "limit", "expected"),
+    [("end", 1000, 112), ("end", 31, 28), ("end", 15, 14), ("end", 10, 8), ("end", 3, 3), ("end", 1, 1),
+     ("steps", 31, 24), ("both", 31, 26), ("both", 29, 28)],
+)  # fmt: skip
+def test_adam_keeps_the_activations_of_no_more_rows_than_the_limit(objective: str, limit: int, expected: int) -> None:
+    """Fifteen rows a sample: eight samples' trajectories, two's, one's, or the recomputed ones of a single call.
+
+    An anchor that no node has moved yet keeps none: the first, and with per-step objectives all three. Both objectives
+    together are two trajectories of a sample.
+    """
     model = Remembered(torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(0)), 0.5, sigma_min=0.02,
                        sigma_max=20.0, name="toy")  # fmt: skip
     model.calls = []
     config = toy_config(family="epd", calls=6, points=4, optimizer="adam", iterations=2, screening=1, batch=8, pool=8,
-                        accumulate=1, validation=6, afs=False, learn=("sigmas", "nodes"))  # fmt: skip
+                        accumulate=1, validation=6, afs=False, learn=("nodes",), objective=objective)  # fmt: skip
     plan = make_plan(model, config)
     assert plan.tables[0].nfe == 15
     list(distill(limit_rows(model, limit), plan))
