@@ -41,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def problem(samples: int, shape: tuple[int, ...] = SHAPE) -> tuple[Parameters, list[Chunk]]:
     """A table's parameters, and one chunk a sample."""
-    model, config = counting(shape), toy_config(calls=4)
+    model, config = counting(shape), toy_config(calls=3)
     table = initial_table(config, model)
     noise = unit_noise(range(samples), shape, torch.float64)
     end = converged(model, noise, table.sigmas[[0, -1]], 1e-4, 1e-4)[1:]
@@ -79,19 +79,19 @@ def test_normal_equations_in_blocks_are_the_dense_ones(monkeypatch: pytest.Monke
 
 
 def test_the_jacobian_does_not_grow_with_the_samples() -> None:
-    """One block's columns are the largest thing there is, and what lives together is the same for 4 and 32 samples."""
-    parameters, chunks = problem(32)
+    """One block's columns are the largest thing there is, and what lives together is the same for 2 and 16 samples."""
+    parameters, chunks = problem(16)
     count = len(parameters.start)
 
     def work(samples: int) -> Normal:
         return normal_equations(parameters, parameters.start, iter(chunks[:samples]), end_residual(), EPS)
 
-    few, many = (measured(lambda samples=samples: work(samples)) for samples in (4, 32))
+    few, many = (measured(lambda samples=samples: work(samples)) for samples in (2, 16))
     assert many.largest == few.largest == 8 * count * 64
     assert many.peak <= 1.02 * few.peak
     whole = measured(lambda: normal_equations(parameters, parameters.start, [together(chunks)], end_residual(), EPS))
-    assert whole.largest == 8 * count * 64 * 32  # what the measure is for
-    assert many.peak < whole.peak / 8
+    assert whole.largest == 8 * count * 64 * 16  # what the measure is for
+    assert many.peak < whole.peak / 5
 
 
 def test_the_loss_of_blocks_is_the_loss_of_all() -> None:
