@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def one_cycle(fraction: float, peak: float) -> float:
     return peak * (1e-4 + (1 - 1e-4) * (1 + math.cos(math.pi * (fraction - WARM) / (1 - WARM))) / 2)
 
 
-def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk], exploring: bool) -> Stepped:
+def update(run: Run, state: State, parts: int, part: Callable[[int], Iterable[Chunk]], exploring: bool) -> Stepped:
     """One Adam update; the parts' gradients are averaged before they are clipped. Reference: arXiv 1412.6980.
 
     A gradient's norm is clipped to `config.clip` times its running root mean square, which Adam knows anyway: a batch
@@ -33,11 +33,14 @@ def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk], exp
     config, parameters = run.config, run.parameters(state)
 
     def gradient(i: int) -> Tensor:
-        vector = state.vector.clone().requires_grad_()
-        loss = part_loss(run, parameters, vector, part(i))
-        loss.backward()
+        vector, size = state.vector.clone().requires_grad_(), config.batch // config.accumulate
+        total = torch.zeros(1, dtype=torch.float64)
+        for chunk in part(i):  # the activations of one are gone before those of the next are there
+            loss = part_loss(run, parameters, vector, chunk) * (len(chunk.noise) / size)
+            loss.backward()
+            total = total + loss.detach().cpu()
         assert vector.grad is not None
-        return torch.cat([vector.grad, loss.detach().cpu().reshape(1)])
+        return torch.cat([vector.grad, total])
 
     row = run.workers.mean(parts, len(state.vector) + 1, gradient)
     grad, loss = row[:-1], float(row[-1])
