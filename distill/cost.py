@@ -12,9 +12,8 @@ from ..denoisers.protocol import Model
 from .gauss_newton import evaluations
 from .parameters import Parameters
 from .plan import Plan, parts_at
+from .teacher import Teacher, cache_folder
 from .train import POOL_SEEDS
-
-EXACT_EVALUATIONS = 130  # of dopri5 at the default tolerance, measured on the embedded models: 103 to 139
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ def estimate(model: Model, plan: Plan) -> Cost:
     else:
         training = 3 * table.nfe * config.batch * plan.total  # a backward pass costs about two forward ones
     held_out = table.nfe * config.validation * (plan.total // config.validate_every)
-    multiple = EXACT_EVALUATIONS if config.teacher == "exact" else table.num_steps * config.teacher_multiplier * 2
-    teacher = multiple * (config.pool + config.validation)
+    each = Teacher(model, config, torch.tensor(table.sigmas), cache_folder()).evaluations
+    teacher = each * (config.pool + config.validation)
     element = 8 if config.dtype == "float64" else 4
     size = int(torch.Size(model.shape).numel()) * element
     kept = size * (config.pool + 2 * rows * table.nfe) + 8 * rows * size // element * len(parameters.start)

@@ -21,7 +21,7 @@ from ..solvers.solve import solve
 from ..solvers.walk import plan
 from .objective import Chunk, Residual
 from .parameters import Parameters
-from .state import Run, State, Stepped
+from .state import Problem, State, Stepped
 
 DAMPING = 1e-2  # relative to the diagonal: the first step is nearly a Gauss-Newton step
 LEAST, MOST = 1e-6, 1e3
@@ -30,7 +30,7 @@ EPS = {"float32": 2e-3, "float64": 1e-6}  # forward differences: rounding agains
 
 
 @dataclass
-class Recorder:
+class RecordingDenoiser:
     """A denoiser that keeps what it returned, call by call."""
 
     denoiser: Denoiser
@@ -42,7 +42,7 @@ class Recorder:
 
 
 @dataclass
-class Replay:
+class ReplayingDenoiser:
     """A denoiser that returns recorded results before call `first` and asks the network from there on."""
 
     denoiser: Denoiser
@@ -108,12 +108,12 @@ def normal_equations(parameters: Parameters, theta: Tensor, chunk: Chunk, residu
         eps: step of the forward differences.
     """
     reached = first_reached(parameters, theta, eps)
-    recorder = Recorder(chunk.denoiser)
+    recorder = RecordingDenoiser(chunk.denoiser)
     base = residual(parameters.coefficients(theta), recorder, chunk)
     columns = []
     for k, first in enumerate(reached):
         c = parameters.coefficients(_nudged(theta, k, eps))
-        columns.append((residual(c, Replay(chunk.denoiser, recorder.calls, first), chunk) - base) / eps)
+        columns.append((residual(c, ReplayingDenoiser(chunk.denoiser, recorder.calls, first), chunk) - base) / eps)
     jacobian = torch.stack(columns, 1)
     count = len(base)
     return Normal(jacobian.T @ jacobian / count, jacobian.T @ base / count, base.square().mean())
@@ -127,32 +127,32 @@ def damped_step(normal: Normal, damping: float) -> Tensor:
     return torch.linalg.solve(normal.matrix + torch.diag(damping * diagonal + floor), -normal.gradient)
 
 
-def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk], exploring: bool) -> Stepped:
+def update(problem: Problem, state: State, parts: int, part: Callable[[int], Chunk], exploring: bool) -> Stepped:
     """One trust-region step from the batch's parts, accepted by as many others.
 
     A step fits its batch, noise included: a few samples between two modes have residuals and sensitivities that
     outweigh all others. What lowers the loss of other samples, too, is no such fit; else the damping grows. While
     exploring, the batch itself decides: its noise carries a start over what would hold it in a poor optimum.
     """
-    eps, parameters, size = EPS[run.config.dtype], run.parameters(state), len(state.vector)
+    eps, parameters, size = EPS[problem.config.dtype], problem.parameters(state), len(state.vector)
 
     def equations(i: int) -> Tensor:
-        return normal_equations(parameters, state.vector, part(i), run.residual, eps).flat()
+        return normal_equations(parameters, state.vector, part(i), problem.residual, eps).flat()
 
     def loss_at(vector: Tensor) -> float:
         c = parameters.coefficients(vector)
 
         def others(i: int) -> Tensor:
             chunk = part(i if exploring else parts + i)
-            return run.residual(c, chunk.denoiser, chunk).square().mean().reshape(1).cpu()
+            return problem.residual(c, chunk.denoiser, chunk).square().mean().reshape(1).cpu()
 
         try:
-            return float(run.workers.mean(parts, 1, others))
+            return float(problem.workers.mean(parts, 1, others))
         except FloatingPointError:  # a step so long that the trajectory overflows is a step to refuse
             return math.inf
 
     with torch.no_grad():
-        normal = Normal.unflat(run.workers.mean(parts, size * size + size + 1, equations), size)
+        normal = Normal.unflat(problem.workers.mean(parts, size * size + size + 1, equations), size)
         before, damping = loss_at(state.vector), state.damping
         for trial in range(TRIALS):
             moved = state.vector + damped_step(normal, damping)

@@ -50,8 +50,8 @@ class Stepped:
     accepted: bool
 
 
-class Run(Protocol):
-    """What an optimiser needs of a run."""
+class Problem(Protocol):
+    """What an optimiser works on: it sees no more of the trainer."""
 
     config: ResolvedConfig
     residual: Residual

@@ -97,10 +97,10 @@ def distill(
     Raises:
         FloatingPointError: when the network returns NaN or infinity.
     """
-    return _Run(model, plan, features, cache or cache_folder(), workers or Workers()).updates(state)
+    return Trainer(model, plan, features, cache or cache_folder(), workers or Workers()).updates(state)
 
 
-class _Run:
+class Trainer:
     """The pieces that every update shares."""
 
     def __init__(self, model: Model, plan: Plan, features: nn.Module | None, cache: Path, workers: Workers) -> None:
@@ -113,9 +113,8 @@ class _Run:
         self.starts = [Parameters.of(table, plan.learn) for table in plan.tables]
         self.iterations = plan.iterations
         self.residual = end_residual(features, self.config.feature_weight)
-        grid = torch.tensor(plan.tables[0].sigmas)
-        grid = grid if self.config.objective != "end" else grid[[0, -1]]
-        self.teacher = Teacher(model, self.config, grid, cache)
+        sigmas = torch.tensor(plan.tables[0].sigmas)
+        self.teacher = Teacher(model, self.config, sigmas, cache, ends=self.config.objective == "end")
         for first, count in ((POOL_SEEDS, self.config.pool), (VALIDATION_SEEDS, self.config.validation)):
             self.teacher.prepare(first, count, workers.rank, workers.count)
         workers.wait()
