@@ -87,7 +87,7 @@ class DistillConfig(BaseModel):
     dtype: Literal["float32", "float64"] = "float32"
     """Of the state while training."""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast of the network."""
+    """Autocast of the network. Adam scales its losses, so that gradients in fp16 do not underflow."""
     checkpointing: bool = False
     """Recompute network activations in the backward pass (Adam), for large networks."""
 

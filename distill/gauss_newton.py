@@ -153,14 +153,16 @@ def update(problem: Problem, state: State, parts: int, part: Callable[[int], Chu
 
     with torch.no_grad():
         normal = Normal.unflat(problem.workers.mean(parts, size * size + size + 1, equations), size)
+        if not bool(normal.flat().isfinite().all()):
+            raise FloatingPointError("the normal equations are not finite: a trajectory near the present one overflows")
         before, damping = loss_at(state.vector), state.damping
         for trial in range(TRIALS):
             moved = state.vector + damped_step(normal, damping)
             if loss_at(moved) < before:
                 kept = max(damping / 5, LEAST) if trial == 0 else damping
-                return Stepped(moved, kept, state.moments, float(normal.loss), True)
+                return Stepped(moved, kept, state.moments, float(normal.loss), True, state.scale)
             damping *= 4
-    return Stepped(state.vector, min(damping, MOST), state.moments, float(normal.loss), False)
+    return Stepped(state.vector, min(damping, MOST), state.moments, float(normal.loss), False, state.scale)
 
 
 def evaluations(parameters: Parameters, eps: float = EPS["float32"]) -> int:
