@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -26,7 +26,9 @@ def one_cycle(fraction: float, peak: float) -> float:
     return peak * (1e-4 + (1 - 1e-4) * (1 + math.cos(math.pi * (fraction - WARM) / (1 - WARM))) / 2)
 
 
-def update(problem: Problem, state: State, parts: int, part: Callable[[int], Chunk], exploring: bool) -> Stepped:
+def update(
+    problem: Problem, state: State, parts: int, part: Callable[[int], Iterable[Chunk]], exploring: bool
+) -> Stepped:
     """One Adam update; the parts' gradients are averaged before they are clipped. Reference: arXiv 1412.6980.
 
     A gradient's norm is clipped to `config.clip` times its running root mean square, which Adam knows anyway: a batch
@@ -53,7 +55,9 @@ def first_scale(numbers: int) -> float:
     return min(2.0 ** math.ceil(math.log2(numbers)), LARGEST_SCALE)
 
 
-def scaled_gradient(problem: Problem, state: State, parts: int, part: Callable[[int], Chunk]) -> tuple[Tensor, float]:
+def scaled_gradient(
+    problem: Problem, state: State, parts: int, part: Callable[[int], Iterable[Chunk]]
+) -> tuple[Tensor, float]:
     """The parts' mean gradient and loss in one row (P + 1,), and the loss scale at which the gradient was finite.
 
     Half precision has no number below 6e-8, and the gradient of a mean over the numbers of a picture is smaller from
@@ -65,12 +69,16 @@ def scaled_gradient(problem: Problem, state: State, parts: int, part: Callable[[
         FloatingPointError: for a loss that is not finite, or a gradient that is not at any scale.
     """
 
+    parameters, samples = problem.parameters(state), problem.config.batch // problem.config.accumulate
+
     def of_part(scale: float, i: int) -> Tensor:
-        vector = state.vector.clone().requires_grad_()
-        loss = part_loss(problem, problem.parameters(state), vector, part(i))
-        (loss * scale).backward()
+        vector, total = state.vector.clone().requires_grad_(), torch.zeros(1, dtype=torch.float64)
+        for chunk in part(i):  # the activations of one are gone before those of the next are there
+            loss = part_loss(problem, parameters, vector, chunk) * (len(chunk.noise) / samples)
+            (loss * scale).backward()
+            total = total + loss.detach().cpu()
         assert vector.grad is not None
-        return torch.cat([vector.grad / scale, loss.detach().cpu().reshape(1)])
+        return torch.cat([vector.grad / scale, total])
 
     done = state.iteration - state.began
     scale = min(2 * state.scale, LARGEST_SCALE) if done and done % GROWTH == 0 else state.scale

@@ -9,7 +9,7 @@ a descent step on its batch. Reference: Nocedal and Wright, Numerical Optimizati
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,13 +19,14 @@ from ..denoisers.protocol import Denoiser
 from ..solvers.parallel import Coefficients, parallel
 from ..solvers.solve import solve
 from ..solvers.walk import plan
-from .objective import Chunk, Residual
+from .objective import Chunk, Residual, mean_square
 from .parameters import Parameters
 from .state import Problem, State, Stepped
 
 DAMPING = 1e-2  # relative to the diagonal: the first step is nearly a Gauss-Newton step
 LEAST, MOST = 1e-6, 1e3
 TRIALS = 6
+STRETCH = 2**16  # residuals whose products are formed together
 EPS = {"float32": 2e-3, "float64": 1e-6}  # forward differences: rounding against curvature
 
 
@@ -100,23 +101,47 @@ def _nudged(theta: Tensor, k: int, eps: float) -> Tensor:
     return out
 
 
-def normal_equations(parameters: Parameters, theta: Tensor, chunk: Chunk, residual: Residual, eps: float) -> Normal:
-    """J^T J, J^T r and |r|^2 of one chunk, as means over its residuals.
+def normal_equations(
+    parameters: Parameters, theta: Tensor, chunks: Iterable[Chunk], residual: Residual, eps: float
+) -> Normal:
+    """J^T J, J^T r and |r|^2 of some chunks, as means over all their residuals.
+
+    The products are sums over residuals, so only one chunk's Jacobian exists at a time.
 
     Args:
         theta: (P,) where to linearise.
         eps: step of the forward differences.
     """
-    reached = first_reached(parameters, theta, eps)
+    reached, size = first_reached(parameters, theta, eps), len(theta)
+    total, count = torch.zeros(size * size + size + 1, dtype=torch.float64), 0
+    for chunk in chunks:
+        columns, base = _jacobian(parameters, theta, chunk, residual, eps, reached)
+        total += _products(columns, base)
+        count += len(base)
+    return Normal.unflat(total / count, size)
+
+
+def _jacobian(
+    parameters: Parameters, theta: Tensor, chunk: Chunk, residual: Residual, eps: float, reached: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The columns of one chunk's Jacobian (P, R), in main memory, and its residual (R,)."""
     recorder = RecordingDenoiser(chunk.denoiser)
     base = residual(parameters.coefficients(theta), recorder, chunk)
-    columns = []
+    columns = torch.empty(len(theta), len(base), dtype=torch.float64)
     for k, first in enumerate(reached):
         c = parameters.coefficients(_nudged(theta, k, eps))
-        columns.append((residual(c, ReplayingDenoiser(chunk.denoiser, recorder.calls, first), chunk) - base) / eps)
-    jacobian = torch.stack(columns, 1)
-    count = len(base)
-    return Normal(jacobian.T @ jacobian / count, jacobian.T @ base / count, base.square().mean())
+        columns[k] = (residual(c, ReplayingDenoiser(chunk.denoiser, recorder.calls, first), chunk) - base) / eps
+    return columns, base
+
+
+def _products(columns: Tensor, base: Tensor) -> Tensor:
+    """J^T J, J^T r and r^T r in one vector: summed over stretches of residuals, so that few are on the device."""
+    size = len(columns)
+    total = torch.zeros(size * size + size + 1, dtype=torch.float64)
+    for j, r in zip(columns.split(STRETCH, 1), base.split(STRETCH), strict=True):
+        j = j.to(r.device)
+        total += torch.cat([(j @ j.T).flatten(), j @ r, (r @ r)[None]]).cpu()
+    return total
 
 
 def damped_step(normal: Normal, damping: float) -> Tensor:
@@ -127,7 +152,9 @@ def damped_step(normal: Normal, damping: float) -> Tensor:
     return torch.linalg.solve(normal.matrix + torch.diag(damping * diagonal + floor), -normal.gradient)
 
 
-def update(problem: Problem, state: State, parts: int, part: Callable[[int], Chunk], exploring: bool) -> Stepped:
+def update(
+    problem: Problem, state: State, parts: int, part: Callable[[int], Iterable[Chunk]], exploring: bool
+) -> Stepped:
     """One trust-region step from the batch's parts, accepted by as many others.
 
     A step fits its batch, noise included: a few samples between two modes have residuals and sensitivities that
@@ -143,8 +170,7 @@ def update(problem: Problem, state: State, parts: int, part: Callable[[int], Chu
         c = parameters.coefficients(vector)
 
         def others(i: int) -> Tensor:
-            chunk = part(i if exploring else parts + i)
-            return problem.residual(c, chunk.denoiser, chunk).square().mean().reshape(1).cpu()
+            return mean_square(problem.residual, c, part(i if exploring else parts + i))
 
         try:
             return float(problem.workers.mean(parts, 1, others))

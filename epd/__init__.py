@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .denoisers.mixture import GaussianMixture
     from .denoisers.protocol import Denoiser, Model
+    from .denoisers.rows import limit_rows
     from .pipelines.denoiser import from_pipeline
     from .pipelines.enable import disable, enable, on_states, summary
     from .pipelines.scheduler import EPDScheduler
@@ -26,6 +27,7 @@ _HOMES = {
     "GaussianMixture": "denoisers.mixture",
     "Denoiser": "denoisers.protocol",
     "Model": "denoisers.protocol",
+    "limit_rows": "denoisers.rows",
     "from_pipeline": "pipelines.denoiser",
     "enable": "pipelines.enable",
     "disable": "pipelines.enable",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
+from ..denoisers.rows import limit_rows
 from ..formats.files import write_atomically
 from ..runs.environment import environment
 from ..solvers.exact import converged
@@ -118,7 +119,7 @@ def compare(
 
     Args:
         tables: by name; those that differ in a trailing number only (`epd-3`, `epd-5`) are shown as one family.
-        samples: seeds `seed`, ..., in network batches of `batch`; training and validation noise lies far above.
+        samples: seeds `seed`, ..., `batch` solved together; training and validation noise lies far above.
         features: states -> (B, F), for the Frechet distance to the converged samples and to `data` (M, *S).
         classifier: states -> logits, for the share of samples that are seen as their converged end points are.
         tolerance: of the converged end points; a float32 network supports 1e-5.
@@ -132,7 +133,7 @@ def compare(
         raise ValueError(
             f"samples = {samples}, batch = {batch}, tuning = {tuning}, calls = {list(calls)}: all at least 1, samples 2"
         )
-    span = (model.sigma_max, model.sigma_min)
+    model, span = limit_rows(model), (model.sigma_max, model.sigma_min)
     with torch.no_grad():
         batches = list(_batches(model, range(seed, seed + samples), batch, dtype))
         few = list(_batches(model, range(seed, seed + min(tuning, samples)), batch, dtype))

@@ -56,7 +56,7 @@ def test_normal_equations_are_those_of_autograd() -> None:
     def residual(vector: Tensor) -> Tensor:
         return end_residual()(parameters.coefficients(vector), chunk.denoiser, chunk)
 
-    found = normal_equations(parameters, parameters.start, chunk, end_residual(), EPS)
+    found = normal_equations(parameters, parameters.start, [chunk], end_residual(), EPS)
     jacobian = torch.autograd.functional.jacobian(residual, parameters.start)
     assert isinstance(jacobian, Tensor)
     base = residual(parameters.start)
@@ -69,7 +69,7 @@ def test_one_step_solves_a_linear_problem() -> None:
     """Update weights of the last step enter linearly: one undamped step reaches the least-squares optimum."""
     parameters, chunk = problem(calls=2, learn=("weights", "anchor"))
     residual = end_residual()
-    normal = normal_equations(parameters, parameters.start, chunk, residual, EPS)
+    normal = normal_equations(parameters, parameters.start, [chunk], residual, EPS)
     vector = parameters.start + damped_step(normal, 0.0)
     optimum = normal.loss - normal.gradient @ torch.linalg.solve(normal.matrix, normal.gradient)
     after = residual(parameters.coefficients(vector), chunk.denoiser, chunk).square().mean()

@@ -72,7 +72,14 @@ def gradient(objective: str, scale: float, dtype: torch.dtype, precision: str, c
     """At a loss scale, where the student is .0003 away from its teacher."""
     student = network(dtype, convolved)
     config = toy_config(
-        family="epd", calls=4, optimizer="adam", schedule="polynomial", learn=("nodes", "weights"), objective=objective
+        family="epd",
+        calls=4,
+        optimizer="adam",
+        schedule="polynomial",
+        learn=("nodes", "weights"),
+        objective=objective,
+        batch=1,
+        accumulate=1,
     )
     problem = OneBatch(make_plan(student, config))
     c = problem.plan.tables[0].coefficients()
@@ -83,7 +90,7 @@ def gradient(objective: str, scale: float, dtype: torch.dtype, precision: str, c
             return student(x, sigma).to(x.dtype)
 
     states = torch.stack(list(trajectory(parallel(c), denoiser, noise, c.sigmas))[1:]) + 3e-4 * off
-    row, kept = adam.scaled_gradient(problem, state_of(problem, scale), 1, lambda i: Chunk(denoiser, noise, states))
+    row, kept = adam.scaled_gradient(problem, state_of(problem, scale), 1, lambda i: [Chunk(denoiser, noise, states)])
     assert kept == scale
     return row[:-1]
 
