@@ -15,9 +15,7 @@ from .gauss_newton import evaluations
 from .parameters import Parameters
 from .plan import Plan, parts_at
 from .portions import portions
-from .teacher import INTEGRATED, POOL_SEEDS, block_size
-
-EXACT_EVALUATIONS = 130  # of dopri5 at the default tolerance, measured on the embedded models: 103 to 139
+from .teacher import INTEGRATED, POOL_SEEDS, Teacher, block_size, cache_folder
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ def estimate(model: Model, plan: Plan) -> Cost:
         # A backward pass costs about two forward ones.
         training = (3 + portions(model, plan).recompute) * table.nfe * config.batch * plan.total
     held_out = table.nfe * config.validation * (plan.total // config.validate_every)
-    multiple = EXACT_EVALUATIONS if config.teacher == "exact" else table.num_steps * config.teacher_multiplier * 2
-    teacher = multiple * (config.pool + config.validation)
+    each = Teacher(model, config, torch.tensor(table.sigmas), cache_folder()).evaluations
+    teacher = each * (config.pool + config.validation)
     limit, total = model.rows(gradients=not config.gauss_newton), training + held_out
     rows = min(limit, portions(model, plan).train * table.num_parallel)
     speed = _rows_per_second(model, rows, getattr(torch, config.dtype))

@@ -98,10 +98,10 @@ def distill(
     Raises:
         FloatingPointError: when the network returns NaN or infinity.
     """
-    return _Run(model, plan, features, cache or cache_folder(), workers or Workers()).updates(state)
+    return Trainer(model, plan, features, cache or cache_folder(), workers or Workers()).updates(state)
 
 
-class _Run:
+class Trainer:
     """The pieces that every update shares."""
 
     def __init__(self, model: Model, plan: Plan, features: nn.Module | None, cache: Path, workers: Workers) -> None:
@@ -115,9 +115,8 @@ class _Run:
         self.starts = [Parameters.of(table, plan.learn) for table in plan.tables]
         self.iterations = plan.iterations
         self.residual = end_residual(features, self.config.feature_weight)
-        grid = torch.tensor(plan.tables[0].sigmas)
-        grid = grid if self.config.objective != "end" else grid[[0, -1]]
-        self.teacher = Teacher(self.model, self.config, grid, cache)
+        sigmas = torch.tensor(plan.tables[0].sigmas)
+        self.teacher = Teacher(self.model, self.config, sigmas, cache, ends=self.config.objective == "end")
         for first, count in ((POOL_SEEDS, self.config.pool), (VALIDATION_SEEDS, self.config.validation)):
             self.teacher.prepare(first, count, workers.rank, workers.count)
         workers.wait()
@@ -126,27 +125,48 @@ class _Run:
         self.pool = self.teacher.states(seeds)
         self.noise = unit_noise(seeds, model.shape, getattr(torch, self.config.dtype))
         self.held_out = self._held_out()
+        self.scale = adam.first_scale(self.noise[0].numel() * self.config.batch // self.config.accumulate)
 
     def updates(self, state: State | None) -> Iterator[Update]:
         state = state or self._first()
         while not finished(self.plan, state):
             tick = time.perf_counter()
             state = self._begun(state)
-            step = gauss_newton.update if self.config.gauss_newton else adam.update
-            parts = parts_at(self.plan, state.iteration)
-            part = functools.partial(self._chunks, state.iteration, functools.cache(self._denoiser))
-            exploring = self.plan.exploring(state.iteration) or parts < self.config.accumulate
-            moved = step(self, state, parts, part, exploring)
-            state = replace(
-                state, iteration=state.iteration + 1, vector=moved.vector, damping=moved.damping, moments=moved.moments
-            )
-            state, rmse = self._measured(state)
-            if finished(self.plan, state):
-                state = self._chosen(state, rmse)
-            seconds, loss = time.perf_counter() - tick, math.sqrt(moved.loss)
-            yield Update(
-                state.iteration, self.plan.total, loss, rmse, state, seconds, moved.accepted, self.model, self.plan
-            )
+            try:
+                state, loss, accepted = self._stepped(state)
+            except FloatingPointError as error:
+                state, loss, accepted, rmse = self._lost(state, error), math.inf, False, None
+            else:
+                state, rmse = self._measured(state)
+                if finished(self.plan, state):
+                    state = self._chosen(state, rmse)
+            seconds = time.perf_counter() - tick
+            yield Update(state.iteration, self.plan.total, loss, rmse, state, seconds, accepted, self.model, self.plan)
+
+    def _stepped(self, state: State) -> tuple[State, float, bool]:
+        """The state after one update of the optimiser, the batch's loss before it, and whether it was accepted."""
+        step = gauss_newton.update if self.config.gauss_newton else adam.update
+        parts = parts_at(self.plan, state.iteration)
+        part = functools.partial(self._chunks, state.iteration, functools.cache(self._denoiser))
+        exploring = self.plan.exploring(state.iteration) or parts < self.config.accumulate
+        moved = step(self, state, parts, part, exploring)
+        changes = {"vector": moved.vector, "damping": moved.damping, "moments": moved.moments, "scale": moved.scale}
+        return replace(state, iteration=state.iteration + 1, **changes), math.sqrt(moved.loss), moved.accepted
+
+    def _lost(self, state: State, error: FloatingPointError) -> State:
+        """The state after a start whose numbers overflow: the next start, or the end of the run with its best.
+
+        Raises:
+            FloatingPointError: where no start came to anything.
+        """
+        if self.plan.exploring(state.iteration):
+            log.warning("start %d of %d is lost: %s", state.start + 1, len(self.starts), error)
+            length = self.config.screening
+            return replace(state, iteration=(state.iteration // length + 1) * length)
+        if math.isinf(state.best_rmse) or torch.equal(state.best, self.starts[state.best_start].start):
+            raise FloatingPointError(f"all {len(self.starts)} starts are lost, the last by this: {error}") from error
+        log.warning("training ends at update %d with the best numbers so far: %s", state.iteration + 1, error)
+        return replace(state, iteration=self.plan.total, vector=state.best, start=state.best_start)
 
     def _measured(self, state: State) -> tuple[State, float | None]:
         """The state with its present numbers held against the best, where they are to be measured."""
@@ -200,8 +220,10 @@ class _Run:
         trained_on = n == self.plan.screening
         start = state.best_start if trained_on else n // self.config.screening
         vector = state.best if trained_on else self.starts[start].start
-        none = torch.zeros_like(state.moments)
-        state = replace(state, began=n, start=start, vector=vector, damping=gauss_newton.DAMPING, moments=none, stale=0)
+        none, damping = torch.zeros_like(state.moments), gauss_newton.DAMPING
+        state = replace(
+            state, began=n, start=start, vector=vector, damping=damping, moments=none, stale=0, scale=self.scale
+        )
         return self._measured(state)[0]
 
     def _chunks(self, iteration: int, bound: Callable[[tuple[int, ...]], Denoiser], part: int) -> Iterator[Chunk]:

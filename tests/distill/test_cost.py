@@ -93,7 +93,7 @@ def test_a_dry_run_keeps_to_the_row_limit(
     """It times calls as training makes them: with Adam and 10 rows, fans of 2 points for 2 samples of 5 rows each."""
     model, out = counting(), tmp_path / "run"
     assert run_distill(limit_rows(model, limit), toy_config(optimizer=optimizer), out, dry_run=True) is None
-    assert model.calls == [timed] * 4
+    assert model.calls[-4:] == [timed] * 4 and max(model.calls) <= limit  # before them, Adam's gradients are proven
     text = capsys.readouterr().out
     assert f"at most {limit} in one network call" in text
     assert "in main memory" in text and "beside the network and its activations" in text
