@@ -18,6 +18,7 @@ from torch import Tensor
 from ..denoisers.digits import EMBEDDED, classes_of, digits, digits_exact
 from ..denoisers.protocol import Denoiser, Model
 from ..denoisers.protocol import Path as OdePath
+from .own_model import is_own_model, load_own_model
 
 if TYPE_CHECKING:
     from ..denoisers.mixture import GaussianMixture
@@ -59,6 +60,22 @@ class ModelOptions:
     def given(self) -> list[str]:
         """The names of what is not left to the model."""
         return [item.name for item in fields(self) if getattr(self, item.name) != item.default]
+
+    def keywords(self) -> dict[str, object]:
+        """What a function that makes a model is called with: every option that is not left to the model, prompts as
+        the texts that they say, and the entries of `options` by their own names.
+
+        Raises:
+            ValueError: for an entry of `options` that has the name of an option that is given, too.
+        """
+        apart = ("prompts", "prompt", "options")
+        values: dict[str, object] = {name: getattr(self, name) for name in self.given() if name not in apart}
+        if self.texts:
+            values["prompts"] = self.texts
+        twice = sorted(set(values) & set(self.options or {}))
+        if twice:
+            raise ValueError(f"{twice[0]} is given as an option and in options, too: choose one")
+        return values | dict(self.options or {})
 
     def conditions(self) -> dict[str, object]:
         """What changes a model's numbers, by option, ready for JSON; prompts by their digest, so that a file counts
@@ -146,11 +163,14 @@ def labels_of(name: str, options: ModelOptions, seeds: Sequence[int]) -> list[in
 
 
 def load_model(name: str, options: ModelOptions = ModelOptions()) -> Model:  # noqa: B008 - frozen
-    """The model of this name: `digits`, `digits-exact`, `digits-exact-flow`, a folder (pipeline or EDM), or a hub id.
+    """The model of this name: `digits`, `digits-exact`, `digits-exact-flow`, a folder (pipeline or EDM), a hub id, or
+    what a function of yours returns (`file.py:function`, `package.module:function`).
 
     Raises:
         ValueError: for an unknown name, or options that the model has no use for.
     """
+    if is_own_model(name):
+        return load_own_model(name, options.keywords())
     if name not in EMBEDDED:
         return _pipeline(name, options)
     allowed = {"labels", "guidance", *(["device"] if options.device in (None, "cpu") else [])}
@@ -178,7 +198,10 @@ def _pipeline(name: str, options: ModelOptions) -> Model:
         close = difflib.get_close_matches(name, EMBEDDED, n=1)
         hint = f"perhaps you meant {close[0]!r}; " if close else ""
         known = ", ".join(EMBEDDED)
-        raise ValueError(f"no model {name!r}: {hint}give {known}, a pipeline's folder, or a hub id owner/name")
+        raise ValueError(
+            f"no model {name!r}: {hint}give {known}, a pipeline's folder, a hub id owner/name, or your own function as "
+            "file.py:function or package.module:function"
+        )
     from ..pipelines import loading
 
     size = options.resolution

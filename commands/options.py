@@ -58,7 +58,8 @@ class ModelArguments(BaseModel):
     config: Path | None = None
     """YAML file with any of these options by name; what the command line says wins."""
     model: str = "digits"
-    """digits, digits-exact, digits-exact-flow, a diffusers pipeline's folder, or its hub id."""
+    """digits, digits-exact, digits-exact-flow, a diffusers pipeline's folder, its hub id, or a function that returns
+    your own model: file.py:function or package.module:function, called with the model options that are given."""
     prompts: Path | None = None
     """File with one prompt a line; sample number s has prompt number s mod their count."""
     prompt: tuple[str, ...] = ()
@@ -78,7 +79,8 @@ class ModelArguments(BaseModel):
     num_frames: int | None = Field(default=None, ge=1)
     """Frames of a video model."""
     options: Annotated[dict[str, Any] | None, JSON_MAPPING] = None
-    """Further arguments of the pipeline's call, the same for every sample: {"max_sequence_length": 128}."""
+    """Further arguments of the pipeline's call, the same for every sample: {"max_sequence_length": 128}; or of the
+    function that makes your own model."""
     network_dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """The network's own; none: as it was saved."""
     variant: str | None = None
@@ -177,8 +179,8 @@ class Compare(ModelArguments):
     """Where the samples' seeds start."""
     tolerance: float = Field(default=1e-5, gt=0)
     """Of the converged end points; a float32 network supports 1e-5."""
-    dtype: Literal["float32", "float64"] = "float64"
-    """Of the state."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of the state; float64 for exact models, whose end points then converge to more digits."""
 
 
 class TableShow(BaseModel):

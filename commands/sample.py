@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..denoisers.checks import check_model
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
 from ..formats.files import write_atomically
@@ -190,6 +191,7 @@ def sample(options: Sample) -> int:
     """Draws what is asked for into `options.out`."""
     settings, seeds = model_options(options), wanted_seeds(options)
     model = load_model(options.model, settings)
+    check_model(model, getattr(torch, options.dtype), decode=True)
     solver = solver_of(options, model)
     log.info("%d samples of %s: %s, %d sequential calls, %d evaluations", len(seeds), model.name, solver.name,
              solver.depth, solver.nfe)  # fmt: skip

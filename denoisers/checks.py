@@ -39,6 +39,20 @@ def check_model(model: Model, dtype: torch.dtype = torch.float32, decode: bool =
     Raises:
         ModelError: naming what is wrong and the remedy.
     """
+    check_members(model)
+    _check_frame(model)
+    with torch.no_grad():
+        denoised = _check_calls(model, dtype)
+        if decode:
+            _check_pictures(model, denoised)
+
+
+def check_members(model: Model) -> None:
+    """Refuses what lacks a member of `Model`.
+
+    Raises:
+        ModelError: naming all that are missing.
+    """
     missing = [name for name in MEMBERS if name not in dir(model)]
     if missing or not callable(model):
         what = ", ".join(missing) or "__call__(x, sigma)"
@@ -46,11 +60,6 @@ def check_model(model: Model, dtype: torch.dtype = torch.float32, decode: bool =
             f"{type(model).__name__} is no model, it has no {what}: make one with epd.own_model(denoise, shape=...) or "
             "epd.NetworkDenoiser"
         )
-    _check_frame(model)
-    with torch.no_grad():
-        denoised = _check_calls(model, dtype)
-        if decode:
-            _check_pictures(model, denoised)
 
 
 def _check_frame(model: Model) -> None:

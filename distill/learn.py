@@ -6,13 +6,13 @@ from pathlib import Path
 
 from torch import nn
 
-from ..denoisers.checks import check_model
 from ..denoisers.protocol import Model
 from ..solvers.table import Table
 from . import train
 from .config import DistillConfig
 from .plan import make_plan
 from .run import run_distill
+from .straightness import check_for_training
 
 
 def distill(
@@ -36,10 +36,11 @@ def distill(
         features: distance in this network's outputs is added, weighted by `config.feature_weight`.
 
     Raises:
-        ValueError: for a model that `check_model` refuses, or a folder that holds another run.
+        ValueError: for a model that `check_model` refuses (see `denoisers/checks.py`), or a folder that holds another
+            run.
         FloatingPointError: when the model returns NaN or infinity.
     """
-    check_model(model)
+    check_for_training(model)
     if out is not None:
         path = run_distill(model, config, Path(out), resume, init=init, features=features)
         assert path is not None, "only a dry run has no table"

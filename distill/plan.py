@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
+from ..denoisers.checks import model_has_gradients
 from ..denoisers.protocol import Model
 from ..solvers.table import Table
 from . import gauss_newton
@@ -13,6 +15,7 @@ from .families import ADAM_START_COST, FEWEST_STARTS, START_COST, initial_table,
 from .parameters import Parameters
 from .state import State
 
+log = logging.getLogger("epd")
 ALONE = 0.6  # share of a start's updates that use one part of the batch
 
 
@@ -53,7 +56,7 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
     Raises:
         ValueError: where config, model and table exclude each other.
     """
-    config = config.resolved(math.prod(model.shape))
+    config = _resolved(model, config)
     learn = tuple(config.learn or structure(config, model.path).learn)
     tables = (init,) if init else _starting_tables(model, config, learn)
     if init is not None and init.depth != config.calls:
@@ -73,6 +76,16 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
         learn,
         config.iterations or ((6 if len(tables) > 1 else 32) if gn else 1200),
     )
+
+
+def _resolved(model: Model, config: DistillConfig) -> ResolvedConfig:
+    """The config with its optimiser chosen; where there are no gradients, `auto` is the one that needs none."""
+    numbers = math.prod(model.shape)
+    resolved = config.resolved(numbers)
+    if config.optimizer != "auto" or resolved.gauss_newton or model_has_gradients(model):
+        return resolved
+    log.info("%s has no gradients: the optimiser is Gauss-Newton, on forward evaluations alone", model.name)
+    return type(config).model_validate({**config.model_dump(), "optimizer": "gauss-newton"}).resolved(numbers)
 
 
 def _starting_tables(model: Model, config: ResolvedConfig, learn: tuple[str, ...]) -> tuple[Table, ...]:
