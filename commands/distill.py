@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
+from ..denoisers.checks import check_model
 from .inputs import load_table, model_options
 from .models import load_model
 from .options import Distill
@@ -14,13 +17,11 @@ log = logging.getLogger("epd")
 def distill(options: Distill) -> int:
     """Learns a table into `options.out`."""
     from ..distill.run import run_distill
-    from ..distill.straightness import check_for_training
 
     init = load_table(options.init) if options.init else None
     asked = model_options(options)
     model, config = load_model(options.model, asked), options.distill_config()
-    if not options.dry_run:
-        check_for_training(model)
+    check_model(model, getattr(torch, options.dtype))
     path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=asked.conditions())
     if path is not None:
         log.info("look:    epd table show %s", path)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from ..denoisers.checks import check_model
 from ..denoisers.protocol import Model
 from ..solvers.table import Table
 from . import train
 from .config import DistillConfig
 from .plan import make_plan
 from .run import run_distill
-from .straightness import check_for_training
+from .straightness import report_straightness
 
 
 def distill(
@@ -40,12 +42,14 @@ def distill(
             run.
         FloatingPointError: when the model returns NaN or infinity.
     """
-    check_for_training(model)
+    check_model(model, getattr(torch, config.dtype))
     if out is not None:
         path = run_distill(model, config, Path(out), resume, init=init, features=features)
         assert path is not None, "only a dry run has no table"
         return Table.load(path)
     if resume:
         raise ValueError("resume = True needs out=, the folder of the run that is continued")
-    *_, last = train.distill(model, make_plan(model, config, init), features=features)
+    plan = make_plan(model, config, init)
+    report_straightness(model)
+    *_, last = train.distill(model, plan, features=features)
     return last.table
