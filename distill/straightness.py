@@ -30,7 +30,7 @@ def report_straightness(model: Model) -> None:
             model.name, CALLS, 100 * distance,
         )  # fmt: skip
     else:
-        log.info("%s: Euler at %d calls is %.2g %% away from the converged end", model.name, CALLS, 100 * distance)
+        log.info("%s: Euler at %d calls is %.3g %% away from the converged end", model.name, CALLS, 100 * distance)
 
 
 def euler_distance(model: Model) -> float | None:

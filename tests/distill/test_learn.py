@@ -61,7 +61,7 @@ def test_a_bent_one_has_its_distance_told(caplog: pytest.LogCaptureFixture) -> N
     distance = euler_distance(model) or 0.0
     assert distance == pytest.approx(true, rel=0.05)
     report_straightness(model)
-    assert f"wide: Euler at 5 calls is {100 * distance:.2g} % away" in caplog.text and "little" not in caplog.text
+    assert f"wide: Euler at 5 calls is {100 * distance:.3g} % away" in caplog.text and "little" not in caplog.text
 
 
 def test_a_slow_model_is_not_asked(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
