@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers.noise import unit_noise
-from ..denoisers.protocol import Model
+from ..denoisers.protocol import Denoiser, Model
 from ..solvers import rules, schedules
 from ..solvers.solve import solve
 
@@ -23,7 +23,7 @@ def report_straightness(model: Model) -> None:
     """Says where training would gain little, in 25 calls of two rows; a model that is slow is not asked."""
     distance = euler_distance(model)
     if distance is None:
-        log.info("%s is too slow for a look at how straight its ODE is", model.name)
+        log.info("%s is too large for a look at how straight its ODE is", model.name)
     elif distance < LITTLE:
         log.warning(
             "%s: Euler at %d calls is already within %.2g %% of the converged end: little to learn",
@@ -34,12 +34,19 @@ def report_straightness(model: Model) -> None:
 
 
 def euler_distance(model: Model) -> float | None:
-    """|Euler at 5 calls - DPM-Solver++(2M) at 20| / |the latter| over two samples; None where it would take too long.
+    """|Euler at 5 calls - DPM-Solver++(2M) at 20| / |the latter| over two samples; None where it is too large.
 
     The second stands for the converged end: where the ODE is straight, and only there, the two agree.
     """
     noise = unit_noise([0, 1], model.shape, device=model.device)
     denoiser = model.for_seeds([0, 1])
+    try:
+        return _distance(denoiser, noise, model)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _distance(denoiser: Denoiser, noise: Tensor, model: Model) -> float | None:
     with torch.no_grad():
         began = time.perf_counter()
         few = solve(rules.euler(), denoiser, noise, _sigmas(model, CALLS)).double()

@@ -17,6 +17,7 @@ from epd.denoisers.checks import ModelError, check_model, has_gradients, model_h
 from epd.denoisers.digits import digits, digits_exact
 from epd.denoisers.noise import unit_noise
 from epd.denoisers.protocol import Model
+from epd.distill.straightness import euler_distance
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,10 @@ def dropping(x: Tensor, sigma: Tensor) -> Tensor:
         (lambda x, sigma: (x > 0).long(), "mine returned torch.int64"),
         (lambda x, sigma: x * math.nan, "mine returned NaN or infinity with sigma 0-d, .*check its range"),
         (lambda x, sigma: x / (sigma.reshape(-1, 1, 1) < 19), r"NaN or infinity .* sigma \[20.0, .* 0.02\]"),
-        (lambda x, sigma: x * sigma, r"mine fails on x of shape \(2, 2, 3\) with sigma 0-d"),
+        (
+            lambda x, sigma: x * sigma,
+            r"mine fails on x of shape \(2, 2, 3\) with sigma 0-d: .* reshaped to \(-1, 1, ...\)",
+        ),
         (lambda x, sigma: x.numpy(), "the function returned ndarray, not a torch tensor: .* give numpy=True"),
         (dropping, r"mine gives two results for one input: switch dropout off \(network.eval\(\)\)"),
         (shifted_by_the_batch, "mine gives another result for a sample alone .* rows must be independent"),
@@ -214,6 +218,17 @@ def test_noise_or_a_score_in_place_of_the_denoised_is_noticed(
 ) -> None:
     check_model(own(denoise))
     assert "does it return E[x0 | x], and not noise, a score or a velocity?" in caplog.text
+
+
+def test_a_model_that_fits_one_row_at_a_time_is_not_refused(caplog: pytest.LogCaptureFixture) -> None:
+    def large(x: Tensor, sigma: Tensor) -> Tensor:
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        return good(x, sigma)
+
+    check_model(own(large), decode=True)
+    assert "mine: there is no memory for 4 rows at once, so not everything is checked" in caplog.text
+    assert euler_distance(own(large)) is None
 
 
 def test_the_check_is_cheap() -> None:

@@ -68,4 +68,4 @@ def test_a_slow_model_is_not_asked(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     monkeypatch.setattr(straightness, "PATIENCE", 0.0)
     caplog.set_level("INFO")
     report_straightness(one_point("ve"))
-    assert "point is too slow for a look at how straight its ODE is" in caplog.text
+    assert "point is too large for a look at how straight its ODE is" in caplog.text
