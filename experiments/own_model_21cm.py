@@ -2,7 +2,7 @@
 
     pip install 21cmPSDenoiser                                  # MIT; its weights are in the wheel
     epd distill --model epd.experiments.own_model_21cm:make --calls 5 --out runs/21cm
-    python -m epd.experiments.own_model_21cm                    # learns and compares, a few minutes on two cores
+    python -m epd.experiments.own_model_21cm                    # learns and compares, a quarter of an hour on two cores
 
 The network (arXiv 2507.00716, https://github.com/DanielaBreitman/21cmPSDenoiser) is a continuous-time VP model with
 beta 0.1 to 20, conditioned on a noisy spectrum; its own sampler is RK45 from t = 1 to 1e-3. The simulations that it was
@@ -31,7 +31,7 @@ from ..evaluation.comparison import markdown
 from ..formats.files import write_atomically
 
 RESULT = Path(__file__).parent / "results" / "own_model_21cm.json"
-SOLVERS = ("Euler / DDIM", "iPNDM", "DPM-Solver++")  # the others would take longer than the training
+SOLVERS = ("Euler", "iPNDM-2", "DPM-Solver++ 2M")  # the others would take longer than the training
 BETAS, FIRST_TIME = (0.1, 20.0), 1e-3
 
 

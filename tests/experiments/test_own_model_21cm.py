@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -48,6 +50,19 @@ def test_the_network_is_asked_as_it_was_trained(model: epd.NetworkDenoiser) -> N
     assert isinstance(rows, dict)
     # Where the denoiser is a constant, Euler is exact: the end is that constant and what is left of the noise.
     torch.testing.assert_close(end, rows["noisy"].double() + noise * model.sigma_min, rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_script_learns_and_compares(
+    model: epd.NetworkDenoiser, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_model_21cm, "RESULT", tmp_path / "result.json")
+    monkeypatch.setattr(sys, "argv", ["own_model_21cm", "--out", str(tmp_path / "run")])
+    own_model_21cm.main()
+    cells = json.loads((tmp_path / "result.json").read_text())["cells"]
+    assert {cell["solver"] for cell in cells} == {"learned", *own_model_21cm.SOLVERS}
+    assert all(cell["rmse"] < 0.01 for cell in cells), "the denoiser is a constant: every consistent solver is exact"
+    assert epd.Table.load(tmp_path / "run" / "solver.json").provenance.model == "21cmPSDenoiser"
 
 
 def test_conditions_are_spectra_of_their_seed(model: epd.NetworkDenoiser) -> None:
