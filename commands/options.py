@@ -25,7 +25,8 @@ class ModelArguments(ModelOptions):
     config: UserPath | None = None
     """YAML file with any of these options by name; what the command line says wins."""
     model: str = "digits"
-    """digits, digits-exact, digits-exact-flow, a diffusers pipeline's folder, or its hub id."""
+    """digits, digits-exact, digits-exact-flow, a diffusers pipeline's folder, its hub id, or a function that returns
+    your own model: file.py:function or package.module:function, called with the model options that are given."""
     rows: int | None = Field(default=None, ge=1)
     """Most rows of one network call, larger ones are split; none: on CUDA measured by one call and the free memory,
     elsewhere as many as hold 4 million numbers."""
@@ -113,8 +114,8 @@ class Compare(ModelArguments):
     """Where the samples' seeds start."""
     tolerance: float = Field(default=1e-5, gt=0)
     """Of the converged end points; a float32 network supports 1e-5."""
-    dtype: Literal["float32", "float64"] = "float64"
-    """Of the state."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of the state; float64 for exact models, whose end points then converge to more digits."""
 
 
 class TableShow(BaseModel):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..denoisers.checks import check_model
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
 from ..denoisers.rows import limit_rows, samples_together
@@ -181,7 +182,9 @@ def draw(
 def sample(options: Sample) -> int:
     """Draws what is asked for into `options.out`."""
     settings, seeds = model_options(options), wanted_seeds(options)
-    model = limit_rows(load_model(options.model, settings), options.rows)
+    model = load_model(options.model, settings)
+    check_model(model, getattr(torch, options.dtype), decode=True)
+    model = limit_rows(model, options.rows)
     solver = solver_of(options, model)
     log.info("%d samples of %s: %s, %d sequential calls, %d evaluations", len(seeds), model.name, solver.name,
              solver.depth, solver.nfe)  # fmt: skip

@@ -96,6 +96,13 @@ class NetworkDenoiser:
     _free: Rows | None = None  # their unconditional partners, when guided
     _expanded: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False)  # by number of states of a call
 
+    def __post_init__(self) -> None:
+        if self.path not in ("ve", "flow"):
+            raise ValueError(
+                f"{self.name}: path = {self.path!r} is unknown, give 've' or 'flow'; a VP network is 've' here, with "
+                "preconditioning.vp or one for discrete timesteps"
+            )
+
     def bind(
         self, rows: Rows | Tensor | Sequence[int], guidance: float = 1.0, negative: Rows | Tensor | None = None
     ) -> NetworkDenoiser:
