@@ -7,21 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.pipeline_tables import SMALL, TABLES, assert_same, picture, seeds, states_and_rows, table_for, variant
 from helpers.tiny_pipelines import PROMPTS, arguments, build, diffusers, network, run
-from test_families import TABLES, assert_same, states_and_rows, table_for
 from torch import Tensor
 
 import epd
-
-SMALL: dict[str, Any] = {"prompt": list(PROMPTS[:2]), "output_type": "latent", "return_dict": False}
-
-
-def seeds() -> dict[str, Any]:
-    return {"generator": [torch.Generator().manual_seed(i) for i in range(2)]}
-
-
-def picture(channels: int = 3, seed: int = 3) -> Tensor:
-    return torch.rand(2, channels, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
 def both(pipe: Any, table: epd.Table, call: Callable[[], Any]) -> tuple[Tensor, list[int]]:  # noqa: ANN401
@@ -42,14 +32,6 @@ def both(pipe: Any, table: epd.Table, call: Callable[[], Any]) -> tuple[Tensor, 
     epd.disable(pipe)
     assert_same(results[1], results[0])
     return results[1], rows
-
-
-def variant(kind: Any, **changes: Any) -> Any:  # noqa: ANN401
-    """Another pipeline of Stable Diffusion's tiny components."""
-    components = build("sd").components
-    pipe = kind(**{**components, **changes}, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def random_like(parameters: Any, scale: float = 0.1) -> None:  # noqa: ANN401

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import warnings
 from collections.abc import Sequence
@@ -11,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tables
 from helpers.recording import elementwise, normal
+from helpers.schedulers import BETAS, FLOW, KINDS, RULES, TABLES, made, public, table
 from torch import Tensor
 
 import epd
@@ -20,42 +19,9 @@ from epd.pipelines.exchange import EPDSchedulerOutput
 from epd.pipelines.grids import noise_level
 from epd.pipelines.scheduler import EPDScheduler
 
-BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "shift": 3.0}
-SIGMAS = {"ve": [14.0, 6.0, 2.0, 0.6, 0.05], "flow": [1.0, 0.8, 0.5, 0.2, 0.02]}
-TABLES = {
-    "epd": tables.epd_table(),
-    "plugin": tables.epd_table(order=3),
-    "memory": tables.full_table(),
-    "memory afs": tables.full_table(afs=True),
-    "one-call": tables.full_table(calls=1),
-    "one-call afs": tables.full_table(calls=1, afs=True),
-    "mixed": tables.full_table(calls=[1, 2, 1, 2]),
-}
-RULES = ("euler", "heun", "dpm2", "ipndm", "dpmpp")
-KINDS = (*RULES, *TABLES)
-
-
-def table(kind: str, path: str = "ve") -> epd.Table:
-    provenance = epd.Provenance(path=path)
-    # Unit scales: slopes are consistent.
-    changes: dict[str, Any] = {"sigmas": SIGMAS[path], "slope_scale": None, "sigma_scale": None}
-    return dataclasses.replace(TABLES[kind], **changes, provenance=provenance)
-
-
-def made(kind: str, path: str = "ve", **changes: Any) -> EPDScheduler:  # noqa: ANN401
-    config = {**(FLOW if path == "flow" else BETAS), **changes}
-    if kind in RULES:
-        return EPDScheduler(rule=kind, **config)
-    return EPDScheduler.from_table(table(kind, path), config)
-
 
 def stepped(scheduler: EPDScheduler, output: Tensor, t: Tensor, latents: Tensor) -> Tensor:
     return scheduler.step(output, t, latents, return_dict=False)[0]
-
-
-def public(config: Any) -> dict[str, Any]:  # noqa: ANN401 - diffusers' frozen dictionary
-    return {k: v for k, v in config.items() if not k.startswith("_")}
 
 
 def steps(scheduler: EPDScheduler) -> int:

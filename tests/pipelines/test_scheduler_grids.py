@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from helpers.recording import normal
+from helpers.schedulers import BETAS, SIGMAS, made, public
 from helpers.tiny_pipelines import diffusers
-from test_scheduler import BETAS, SIGMAS, made, public
 
 from epd.pipelines.scheduler import EPDScheduler
 
