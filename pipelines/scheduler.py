@@ -17,7 +17,7 @@ from ..solvers.table import Table
 from .exchange import EPDSchedulerOutput, Fan, evaluated, noised, points_of, position, rows_of
 from .frames import Frame, frame_of
 from .layout import Asked, Layout, Placement, moved, overruled, require_fit, rule_layout, table_layout
-from .run import Run
+from .run import Call, Run
 
 RULES = ("euler", "heun", "dpm2", "ipndm", "dpmpp", "table")
 FLOW = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "EDMEulerScheduler"]
@@ -35,12 +35,18 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
     `timesteps` has one entry per network call. The pipeline's latents are c_in x, what its network wants: on variance-
     preserving schedules x / sqrt(1 + sigma^2) as with DDIM, on flows x itself. `scale_model_input` is the identity.
 
-    A table owns its sigmas. `num_inference_steps` is then the number of its steps or of its calls; any other number is
-    overruled with a warning. `sigmas=` and `timesteps=` are honoured exactly by the hand-made rules (a trailing 0 is
-    added, nothing is shifted); with a table they must be the table's own. The points of a fan are evaluated one after
-    another; together in one call after `epd.enable(pipe, table)`. Coefficients are float64; the state is kept in
-    float32 at least, also where the pipeline's latents are not. Predictions are not clipped (`clip_sample`) or
-    thresholded: that would not be the ODE that a table was learned for.
+    `num_inference_steps` counts what a pipeline's loop counts. A table owns its sigmas, and its `timesteps` are the
+    network calls of the placement in force (`epd.summary(pipe).depth` of them): that number is the one to call the
+    pipeline with. Any other is overruled with a warning, because pipelines derive guidance windows (SD3's skipped
+    layers, modular guiders), the begin of image-to-image and progress bars from the number that they were called with.
+    `order` is 1 then: every entry counts. For the hand-made rules the number is that of steps, as with the stock
+    schedulers: Heun and DPM2 have 2N - 1 entries and order 2.
+
+    `sigmas=` and `timesteps=` are honoured exactly by the hand-made rules (a trailing 0 is added, nothing is shifted);
+    with a table they must be the table's own. The points of a fan are evaluated one after another; together in one call
+    after `epd.enable(pipe, table)`. Coefficients are float64; the state is kept in float32 at least, also where the
+    pipeline's latents are not. Predictions are not clipped (`clip_sample`) or thresholded: that would not be the ODE
+    that a table was learned for.
 
     Args:
         num_train_timesteps ... shift_terminal: as in the stock schedulers, so that `from_config` understands theirs.
@@ -163,11 +169,16 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: beyond the last call.
         """
-        calls = () if self._layout is None else self._layout.calls
+        calls = self.calls
         if calls and not 0 <= begin_index < len(calls):
-            steps = "" if self.table is None else f": call with num_inference_steps = {self.table.num_steps}"
+            steps = "" if self.table is None else f": call with num_inference_steps = {len(calls)}"
             raise ValueError(f"begin_index = {begin_index} is beyond the {len(calls)} network calls{steps}")
         self._begin_index = begin_index
+
+    @property
+    def calls(self) -> Sequence[Call]:
+        """The network calls of a run, one per entry of `timesteps`; none before `set_timesteps`."""
+        return () if self._layout is None else self._layout.calls
 
     @property
     def init_noise_sigma(self) -> float:
@@ -206,7 +217,7 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         """Lays out the network calls: `timesteps` on the device, `sigmas` at each call's first slope, and the last.
 
         Args:
-            num_inference_steps: steps of a hand-made rule; with a table its steps or its calls.
+            num_inference_steps: steps of a hand-made rule; with a table its network calls in this placement.
             timesteps, sigmas: the caller's own, instead.
             mu: of flows with a dynamic shift; a table needs none.
         """
@@ -222,8 +233,10 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
             if self.placement == "bare" and moved(self.table):
                 self._say(MOVED)
         steps, calls = self._layout.steps, self._layout.calls
-        self.order = self._layout.order if num_inference_steps == steps else 1
-        self.num_inference_steps = steps
+        # Pipelines that bring their own sigmas or timesteps count the entries of ours afterwards.
+        counts_steps = self.table is None and num_inference_steps is not None
+        self.order = self._layout.order if counts_steps else 1
+        self.num_inference_steps = steps if self.table is None else len(calls)
         self._told = [torch.tensor(c.timestep, dtype=torch.float32, device=device) for c in calls]
         self.timesteps = torch.tensor([c.timestep[0] for c in calls], dtype=torch.float32, device=device)
         ends = [*(c.sigma[0] for c in calls), float(self._layout.levels[-1])]
@@ -315,7 +328,8 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         after = run.advance(points, slopes)
         rows = rows_of(after, self._last_scale if run.finished else run.call.c_in, sample.dtype)
         self._handed = None if rows.is_inference() or run.finished else (rows, rows._version)
-        original = denoised.transpose(0, 1).flatten(0, 1).to(sample.dtype)
+        # PixArt takes this for its result when it was asked for one step.
+        original = (after if run.finished else denoised).transpose(0, 1).flatten(0, 1).to(sample.dtype)
         return EPDSchedulerOutput(rows, original) if return_dict else (rows, original)
 
     def _required(self) -> Layout:

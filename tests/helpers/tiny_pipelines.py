@@ -10,6 +10,8 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from helpers.schedulers import calls
+
 # Their lazy modules and generated signatures mean nothing to a type checker.
 diffusers: Any = importlib.import_module("diffusers")
 transformers: Any = importlib.import_module("transformers")
@@ -259,4 +261,4 @@ def network(pipe: Any) -> Any:  # noqa: ANN401
 def run(pipe: Any, name: str, steps: int, **changes: Any) -> torch.Tensor:  # noqa: ANN401
     """The pipeline's result as a tensor."""
     with torch.no_grad():
-        return torch.as_tensor(pipe(**{**arguments(name, steps), **changes})[0])
+        return torch.as_tensor(pipe(**{**arguments(name, calls(pipe.scheduler, steps)), **changes})[0])

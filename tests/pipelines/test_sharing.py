@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import tiny_pipelines
+from helpers.schedulers import calls
 
 import epd
 from epd.pipelines.denoiser import PipelineModel
@@ -34,7 +35,8 @@ def small_table(path: str = "ve", **changes: Any) -> epd.Table:  # noqa: ANN401 
 
 
 def picture_of(pipe: Any, name: str) -> torch.Tensor:  # noqa: ANN401 - any pipeline
-    call = {"generator": torch.Generator().manual_seed(5), "output_type": "np", "num_inference_steps": 2}
+    call: dict[str, Any] = {"generator": torch.Generator().manual_seed(5), "output_type": "np"}
+    call["num_inference_steps"] = calls(pipe.scheduler, 2)
     if name == "dit":
         return torch.as_tensor(pipe(class_labels=[1], **call).images)
     sizes = {"height": 64, "width": 64, **({"max_sequence_length": 16} if name in ("sd3", "flux") else {})}
