@@ -117,9 +117,10 @@ def overruled(layout: Layout, asked: Asked) -> str:
     calls, levels = layout.calls, layout.levels.tolist()
     steps = len(asked.sigmas) if asked.sigmas is not None and is_placeholder(asked.sigmas) else asked.steps
     times = [call.timestep[0] for call in calls]
-    for name, given, rows in (("sigmas", asked.sigmas, [levels, levels[:-1]]), ("timesteps", asked.timesteps, [times])):
-        if given is not None and not is_placeholder(given) and not any(_close(given, row) for row in rows):
-            raise ValueError(f"{name} = {given} are not the table's own, {rows[0]}: leave them out, it brings them")
+    own = (("sigmas", asked.sigmas, [levels, levels[:-1]]), ("timesteps", asked.timesteps, [times]))
+    for name, values, rows in own:
+        if values is not None and not is_placeholder(values) and not any(_close(values, row) for row in rows):
+            raise ValueError(f"{name} = {values} are not the table's own, {rows[0]}: leave them out, it brings them")
     if steps is None or steps == len(calls):
         return ""
     return (
