@@ -10,7 +10,6 @@ from torch import Tensor
 
 import epd
 from helpers import tables, tiny_pipelines
-from helpers.schedulers import calls
 from helpers.tiny_pipelines import PROMPTS, build
 
 FLOW_SIGMAS, DIFFUSION_SIGMAS = [1.0, 0.8, 0.5, 0.2, 0.02], [14.0, 6.0, 2.0, 0.6, 0.05]
@@ -50,7 +49,7 @@ def states_and_rows(pipe: Any, name: str, steps: int, **changes: Any) -> tuple[T
     handle = tiny_pipelines.network(pipe).register_forward_pre_hook(count, with_kwargs=True)
     try:
         with torch.no_grad():
-            number = calls(pipe.scheduler, steps)
+            number = tiny_pipelines.calls_of(pipe, steps)
             pipe(**{**tiny_pipelines.arguments(name, steps), **changes, "num_inference_steps": number})
     finally:
         handle.remove()

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.pipeline_tables import SMALL, TABLES, assert_same, picture, seeds, states_and_rows, table_for, variant
-from helpers.schedulers import calls
-from helpers.tiny_pipelines import PROMPTS, arguments, build, diffusers, network, run
+from helpers.tiny_pipelines import PROMPTS, arguments, build, calls_of, diffusers, network, run
 from torch import Tensor
 
 import epd
@@ -31,7 +30,7 @@ def both(pipe: Any, table: epd.Table, call: Callable[[int], Any]) -> tuple[Tenso
         rows.clear()
         handle = network(pipe).register_forward_pre_hook(count, with_kwargs=True)
         with torch.no_grad():
-            results.append(torch.as_tensor(call(calls(pipe.scheduler))[0]))
+            results.append(torch.as_tensor(call(calls_of(pipe))[0]))
         handle.remove()
     epd.disable(pipe)
     assert_same(results[1], results[0])
@@ -116,7 +115,7 @@ def test_image_to_image(kind: str, strength: float) -> None:
         epd.enable(pipe, table, parallel=parallel)
         made.clear()
         with torch.no_grad():
-            call = {**SMALL, "num_inference_steps": calls(pipe.scheduler), "strength": strength}
+            call = {**SMALL, "num_inference_steps": calls_of(pipe), "strength": strength}
             out = pipe(**call, image=picture(), **seeds())[0]
         assert torch.isfinite(out).all()
         total = table.depth if parallel else table.nfe
@@ -143,7 +142,7 @@ def test_inpainting_keeps_what_it_was_given(kind: str, channels: int) -> None:
     mask[..., 32:] = 1
     epd.enable(pipe, table_for("sd", kind))
     assert epd.summary(pipe).placement == "bare"
-    call = {**SMALL, "num_inference_steps": calls(pipe.scheduler), "mask_image": mask}
+    call = {**SMALL, "num_inference_steps": calls_of(pipe), "mask_image": mask}
     with pytest.warns(UserWarning) if "afs" in kind and "one" not in kind else torch.no_grad():
         out = pipe(**call, image=picture(), **seeds())[0]
     assert torch.isfinite(out).all()
@@ -285,6 +284,6 @@ def test_video_to_video_does_not_say_where_it_begins() -> None:
         for parallel in (True, False):
             epd.enable(pipe, table_for("animatediff", kind), parallel=parallel)
             with torch.no_grad():
-                call["num_inference_steps"] = calls(pipe.scheduler)
+                call["num_inference_steps"] = calls_of(pipe)
                 out = pipe(**call, video=list(picture()), generator=torch.Generator().manual_seed(0))[0]
             assert torch.isfinite(out).all()
