@@ -64,7 +64,7 @@ from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained({json.dumps(model)})
 epd.load_learned(pipe, {json.dumps(where)})  # a hub id or a folder; epd.disable(pipe) takes it out again
-image = pipe("a red fox in snow").images[0]
+image = pipe("a red fox in snow", num_inference_steps=epd.summary(pipe).depth).images[0]
 ```"""
     if subfolder is None:
         return text

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..denoisers.networks import noise_levels
 from ..denoisers.protocol import Path, rows_per_condition
-from .conditions import Request, known_arguments, request
-from .frames import TIMES, Frame, Packing, frame_of, native_time
-from .probe import ProbeScheduler, Seen, Stage, borrowed, evaluate, stage
-from .prompts import Encodings, Recorder
+from .conditions import Request, call_parameters, request
+from .first_call import encode, network_input, packing_of, state_shape
+from .frames import TIMES, Frame, Packing, frame_of
+from .probe import ProbeScheduler, Stage, borrowed, evaluate, stage
+from .prompts import Encodings
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,21 +121,21 @@ class PipelineModel:
         return output
 
     def _run(self, scaled: Tensor, timestep: Tensor, index: list[int]) -> Tensor:
-        given = scaled if self.packing is None else self.packing.pack(scaled)
-        told = TIMES[self.time](timestep, self.frame.num_timesteps)
+        latents = scaled if self.packing is None else self.packing.pack(scaled)
+        native = TIMES[self.time](timestep, self.frame.num_timesteps)
 
         def tap(sample: Tensor, stock: Tensor) -> tuple[Tensor, Tensor]:
-            copies = len(sample) // len(given)  # guidance by a doubled call: [all rows, all rows]
-            rows = given.to(sample.device, sample.dtype).repeat(copies, *[1] * (given.ndim - 1))
+            copies = len(sample) // len(latents)  # guidance by a doubled call: [all rows, all rows]
+            rows = latents.to(sample.device, sample.dtype).repeat(copies, *[1] * (latents.ndim - 1))
             if rows.shape[1] < sample.shape[1] and rows.ndim > 3:  # channels beside the state: masks, images
                 rows = torch.cat([rows, sample[:, rows.shape[1] :]], dim=1)
             kind = stock.dtype if stock.is_floating_point() else torch.float32
-            times = told.to(sample.device, kind).repeat(copies)
+            times = native.to(sample.device, kind).repeat(copies)
             return rows, times[:, None].expand(-1, stock.shape[1]) if stock.ndim == 2 else times
 
         scheduler = ProbeScheduler(self.pipe.scheduler, timestep[:1].to(self.device, torch.float32))
-        output = evaluate(self.stage, self._arguments(index, given), self._replaced(scheduler, index), tap)
-        output = output[: len(given)].to(scaled.device)  # a pipeline may step both halves of a doubled call
+        output = evaluate(self.stage, self._arguments(index, latents), self._replaced(scheduler, index), tap)
+        output = output[: len(latents)].to(scaled.device)  # a pipeline may step both halves of a doubled call
         output = output if self.packing is None else self.packing.unpack(output)
         return output[:, : scaled.shape[1]]  # learned variance
 
@@ -198,7 +199,10 @@ def from_pipeline(
         num_frames: of a video.
         embeds: instead of prompts: precomputed embeddings by the names of the call's arguments, P rows each.
         options: any further arguments of the call, the same for every sample: `guidance_rescale`, `true_cfg_scale`,
-            `max_sequence_length`, `clip_skip`, `ip_adapter_image_embeds`, a ControlNet's `image`, ...
+            `max_sequence_length`, `clip_skip`, `ip_adapter_image_embeds`, a ControlNet's `image`, ... A model is
+            evaluated at any noise level and outside of any run: options that depend on how far a run is (SD3's
+            `skip_guidance_layers`, `cfg_trunc_ratio`, `control_guidance_end`), and those that are the solver's
+            (`sigmas`, `eta`, `latents`), are refused by name.
         name: what tables record; default where the pipeline was loaded from.
 
     Raises:
@@ -207,86 +211,19 @@ def from_pipeline(
     """
     named = {"height": height, "width": width, "num_frames": num_frames, "guidance_scale": guidance}
     shared = {**{key: value for key, value in named.items() if value is not None}, **(options or {})}
-    asked = request(pipe, prompts, negative_prompt, class_labels, embeds, shared)
-    known = known_arguments(pipe)
-    if "num_inference_steps" in known:
-        asked = replace(asked, shared={**asked.shared, "num_inference_steps": 1})
+    call = request(pipe, prompts, negative_prompt, class_labels, embeds, shared)
+    parameters = call_parameters(pipe)
+    if "num_inference_steps" in parameters:
+        call = replace(call, shared={**call.shared, "num_inference_steps": 1})
     setting = stage(pipe)
     for network in setting.networks:
         network.requires_grad_(False)
     frame = frame_of(pipe.scheduler)
-    encodings = Encodings(lambda index: _encode(setting, asked, index), asked.count) if asked.texts else None
-    sample, dtype, time = _look(setting, asked, frame, encodings)
-    packing = _packing(pipe, sample, asked)
-    stock = known["guidance_scale"].default if "guidance_scale" in known else None
+    encodings = Encodings(lambda index: encode(setting, call, index), call.count) if call.texts else None
+    sample, dtype, time = network_input(setting, call, frame, encodings)
+    packing = packing_of(pipe, sample, call)
+    stock = parameters["guidance_scale"].default if "guidance_scale" in parameters else None
     scale = guidance if guidance is not None else 1.0 if stock is None else float(stock)
-    shape = _state_shape(pipe, sample) if packing is None else (sample.shape[2] // 4, packing.height, packing.width)
+    shape = state_shape(pipe, sample) if packing is None else (sample.shape[2] // 4, packing.height, packing.width)
     title = name or str(pipe.config.get("_name_or_path") or type(pipe).__name__)
-    return PipelineModel(setting, frame, asked, shape, time, dtype, packing, float(scale), title, encodings)
-
-
-def _probed(setting: Stage, asked: Request, index: Sequence[int], t: float, encode: object) -> Seen:
-    """The first network call of a run, which is not made."""
-
-    def tap(sample: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        raise Seen(sample.detach(), timestep.detach())
-
-    arguments = asked.arguments(index)
-    if "generator" in setting.known:
-        arguments["generator"] = torch.Generator().manual_seed(0)
-    scheduler = ProbeScheduler(setting.pipe.scheduler, torch.tensor([t], device=setting.device))
-    replaced = {"scheduler": scheduler, **({} if encode is None else {"encode_prompt": encode})}
-    try:
-        evaluate(setting, arguments, replaced, tap)
-    except Seen as seen:
-        return seen
-    raise AssertionError("evaluate either raises or reaches the tap")
-
-
-def _encode(setting: Stage, asked: Request, index: Sequence[int]) -> list[Any]:
-    recorder = Recorder(setting.pipe.encode_prompt)
-    _probed(setting, asked, index, 1.0, recorder)
-    return recorder.results
-
-
-def _look(setting: Stage, asked: Request, frame: Frame, encodings: Encodings | None) -> tuple[Tensor, torch.dtype, str]:
-    """One sample as the network gets it, its dtype, and what the network is told of time."""
-    given = (frame.num_timesteps / 4, frame.num_timesteps / 2)  # exact in every floating type, at T = 1000 and 1024
-    seen = []
-    for t in given:
-        encode = None if encodings is None else encodings.rows([0, 0])
-        seen.append(_probed(setting, asked, [0, 0], t, encode))
-    sample = seen[0].sample
-    copies = len(sample) // 2
-    if len(sample) % 2 or any(not part.equal(sample[:2]) for part in sample.chunk(max(copies, 1))):
-        raise ValueError(
-            f"{type(setting.pipe).__name__} calls its network with {len(sample)} rows for 2 samples, which are not "
-            "copies of them: its guidance cannot be followed"
-        )
-    read = [float(s.timestep.flatten()[0]) for s in seen]
-    if any(bool((s.timestep != s.timestep.flatten()[0]).any()) for s in seen):
-        raise ValueError(
-            f"{type(setting.pipe).__name__} tells its network several timesteps in one call: not supported"
-        )
-    kind = seen[0].timestep.dtype
-    kind = sample.dtype if kind.is_floating_point and sample.dtype != kind else kind
-    return sample[:1], sample.dtype, native_time((read[0], read[1]), given, frame.num_timesteps, kind)
-
-
-def _state_shape(pipe: Any, sample: Tensor) -> tuple[int, ...]:  # noqa: ANN401
-    """The network's input without what inpainting and the like put beside the state."""
-    vae = pipe.components.get("vae")
-    latent = None if vae is None else vae.config.get("latent_channels") or vae.config.get("z_dim")
-    channels = sample.shape[1] if latent is None or sample.ndim < 4 else min(int(latent), sample.shape[1])
-    return (channels, *sample.shape[2:])
-
-
-def _packing(pipe: Any, sample: Tensor, asked: Request) -> Packing | None:  # noqa: ANN401
-    """Tokens that are the 2 x 2 patches of the picture asked for are unpacked; any others are the state themselves."""
-    factor, size = vars(pipe).get("vae_scale_factor"), vars(pipe).get("default_sample_size")
-    if sample.ndim != 3 or factor is None:
-        return None
-    sides = [asked.shared.get(side) or (size or 0) * factor for side in ("height", "width")]
-    height, width = (2 * (int(side) // (2 * factor)) for side in sides)
-    fits = sample.shape[1] * 4 == height * width and sample.shape[2] % 4 == 0
-    return Packing(height, width) if fits else None
+    return PipelineModel(setting, frame, call, shape, time, dtype, packing, float(scale), title, encodings)

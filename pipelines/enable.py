@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ..solvers.table import Provenance, Table
+from .cuts import require_whole_steps
 from .fan import FanHook
 from .find import find_table
 from .layout import table_layout
@@ -41,6 +42,10 @@ _enabled: weakref.WeakKeyDictionary[Pipe, Enabled] = weakref.WeakKeyDictionary()
 def enable(pipe: Pipe, table: Table | str | Path | None = None, parallel: bool = True) -> Pipe:
     """Puts a learned solver into a pipeline; its calls stay as they were, `num_inference_steps` is the table's.
 
+    The number to pass is that of the network calls, `epd.summary(pipe).depth`: a pipeline's loop counts those, and
+    guidance windows, the begin of image-to-image and progress bars come from it. Any other runs the same table, with a
+    warning.
+
     The stock scheduler is replaced, and each denoising network gets one forward pre-hook that makes the points of a fan
     the rows of one call. So does a ControlNet: it is asked again for every point, because its residuals change with the
     noise level (keeping those of the step's first call moved the result by a tenth of the control's whole effect).
@@ -50,7 +55,7 @@ def enable(pipe: Pipe, table: Table | str | Path | None = None, parallel: bool =
     Pipelines that mix the latents with tensors of their own between calls (inpainting, image conditions beside the
     latents) have no room for a fan's rows: there the points are evaluated one after another, with the same result.
     Where two networks share the work by timestep (Wan 2.2), all points of a fan go to the one of its first point.
-    `denoising_end` must lie between two steps.
+    `denoising_end` must lie between two steps: another is refused, naming the nearest; a refiner may begin anywhere.
     `callback_on_step_end` sees every network call, and the rows of the next one; `epd.on_states` shows it states only.
 
     Args:
@@ -158,7 +163,7 @@ class Summary:
             return f"{self.scheduler}; no learned solver is enabled"
         lines = [
             f"{self.scheduler}, {self.placement}: {self.steps} steps, {self.depth} sequential network calls of up to "
-            f"{self.width} rows per sample, {self.nfe} evaluations",
+            f"{self.width} rows per sample, {self.nfe} evaluations; call with num_inference_steps = {self.depth}",
             f"hooked: {', '.join(self.networks) or 'nothing'}; callbacks see states at {list(self.states)}",
         ]
         return "\n".join([*lines, self.note] if self.note else lines)
@@ -205,12 +210,17 @@ def _mixes(pipe: Pipe) -> str:
 
 
 def _watch(pipe: weakref.ref[Pipe], scheduler: EPDScheduler) -> Callable[[Tensor], None]:
-    """Compares a run's guidance and size with what the table was learned for, and says each difference once."""
+    """Compares a run's guidance and size with what the table was learned for, and says each difference once.
+
+    A cut inside a step (`denoising_end`) is refused.
+    """
 
     def watch(sample: Tensor) -> None:
         live, learned = pipe(), _learned(scheduler)
         if live is None:
             return
+        run = scheduler.calls[scheduler.begin_index or 0 :]
+        require_whole_steps(vars(live).get("_denoising_end"), run, len(scheduler))
         guidance = vars(live).get("_guidance_scale")
         if learned.guidance is not None and guidance is not None and not math.isclose(guidance, learned.guidance):
             _say(scheduler, f"guidance_scale = {guidance:g}, but the table was learned at {learned.guidance:g}")

@@ -20,7 +20,8 @@ class EPDSchedulerOutput(BaseOutput):
 
     Args:
         prev_sample: the rows that the network gets next, B or B x K (sample-major); after the last call the result.
-        pred_original_sample: the denoised state of every row of this call, in the frame x = x0 + sigma noise.
+        pred_original_sample: the denoised state of every row of this call, in the frame x = x0 + sigma noise; after the
+            last call the result, B rows.
     """
 
     prev_sample: Tensor

@@ -62,12 +62,8 @@ class Layout:
 
     @property
     def order(self) -> int:
-        """Pipelines that asked for N steps count begin indices and progress in units of `order` calls.
-
-        Where steps differ in length this is their mean: rounded up, unless image-to-image could then skip every call.
-        """
-        up = math.ceil(len(self.calls) / self.steps)
-        return up if (self.steps - 1) * up < len(self.calls) else len(self.calls) // self.steps
+        """Pipelines that asked for the N steps of a rule count begin indices and progress in units of `order` calls."""
+        return math.ceil(len(self.calls) / self.steps)
 
     def run(self, begin: int = 0) -> PipelineWalk:
         """One trajectory from the call with this index."""
@@ -113,7 +109,7 @@ def table_layout(table: Table, frame: Frame, placement: Placement) -> Layout:
 
 
 def overruled(layout: Layout, asked: Asked) -> str:
-    """What to tell somebody who asked for something else than the table's own steps; empty when it fits.
+    """What to tell somebody who asked for another number than the table's network calls; empty when it fits.
 
     Raises:
         ValueError: for sigmas or timesteps that are not the table's.
@@ -121,14 +117,16 @@ def overruled(layout: Layout, asked: Asked) -> str:
     calls, levels = layout.calls, layout.levels.tolist()
     steps = len(asked.sigmas) if asked.sigmas is not None and is_placeholder(asked.sigmas) else asked.steps
     times = [call.timestep[0] for call in calls]
-    for name, given, rows in (("sigmas", asked.sigmas, [levels, levels[:-1]]), ("timesteps", asked.timesteps, [times])):
-        if given is not None and not is_placeholder(given) and not any(_close(given, row) for row in rows):
-            raise ValueError(f"{name} = {given} are not the table's own, {rows[0]}: leave them out, it brings them")
-    if steps is None or steps in (layout.steps, len(calls)):
+    own = (("sigmas", asked.sigmas, [levels, levels[:-1]]), ("timesteps", asked.timesteps, [times]))
+    for name, values, rows in own:
+        if values is not None and not is_placeholder(values) and not any(_close(values, row) for row in rows):
+            raise ValueError(f"{name} = {values} are not the table's own, {rows[0]}: leave them out, it brings them")
+    if steps is None or steps == len(calls):
         return ""
     return (
         f"num_inference_steps = {steps}, but the table has {layout.steps} steps in {len(calls)} network calls; these "
-        f"are run: pass num_inference_steps={layout.steps}"
+        f"are run: pass num_inference_steps={len(calls)}, from which the pipeline derives guidance windows, the begin "
+        "of image-to-image and its progress bar"
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,33 +13,33 @@ from torch import Tensor
 
 from ..solvers import registry
 from ..solvers.table import Table
-from .exchange import EPDSchedulerOutput, Fan, evaluated, noised, points_of, position, rows_of
-from .frames import Frame, frame_of
-from .layout import Asked, Layout, Placement, moved, overruled, require_fit, rule_layout, table_layout
+from .exchange import EPDSchedulerOutput, Fan, evaluated, points_of, position, rows_of
+from .layout import Layout, Placement, require_fit
 from .run import PipelineWalk
+from .timetable import Timetable
 
 RULES = (*registry.RULES, "table")
 FLOW = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "EDMEulerScheduler"]
 
 
-MOVED = (
-    "the table's first slope is analytic, but without epd.enable(pipe, table) the first network call cannot be moved "
-    "to its look-ahead point: the network is asked for that slope, which is one call more"
-)
-
-
-class EPDScheduler(SchedulerMixin, ConfigMixin):
+class EPDScheduler(Timetable, SchedulerMixin, ConfigMixin):
     r"""A learned table, or a hand-made rule, in any diffusers pipeline.
 
     `timesteps` has one entry per network call. The pipeline's latents are c_in x, what its network wants: on variance-
     preserving schedules x / sqrt(1 + sigma^2) as with DDIM, on flows x itself. `scale_model_input` is the identity.
 
-    A table owns its sigmas. `num_inference_steps` is then the number of its steps or of its calls; any other number is
-    overruled with a warning. `sigmas=` and `timesteps=` are honoured exactly by the hand-made rules (a trailing 0 is
-    added, nothing is shifted); with a table they must be the table's own. The points of a fan are evaluated one after
-    another; together in one call after `epd.enable(pipe, table)`. Coefficients are float64; the state is kept in
-    float32 at least, also where the pipeline's latents are not. Predictions are not clipped (`clip_sample`) or
-    thresholded: that would not be the ODE that a table was learned for.
+    `num_inference_steps` counts what a pipeline's loop counts. A table owns its sigmas, and its `timesteps` are the
+    network calls of the placement in force (`epd.summary(pipe).depth` of them): that number is the one to call the
+    pipeline with. Any other is overruled with a warning, because pipelines derive guidance windows (SD3's skipped
+    layers, modular guiders), the begin of image-to-image and progress bars from the number that they were called with.
+    `order` is 1 then: every entry counts. For the hand-made rules the number is that of steps, as with the stock
+    schedulers: Heun and DPM2 have 2N - 1 entries and order 2.
+
+    `sigmas=` and `timesteps=` are honoured exactly by the hand-made rules (a trailing 0 is added, nothing is shifted);
+    with a table they must be the table's own. The points of a fan are evaluated one after another; together in one call
+    after `epd.enable(pipe, table)`. Coefficients are float64; the state is kept in float32 at least, also where the
+    pipeline's latents are not. Predictions are not clipped (`clip_sample`) or thresholded: that would not be the ODE
+    that a table was learned for.
 
     Args:
         num_train_timesteps ... shift_terminal: as in the stock schedulers, so that `from_config` understands theirs.
@@ -57,7 +55,6 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
     """
 
     _compatibles = [*(e.name for e in KarrasDiffusionSchedulers), *FLOW]
-    order = 1
 
     @register_to_config
     def __init__(
@@ -101,14 +98,7 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
             num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas,  # type: ignore[arg-type]
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         ).alphas_cumprod  # fmt: skip
-        self._said: set[str] = set()
-        self._run: PipelineWalk | None = None
-        self._begin_index: int | None = None
-        self._noised = False
-        self.num_inference_steps: int | None = None
-        self._layout: Layout | None = None
-        self._layouts: dict[Placement, Layout] = {}
-        self._handed: tuple[Tensor, int] | None = None
+        self._start()
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
 
     @classmethod
@@ -140,35 +130,8 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         require_fit(table, scheduler.frame)
         return scheduler
 
-    @functools.cached_property
-    def frame(self) -> Frame:
-        """Path and network parameterisation."""
-        return frame_of(self)
-
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
-
-    @property
-    def step_index(self) -> int | None:
-        """How many network calls were answered since the first entry of `timesteps`."""
-        return None if self._run is None else self._run.index
-
-    @property
-    def begin_index(self) -> int | None:
-        """Where in `timesteps` the run begins."""
-        return self._begin_index
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Image-to-image pipelines begin in the middle of `timesteps`.
-
-        Raises:
-            ValueError: beyond the last call.
-        """
-        calls = () if self._layout is None else self._layout.calls
-        if calls and not 0 <= begin_index < len(calls):
-            steps = "" if self.table is None else f": call with num_inference_steps = {self.table.num_steps}"
-            raise ValueError(f"begin_index = {begin_index} is beyond the {len(calls)} network calls{steps}")
-        self._begin_index = begin_index
 
     @property
     def init_noise_sigma(self) -> float:
@@ -195,65 +158,6 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
         """The latents are already what the network wants."""
         return sample
-
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
-        timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None,
-        mu: float | None = None,
-    ) -> None:
-        """Lays out the network calls: `timesteps` on the device, `sigmas` at each call's first slope, and the last.
-
-        Args:
-            num_inference_steps: steps of a hand-made rule; with a table its steps or its calls.
-            timesteps, sigmas: the caller's own, instead.
-            mu: of flows with a dynamic shift; a table needs none.
-        """
-        own = [None if v is None else [float(s) for s in v] for v in (timesteps, sigmas)]
-        asked = Asked(num_inference_steps, own[0], own[1], mu)
-        if self.table is None:
-            self._layout = rule_layout(self.config, self.frame, asked)
-        else:
-            if self.placement not in self._layouts:  # a table is the same in every run
-                self._layouts[self.placement] = table_layout(self.table, self.frame, self.placement)
-            self._layout = self._layouts[self.placement]
-            self._say(overruled(self._layout, asked))
-            if self.placement == "bare" and moved(self.table):
-                self._say(MOVED)
-        steps, calls = self._layout.steps, self._layout.calls
-        self.order = self._layout.order if num_inference_steps == steps else 1
-        self.num_inference_steps = steps
-        self._told = [torch.tensor(c.timestep, dtype=torch.float32, device=device) for c in calls]
-        self.timesteps = torch.tensor([c.timestep[0] for c in calls], dtype=torch.float32, device=device)
-        ends = [*(c.sigma[0] for c in calls), float(self._layout.levels[-1])]
-        self.sigmas = torch.tensor(ends, dtype=torch.float32)
-        self._run, self._handed, self._begin_index, self._noised = None, None, None, False
-
-    def _say(self, text: str) -> None:
-        if text and self.first_time(text):
-            warnings.warn(text, stacklevel=3)
-
-    def first_time(self, text: str) -> bool:
-        """Whether this is said for the first time; every warning is given once per scheduler."""
-        new = text not in self._said
-        self._said.add(text)
-        return new
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The latents at these timesteps, (1,) or (B,), of clean ones: alpha x0 + sigma eps in the pipeline's frame."""
-        self._noised = True
-        if self._layout is not None and self._run is None and self._begin_index is None:
-            # Some image-to-image pipelines never say where they begin, but all make their first latents here.
-            begin = position(timesteps.flatten()[:1].cpu(), self.timesteps, self._layout.calls)
-            if abs(self._layout.calls[begin].timestep[0] - float(timesteps.flatten()[0])) < 1e-3:
-                self._begin_index = begin
-        return noised(self.frame, original_samples, noise, timesteps)
-
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """`add_noise` under the name and the argument order that flow pipelines use."""
-        return self.add_noise(sample, noise, timestep)
 
     @property
     def fan(self) -> Fan | None:
@@ -316,7 +220,8 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         after = run.advance(points, slopes)
         rows = rows_of(after, self._last_scale if run.finished else run.call.c_in, sample.dtype)
         self._handed = None if rows.is_inference() or run.finished else (rows, rows._version)
-        original = denoised.transpose(0, 1).flatten(0, 1).to(sample.dtype)
+        # PixArt takes this for its result when it was asked for one step.
+        original = (after if run.finished else denoised).transpose(0, 1).flatten(0, 1).to(sample.dtype)
         return EPDSchedulerOutput(rows, original) if return_dict else (rows, original)
 
     def _required(self) -> Layout:

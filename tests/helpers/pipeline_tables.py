@@ -49,7 +49,8 @@ def states_and_rows(pipe: Any, name: str, steps: int, **changes: Any) -> tuple[T
     handle = tiny_pipelines.network(pipe).register_forward_pre_hook(count, with_kwargs=True)
     try:
         with torch.no_grad():
-            pipe(**{**tiny_pipelines.arguments(name, steps), **changes})
+            number = tiny_pipelines.calls_of(pipe, steps)
+            pipe(**{**tiny_pipelines.arguments(name, steps), **changes, "num_inference_steps": number})
     finally:
         handle.remove()
         del pipe.scheduler.step

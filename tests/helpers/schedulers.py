@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import epd
+from epd.pipelines.layout import table_layout
 from epd.pipelines.scheduler import EPDScheduler
 from helpers import tables
 
@@ -37,6 +38,13 @@ def made(kind: str, path: str = "ve", **changes: Any) -> EPDScheduler:  # noqa: 
     if kind in RULES:
         return EPDScheduler(rule=kind, **config)
     return EPDScheduler.from_table(table(kind, path), config)
+
+
+def calls(scheduler: Any, steps: int = 4) -> int:  # noqa: ANN401 - any scheduler
+    """The `num_inference_steps` for this many steps: of a hand-made or stock scheduler that, of a table its calls."""
+    if scheduler.config.get("table") is None:
+        return steps
+    return len(table_layout(scheduler.table, scheduler.frame, scheduler.placement).calls)
 
 
 def public(config: Any) -> dict[str, Any]:  # noqa: ANN401 - diffusers' frozen dictionary

@@ -10,6 +10,9 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+import epd
+from helpers.schedulers import calls
+
 # Their lazy modules and generated signatures mean nothing to a type checker.
 diffusers: Any = importlib.import_module("diffusers")
 transformers: Any = importlib.import_module("transformers")
@@ -256,7 +259,12 @@ def network(pipe: Any) -> Any:  # noqa: ANN401
     return pipe.components["transformer"] if found is None else found
 
 
+def calls_of(pipe: Any, steps: int = 4) -> int:  # noqa: ANN401
+    """The `num_inference_steps` to call a pipeline with, for this many steps of its scheduler."""
+    return epd.summary(pipe).depth or calls(pipe.scheduler, steps)
+
+
 def run(pipe: Any, name: str, steps: int, **changes: Any) -> torch.Tensor:  # noqa: ANN401
     """The pipeline's result as a tensor."""
     with torch.no_grad():
-        return torch.as_tensor(pipe(**{**arguments(name, steps), **changes})[0])
+        return torch.as_tensor(pipe(**{**arguments(name, calls_of(pipe, steps)), **changes})[0])

@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 import torch
 from helpers.pipeline_tables import SMALL, TABLES, assert_same, picture, seeds, states_and_rows, table_for, variant
-from helpers.tiny_pipelines import PROMPTS, arguments, build, diffusers, network, run
+from helpers.tiny_pipelines import PROMPTS, arguments, build, calls_of, diffusers, network, run
 from torch import Tensor
 
 import epd
 
 
-def both(pipe: Any, table: epd.Table, call: Callable[[], Any]) -> tuple[Tensor, list[int]]:  # noqa: ANN401
-    """The result with fans in one call, which is that with single calls; and the rows of the network's calls."""
+def both(pipe: Any, table: epd.Table, call: Callable[[int], Any]) -> tuple[Tensor, list[int]]:  # noqa: ANN401
+    """The result with fans in one call, which is that with single calls; and the rows of the network's calls.
+
+    `call` gets the number of steps that it passes to the pipeline.
+    """
     rows: list[int] = []
 
     def count(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -27,7 +30,7 @@ def both(pipe: Any, table: epd.Table, call: Callable[[], Any]) -> tuple[Tensor, 
         rows.clear()
         handle = network(pipe).register_forward_pre_hook(count, with_kwargs=True)
         with torch.no_grad():
-            results.append(torch.as_tensor(call()[0]))
+            results.append(torch.as_tensor(call(calls_of(pipe))[0]))
         handle.remove()
     epd.disable(pipe)
     assert_same(results[1], results[0])
@@ -49,9 +52,14 @@ def test_controlnet_is_asked_for_every_point(kind: str, guess: bool) -> None:
     pipe = variant(diffusers.StableDiffusionControlNetPipeline, controlnet=net.eval())
     rows: list[int] = []
     handle = net.register_forward_hook(lambda module, args, out: rows.append(len(out[1])))
-    call = {**SMALL, "num_inference_steps": 4, "guess_mode": guess}
-    controlled, unet_rows = both(pipe, table_for("sd", kind), lambda: pipe(**call, image=picture(), **seeds()))
-    other, _ = both(pipe, table_for("sd", kind), lambda: pipe(**call, image=picture(seed=4), **seeds()))
+    call = {**SMALL, "guess_mode": guess}
+
+    def made(seed: int) -> tuple[Tensor, list[int]]:
+        image = picture(seed=seed)
+        table = table_for("sd", kind)
+        return both(pipe, table, lambda n: pipe(**call, num_inference_steps=n, image=image, **seeds()))
+
+    (controlled, unet_rows), (other, _) = made(3), made(4)
     handle.remove()
     assert not torch.allclose(controlled, other, atol=1e-3)
     assert unet_rows == [4 * width for width in TABLES[kind][1]]
@@ -71,9 +79,12 @@ def test_ip_adapter() -> None:
     image |= {"norm.weight": torch.ones(32), "norm.bias": torch.zeros(32)}
     pipe.unet._load_ip_adapter_weights([{"image_proj": image, "ip_adapter": state}])
     embeds = [torch.randn(2, 1, 8, generator=generator)]  # without and with the image
-    call = {**SMALL, "num_inference_steps": 4}
-    one, rows = both(pipe, table_for("sd", "epd"), lambda: pipe(**call, ip_adapter_image_embeds=embeds, **seeds()))
-    two, _ = both(pipe, table_for("sd", "epd"), lambda: pipe(**call, ip_adapter_image_embeds=[-embeds[0]], **seeds()))
+
+    def made(images: list[Tensor]) -> tuple[Tensor, list[int]]:
+        call = {**SMALL, "ip_adapter_image_embeds": images}
+        return both(pipe, table_for("sd", "epd"), lambda n: pipe(**call, num_inference_steps=n, **seeds()))
+
+    (one, rows), (two, _) = made(embeds), made([-embeds[0]])
     assert rows == [4, 12] * 4
     assert not torch.allclose(one, two, atol=1e-3)
 
@@ -86,7 +97,7 @@ def test_lora() -> None:
     without = run(pipe, "sd", 4)
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]))
     random_like(p for n, p in pipe.unet.named_parameters() if "lora_B" in n)
-    with_adapter, _ = both(pipe, table, lambda: pipe(**arguments("sd", 4)))
+    with_adapter, _ = both(pipe, table, lambda n: pipe(**arguments("sd", n)))
     assert not torch.allclose(with_adapter, without, atol=1e-3)
     pipe.unet.disable_adapters()
     epd.enable(pipe, table)
@@ -98,16 +109,17 @@ def test_lora() -> None:
 def test_image_to_image(kind: str, strength: float) -> None:
     pipe = variant(diffusers.StableDiffusionImg2ImgPipeline)
     table = table_for("sd", kind)
-    calls: list[int] = []
-    handle = pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    made: list[int] = []
+    handle = pipe.unet.register_forward_hook(lambda *_: made.append(1))
     for parallel in (True, False):
         epd.enable(pipe, table, parallel=parallel)
-        calls.clear()
+        made.clear()
         with torch.no_grad():
-            out = pipe(**SMALL, image=picture(), strength=strength, num_inference_steps=4, **seeds())[0]
+            call = {**SMALL, "num_inference_steps": calls_of(pipe), "strength": strength}
+            out = pipe(**call, image=picture(), **seeds())[0]
         assert torch.isfinite(out).all()
         total = table.depth if parallel else table.nfe
-        assert len(calls) == total if strength == 1.0 else 0 < len(calls) < total
+        assert len(made) == int(strength * total)
     handle.remove()
 
 
@@ -130,8 +142,9 @@ def test_inpainting_keeps_what_it_was_given(kind: str, channels: int) -> None:
     mask[..., 32:] = 1
     epd.enable(pipe, table_for("sd", kind))
     assert epd.summary(pipe).placement == "bare"
+    call = {**SMALL, "num_inference_steps": calls_of(pipe), "mask_image": mask}
     with pytest.warns(UserWarning) if "afs" in kind and "one" not in kind else torch.no_grad():
-        out = pipe(**SMALL, image=picture(), mask_image=mask, num_inference_steps=4, **seeds())[0]
+        out = pipe(**call, image=picture(), **seeds())[0]
     assert torch.isfinite(out).all()
     if channels == 4:
         latents = pipe.vae.encode(2 * picture() - 1).latent_dist.mode() * pipe.vae.config.scaling_factor
@@ -203,7 +216,8 @@ def test_arguments_of_the_call(changes: dict[str, Any]) -> None:
     if "num_images_per_prompt" in changes:
         call["generator"] = [torch.Generator() for _ in range(4)]
 
-    def made() -> Any:  # noqa: ANN401
+    def made(number: int) -> Any:  # noqa: ANN401
+        call["num_inference_steps"] = number
         for i, generator in enumerate(call["generator"]):
             generator.manual_seed(i)
         return pipe(**call)
@@ -265,10 +279,11 @@ def test_pixart_sigma() -> None:
 def test_video_to_video_does_not_say_where_it_begins() -> None:
     pipe = diffusers.AnimateDiffVideoToVideoPipeline(**build("animatediff").components)
     pipe.set_progress_bar_config(disable=True)
-    call = {**SMALL, "prompt": PROMPTS[0], "num_inference_steps": 4, "height": 64, "width": 64, "strength": 0.5}
+    call = {**SMALL, "prompt": PROMPTS[0], "height": 64, "width": 64, "strength": 0.5}
     for kind in ("plugin with afs", "one-call with afs"):
         for parallel in (True, False):
             epd.enable(pipe, table_for("animatediff", kind), parallel=parallel)
             with torch.no_grad():
+                call["num_inference_steps"] = calls_of(pipe)
                 out = pipe(**call, video=list(picture()), generator=torch.Generator().manual_seed(0))[0]
             assert torch.isfinite(out).all()

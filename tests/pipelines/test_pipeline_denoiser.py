@@ -129,7 +129,7 @@ def test_an_enabled_pipeline_is_solve_on_its_model(name: str, parallel: bool) ->
     sigmas = [top, top / 2, top / 5, top / 50]
     table = epd.Table(sigmas=sigmas, **FAN)
     enable(pipe, table, parallel)
-    made = torch.as_tensor(pipe(**family.call(SEEDS, 3, scale))[0])
+    made = torch.as_tensor(pipe(**family.call(SEEDS, epd.summary(pipe).depth, scale))[0])
     with torch.no_grad():  # the model evaluates the enabled pipeline as well as it did before
         solved = epd.solve(table.rule(), model.for_seeds(SEEDS), unit_noise(SEEDS, model.shape), table.sigmas.tolist())
     disable(pipe)

@@ -36,7 +36,8 @@ def small_table(path: str = "ve", **changes: Any) -> epd.Table:  # noqa: ANN401 
 
 
 def picture_of(pipe: Any, name: str) -> torch.Tensor:  # noqa: ANN401 - any pipeline
-    call = {"generator": torch.Generator().manual_seed(5), "output_type": "np", "num_inference_steps": 2}
+    call: dict[str, Any] = {"generator": torch.Generator().manual_seed(5), "output_type": "np"}
+    call["num_inference_steps"] = tiny_pipelines.calls_of(pipe, 2)
     if name == "dit":
         return torch.as_tensor(pipe(class_labels=[1], **call).images)
     sizes = {"height": 64, "width": 64, **({"max_sequence_length": 16} if name in ("sd3", "flux") else {})}
@@ -122,7 +123,7 @@ def test_card(saved: Path) -> None:
     for part in (
         "library_name: diffusers", 'base_model: "me/tiny"', "| rmse | 0.25 |", "| fid | 12.5 |", "| guidance | 3 |",
         "| citation | a \\| b |", "epd_scheduler/solver.png", "epd_scheduler/samples.png",
-        'epd.load_learned(pipe, "pipe")',
+        'epd.load_learned(pipe, "pipe")', 'num_inference_steps=epd.summary(pipe).depth',
         "| 1 | 12 | 3 | 0.0000 | 0.3000: 0.4000 | 0.7000: 0.6000 |", small_table().digest,
         "2 steps, 2 points: 4 sequential calls, 6 evaluations",
     ):  # fmt: skip

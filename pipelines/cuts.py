@@ -1,0 +1,48 @@
+"""Runs that a pipeline cuts in two at a timestep, as Stable Diffusion XL does for its refiner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .run import Call
+
+
+def calls_before(end: float, times: Sequence[float], count: float) -> int:
+    """How many of the entries of `timesteps` a pipeline runs with this `denoising_end`, by its own rule."""
+    cutoff = round(count - end * count)
+    return sum(time >= cutoff for time in times)
+
+
+def require_whole_steps(end: object, calls: Sequence[Call], count: float) -> None:
+    """Refuses a `denoising_end` at which the pipeline holds anything but the state: inside a step, or before a call
+    whose rows are a whole fan.
+
+    Args:
+        end: the pipeline's `denoising_end`; pipelines heed numbers between 0 and 1 only.
+        calls: those of this run.
+        count: T, trained timesteps.
+
+    Raises:
+        ValueError: naming the nearest ends that can be had.
+    """
+    if not isinstance(end, float) or not 0 < end < 1:
+        return
+    times = [call.timestep[0] for call in calls]
+    last = calls_before(end, times, count)
+    if last == len(calls) or _at_state(calls[last]):
+        return
+    places = {i: _between(i, times, count) for i, call in enumerate(calls) if i and _at_state(call)}
+    allowed = [e for i, e in places.items() if calls_before(e, times, count) == i]
+    nearest = sorted(sorted(allowed, key=lambda e: abs(e - end))[:2])
+    where = "at a call of several points" if calls[last].opens else "inside the step"
+    remedy = " or ".join(f"{e:g}" for e in nearest) or "parallel=False to epd.enable"
+    raise ValueError(f"denoising_end = {end:g} cuts the table's step {calls[last].step} {where}: give {remedy}")
+
+
+def _at_state(call: Call) -> bool:
+    return call.opens and len(call.slots) == 1
+
+
+def _between(first: int, times: Sequence[float], count: float) -> float:
+    """An end between the calls up to here and this one."""
+    return round(1 - (min(times[:first]) + times[first]) / 2 / count, 4)

@@ -1,0 +1,140 @@
+"""The part of the scheduler that says how many network calls there are, where a run begins, and with what."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from torch import Tensor
+
+from ..solvers.table import Table
+from .exchange import noised, position
+from .frames import Frame, frame_of
+from .layout import Asked, Layout, Placement, moved, overruled, rule_layout, table_layout
+from .run import Call, PipelineWalk
+
+MOVED = (
+    "the table's first slope is analytic, but without epd.enable(pipe, table) the first network call cannot be moved "
+    "to its look-ahead point: the network is asked for that slope, which is one call more"
+)
+
+
+class Timetable(ConfigMixin):
+    """`timesteps`, one entry per network call, and the index in them; `EPDScheduler` is the only one."""
+
+    order = 1
+    table: Table | None
+    placement: Placement
+    timesteps: Tensor
+    sigmas: Tensor
+    num_inference_steps: int | None
+
+    def _start(self) -> None:
+        self.num_inference_steps = None
+        self._said: set[str] = set()
+        self._layouts: dict[Placement, Layout] = {}
+        self._layout: Layout | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """No run has begun."""
+        self._run: PipelineWalk | None = None
+        self._handed: tuple[Tensor, int] | None = None
+        self._begin_index: int | None = None
+        self._noised = False
+
+    @functools.cached_property
+    def frame(self) -> Frame:
+        """Path and network parameterisation."""
+        return frame_of(self)
+
+    @property
+    def step_index(self) -> int | None:
+        """How many network calls were answered since the first entry of `timesteps`."""
+        return None if self._run is None else self._run.index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Where in `timesteps` the run begins."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Image-to-image pipelines begin in the middle of `timesteps`.
+
+        Raises:
+            ValueError: beyond the last call.
+        """
+        calls = self.calls
+        if calls and not 0 <= begin_index < len(calls):
+            steps = "" if self.table is None else f": call with num_inference_steps = {len(calls)}"
+            raise ValueError(f"begin_index = {begin_index} is beyond the {len(calls)} network calls{steps}")
+        self._begin_index = begin_index
+
+    @property
+    def calls(self) -> Sequence[Call]:
+        """The network calls of a run, one per entry of `timesteps`; none before `set_timesteps`."""
+        return () if self._layout is None else self._layout.calls
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Lays out the network calls: `timesteps` on the device, `sigmas` at each call's first slope, and the last.
+
+        Args:
+            num_inference_steps: steps of a hand-made rule; with a table its network calls in this placement.
+            timesteps, sigmas: the caller's own, instead.
+            mu: of flows with a dynamic shift; a table needs none.
+        """
+        own = [None if v is None else [float(s) for s in v] for v in (timesteps, sigmas)]
+        asked = Asked(num_inference_steps, own[0], own[1], mu)
+        if self.table is None:
+            self._layout = rule_layout(self.config, self.frame, asked)
+        else:
+            if self.placement not in self._layouts:  # a table is the same in every run
+                self._layouts[self.placement] = table_layout(self.table, self.frame, self.placement)
+            self._layout = self._layouts[self.placement]
+            self._say(overruled(self._layout, asked))
+            if self.placement == "bare" and moved(self.table):
+                self._say(MOVED)
+        steps, calls = self._layout.steps, self._layout.calls
+        # Pipelines that bring their own sigmas or timesteps count the entries of ours afterwards.
+        counts_steps = self.table is None and num_inference_steps is not None
+        self.order = self._layout.order if counts_steps else 1
+        self.num_inference_steps = steps if self.table is None else len(calls)
+        self._told = [torch.tensor(c.timestep, dtype=torch.float32, device=device) for c in calls]
+        self.timesteps = torch.tensor([c.timestep[0] for c in calls], dtype=torch.float32, device=device)
+        ends = [*(c.sigma[0] for c in calls), float(self._layout.levels[-1])]
+        self.sigmas = torch.tensor(ends, dtype=torch.float32)
+        self._forget()
+
+    def _say(self, text: str) -> None:
+        if text and self.first_time(text):
+            warnings.warn(text, stacklevel=3)
+
+    def first_time(self, text: str) -> bool:
+        """Whether this is said for the first time; every warning is given once per scheduler."""
+        new = text not in self._said
+        self._said.add(text)
+        return new
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The latents at these timesteps, (1,) or (B,), of clean ones: alpha x0 + sigma eps in the pipeline's frame."""
+        self._noised = True
+        if self._layout is not None and self._run is None and self._begin_index is None:
+            # Some image-to-image pipelines never say where they begin, but all make their first latents here.
+            begin = position(timesteps.flatten()[:1].cpu(), self.timesteps, self._layout.calls)
+            if abs(self._layout.calls[begin].timestep[0] - float(timesteps.flatten()[0])) < 1e-3:
+                self._begin_index = begin
+        return noised(self.frame, original_samples, noise, timesteps)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise` under the name and the argument order that flow pipelines use."""
+        return self.add_noise(sample, noise, timestep)

@@ -1,0 +1,137 @@
+"""Runs in two parts: Stable Diffusion XL's base and its refiner."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from helpers.pipeline_families import FAMILIES, SEEDS, assert_same
+from helpers.pipeline_tables import table_for
+from helpers.tiny_pipelines import build, diffusers
+from torch import Tensor
+
+import epd
+from epd.pipelines.cuts import calls_before
+
+KINDS = ("epd", "plugin with afs", "memory", "one-call with afs", "mixed")
+
+
+def base_and_refiner() -> tuple[Any, Any]:
+    """With the same weights, so that both together are the base alone; each with a network and scheduler of its own."""
+    base, other = build("sdxl"), build("sdxl")
+    other.register_modules(image_encoder=None, feature_extractor=None)
+    refiner = diffusers.StableDiffusionXLImg2ImgPipeline(**other.components, add_watermarker=False)
+    refiner.set_progress_bar_config(disable=True)
+    return base, refiner
+
+
+def in_two_parts(base: Any, refiner: Any, number: int, cut: float) -> tuple[Tensor, list[int]]:  # noqa: ANN401
+    """The result, and how often each network was called."""
+    made = [0, 0]
+
+    def count(part: int) -> Any:  # noqa: ANN401 - a hook
+        def hook(*_: object) -> None:
+            made[part] += 1
+
+        return hook
+
+    handles = [pipe.unet.register_forward_hook(count(i)) for i, pipe in enumerate((base, refiner))]
+    call = FAMILIES["sdxl"].call(SEEDS, number, 4.0)
+    with torch.no_grad():
+        first = base(**call, denoising_end=cut)[0]
+        assert len(first) == len(SEEDS)
+        call = {k: v for k, v in call.items() if k not in ("height", "width")}
+        result = refiner(**call, image=first, denoising_start=cut)[0]
+    for handle in handles:
+        handle.remove()
+    return result, made
+
+
+def cuts(scheduler: Any, whole: bool) -> dict[int, float]:  # noqa: ANN401
+    """By number of calls before it: in the middle of the timesteps between two calls. At a state, or not."""
+    times = [call.timestep[0] for call in scheduler.calls]
+    return {
+        i: 1 - (min(times[:i]) + times[i]) / 2 / len(scheduler)
+        for i, call in enumerate(scheduler.calls)
+        if i and (call.opens and len(call.slots) == 1) == whole and times[i] < min(times[:i]) - 2
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "parallel"), [*((kind, False) for kind in KINDS), ("epd", True), ("memory", True), ("mixed", True)]
+)
+def test_base_and_refiner_are_one_run_when_cut_between_two_steps(kind: str, parallel: bool) -> None:
+    base, refiner = (epd.enable(pipe, table_for("sdxl", kind), parallel) for pipe in base_and_refiner())
+    calls = epd.summary(base).depth
+    whole = base(**FAMILIES["sdxl"].call(SEEDS, calls, 4.0))[0]
+    before, cut = list(cuts(base.scheduler, whole=True).items())[-1]
+    result, made = in_two_parts(base, refiner, calls, cut)
+    assert made == [before, calls - before]
+    assert torch.isfinite(result).all()
+    if not base.scheduler.table.columns:  # remembered slopes are not handed on
+        assert_same(result, whole)
+
+
+def test_the_refiner_begins_right_whatever_number_it_is_called_with() -> None:
+    base, refiner = (epd.enable(pipe, table_for("sdxl", "epd")) for pipe in base_and_refiner())
+    whole = base(**FAMILIES["sdxl"].call(SEEDS, 8, 4.0))[0]
+    for cut in cuts(base.scheduler, whole=True).values():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            assert_same(in_two_parts(base, refiner, 4, cut)[0], whole)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("kind", ["epd", "plugin with afs", "mixed"])
+def test_a_cut_inside_a_step_is_refused_with_the_nearest_ones(kind: str, parallel: bool) -> None:
+    base, refiner = (epd.enable(pipe, table_for("sdxl", kind), parallel) for pipe in base_and_refiner())
+    calls = epd.summary(base).depth
+    base.scheduler.set_timesteps(calls)
+    allowed = cuts(base.scheduler, whole=True)
+    before, cut = list(cuts(base.scheduler, whole=False).items())[1]
+    step = base.scheduler.calls[before].step
+    with pytest.raises(ValueError, match=rf"denoising_end = {cut:g} cuts the table's step {step} ") as said:
+        in_two_parts(base, refiner, calls, cut)
+    for text in re.findall(r"0\.\d+", str(said.value).split("give")[1]):
+        number = calls_before(float(text), [c.timestep[0] for c in base.scheduler.calls], 1000)
+        assert base.scheduler.calls[number].opens
+        assert in_two_parts(base, refiner, calls, float(text))[1] == [number, calls - number]
+        assert number in allowed
+
+
+def test_a_cut_before_a_fan_is_refused() -> None:
+    base, refiner = (epd.enable(pipe, table_for("sdxl", "one-call with afs")) for pipe in base_and_refiner())
+    with pytest.raises(ValueError, match="cuts the table's step 3 at a call of several points: give parallel=False"):
+        in_two_parts(base, refiner, 4, 0.5)
+
+
+def test_a_refiner_that_begins_inside_a_step_goes_on_to_its_end() -> None:
+    refiner = base_and_refiner()[1]
+    epd.enable(refiner, table_for("sdxl", "epd"))
+    refiner.scheduler.set_timesteps(8)
+    before, cut = list(cuts(refiner.scheduler, whole=False).items())[1]
+    call = {k: v for k, v in FAMILIES["sdxl"].call(SEEDS, 8, 4.0).items() if k not in ("height", "width")}
+    result = refiner(**call, image=torch.zeros(2, 4, 8, 8), denoising_start=cut)[0]
+    assert result.shape == (2, 4, 8, 8)
+    assert refiner.scheduler.begin_index == before
+    assert refiner.scheduler.steps_done == 4
+
+
+@pytest.mark.parametrize("number", [0.5, 0.25, 1.0])
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_strength_is_the_part_of_the_calls(name: str, number: float) -> None:
+    parts = build(name).components
+    kinds = {"sdxl": diffusers.StableDiffusionXLImg2ImgPipeline, "sd3": diffusers.StableDiffusion3Img2ImgPipeline}
+    pipe = kinds[name](**{k: v for k, v in parts.items() if k not in ("image_encoder", "feature_extractor")})
+    pipe.set_progress_bar_config(disable=True)
+    epd.enable(pipe, table_for(name, "epd"))
+    family = FAMILIES[name]
+    call = {k: v for k, v in family.call(SEEDS, 8, 4.0).items() if k not in ("height", "width")}
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    pipe(**call, image=image, strength=number)
+    assert pipe.scheduler.begin_index == 8 - 8 * number
+    assert pipe.scheduler.calls[pipe.scheduler.begin_index].opens
+    assert pipe.scheduler.steps_done == 4
