@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..solvers.named import named_table
 from ..solvers.table import Provenance, Table
+from .configs import live_config
 from .fan import FanHook
 from .layout import table_layout
 from .probe import NETWORKS
@@ -187,7 +188,7 @@ def _scheduler(stock: Any, table: Table | str | Path | None) -> EPDScheduler:  #
         table = Table.from_dict(dict(stock.config["table"]))
     elif not isinstance(table, Table):
         table = Table.load(table) if Path(table).suffix in (".json", ".pkl", ".npz") else named_table(str(table))
-    return EPDScheduler.from_table(table, stock.config)
+    return EPDScheduler.from_table(table, live_config(stock))
 
 
 def _mixes(pipe: Pipe) -> str:

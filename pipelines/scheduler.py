@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401 - loading wants the name in this module
 from torch import Tensor
 
 from ..solvers.table import Table
+from .configured import StockConfigured
 from .exchange import EPDSchedulerOutput, Fan, evaluated, noised, points_of, position, rows_of
-from .frames import Frame, frame_of
-from .layout import Asked, Layout, Placement, moved, overruled, require_fit, rule_layout, table_layout
+from .frames import Frame
+from .layout import Asked, Layout, Placement, moved, overruled, require_fit, rule_layout, table_layout, understood
 from .run import Run
 
 RULES = ("euler", "heun", "dpm2", "ipndm", "dpmpp", "table")
-FLOW = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "EDMEulerScheduler"]
-
 
 MOVED = (
     "the table's first slope is analytic, but without epd.enable(pipe, table) the first network call cannot be moved "
@@ -29,7 +26,7 @@ MOVED = (
 )
 
 
-class EPDScheduler(SchedulerMixin, ConfigMixin):
+class EPDScheduler(StockConfigured):
     r"""A learned table, or a hand-made rule, in any diffusers pipeline.
 
     `timesteps` has one entry per network call. The pipeline's latents are c_in x, what its network wants: on variance-
@@ -55,7 +52,6 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
     Reference: arXiv 2507.14797.
     """
 
-    _compatibles = [*(e.name for e in KarrasDiffusionSchedulers), *FLOW]
     order = 1
 
     @register_to_config
@@ -87,6 +83,7 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         rule_order: int | None = None,
         table: Mapping[str, Any] | None = None,
         unit_variance: bool | None = None,
+        stock_class: str | None = None,
     ) -> None:
         if rule not in RULES:
             raise ValueError(f"rule = {rule!r} is unknown: give one of {', '.join(RULES)}")
@@ -96,37 +93,17 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
             )
         self.table = None if table is None else Table.from_dict(dict(table))
         self.placement: Placement = "bare"
-        self.alphas_cumprod = DDIMScheduler(
-            num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas,  # type: ignore[arg-type]
-            rescale_betas_zero_snr=rescale_betas_zero_snr,
-        ).alphas_cumprod  # fmt: skip
+        # A new scheduler's configuration is a loaded one's, and gives other classes all values, not theirs for ours.
+        self.register_to_config(_class_name="EPDScheduler", _use_default_values=[])
         self._said: set[str] = set()
         self._run: Run | None = None
         self._begin_index: int | None = None
         self._noised = False
         self.num_inference_steps: int | None = None
         self._layout: Layout | None = None
-        self._layouts: dict[Placement, Layout] = {}
+        self._layouts: dict[tuple[Placement, Frame], Layout] = {}
         self._handed: tuple[Tensor, int] | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: Mapping[str, Any] | None = None,
-        return_unused_kwargs: bool = False,
-        **kwargs: Any,  # noqa: ANN401 - ConfigMixin's signature
-    ) -> Any:  # noqa: ANN401
-        """From any stock scheduler's configuration, `rule=`, `table=` and the like given beside it."""
-        if config is None:
-            raise ValueError("config is None: give a scheduler's config")
-        # A key that the stock scheduler left at its default is that default, not ours.
-        kept: dict[str, Any] = {k: v for k, v in config.items() if k not in ("_use_default_values", "_class_name")}
-        if "shift" in kept and "prediction_type" not in kept:  # FlowMatch
-            kept["prediction_type"] = "flow_prediction"
-        if kwargs.get("rule", "table") != "table":
-            kept.pop("table", None)
-        return super().from_config(kept, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     @classmethod
     def from_table(cls, table: Table, config: Mapping[str, Any]) -> EPDScheduler:
@@ -138,14 +115,6 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         scheduler = cls.from_config(config, rule="table", table=table.to_dict(), unit_variance=False)
         require_fit(table, scheduler.frame)
         return scheduler
-
-    @functools.cached_property
-    def frame(self) -> Frame:
-        """Path and network parameterisation."""
-        return frame_of(self)
-
-    def __len__(self) -> int:
-        return int(self.config["num_train_timesteps"])
 
     @property
     def step_index(self) -> int | None:
@@ -207,17 +176,19 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             num_inference_steps: steps of a hand-made rule; with a table its steps or its calls.
-            timesteps, sigmas: the caller's own, instead.
+            timesteps, sigmas: the caller's own, instead. Both, where they agree: on flows this is how CogView4 and
+                GLM-Image ask for a number of steps whose sigmas are shifted and whose timesteps are not.
             mu: of flows with a dynamic shift; a table needs none.
         """
-        own = [None if v is None else [float(s) for s in v] for v in (timesteps, sigmas)]
-        asked = Asked(num_inference_steps, own[0], own[1], mu)
+        times, levels = (None if v is None else [float(s) for s in v] for v in (timesteps, sigmas))
+        asked, frame = understood(Asked(num_inference_steps, times, levels, mu), self.config, self.frame, self.table)
         if self.table is None:
-            self._layout = rule_layout(self.config, self.frame, asked)
+            self._layout = rule_layout(self.config, frame, asked)
         else:
-            if self.placement not in self._layouts:  # a table is the same in every run
-                self._layouts[self.placement] = table_layout(self.table, self.frame, self.placement)
-            self._layout = self._layouts[self.placement]
+            key = self.placement, frame  # a table is the same in every run of one frame
+            if key not in self._layouts:
+                self._layouts = {key: table_layout(self.table, frame, self.placement)}
+            self._layout = self._layouts[key]
             self._say(overruled(self._layout, asked))
             if self.placement == "bare" and moved(self.table):
                 self._say(MOVED)
