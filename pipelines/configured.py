@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusers.configuration_utils import ConfigMixin
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from .configs import OBEYED, completed, parameters, stock_of
+from .configs import FAMILIES, OBEYED, completed, parameters, stock_of
 from .frames import Frame, frame_of
-
-FLOW = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "EDMEulerScheduler"]
 
 
 class StockConfigured(SchedulerMixin, ConfigMixin):
@@ -23,7 +21,7 @@ class StockConfigured(SchedulerMixin, ConfigMixin):
     they alone say what its noise levels are.
     """
 
-    _compatibles = [*(e.name for e in KarrasDiffusionSchedulers), *FLOW]
+    _compatibles = list(FAMILIES)
 
     @classmethod
     def from_config(
@@ -45,7 +43,7 @@ class StockConfigured(SchedulerMixin, ConfigMixin):
         if kwargs.get("rule", "table") != "table":
             values.pop("table", None)
         made = super().from_config(values, return_unused_kwargs=return_unused_kwargs, **kwargs)
-        assert (made[0] if return_unused_kwargs else made).frame  # what is not supported is said here
+        frame_of(made[0] if return_unused_kwargs else made)  # says what is not supported
         return made
 
     @functools.cached_property
