@@ -49,6 +49,11 @@ TWINS: Mapping[str, str] = {  # whose noise levels another class has, without th
     "KDPM2AncestralDiscreteScheduler": "EulerDiscreteScheduler",
 }
 
+SCALED_NOISE = frozenset({  # whose first latents are sigma noise, except with leading spacing; the others' are noise
+    "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler",
+})  # fmt: skip
+
 _ONE_STEP = "its network was distilled to jump, so its output is no slope of an ODE"
 _DISCRETE = "it samples tokens, not states"
 _OWN_TIME = "its network is told a time of its own, which is not supported"

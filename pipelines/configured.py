@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from .configs import FAMILIES, OBEYED, completed, parameters, stock_of
+from .configs import FAMILIES, OBEYED, SCALED_NOISE, completed, parameters, stock_of
 from .frames import Frame, frame_of
 
 
@@ -22,6 +23,7 @@ class StockConfigured(SchedulerMixin, ConfigMixin):
     """
 
     _compatibles = list(FAMILIES)
+    _said: frozenset[str] = frozenset()
 
     @classmethod
     def from_config(
@@ -78,3 +80,19 @@ class StockConfigured(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
 
+    @property
+    def _unit_variance(self) -> bool:
+        """Whether the first latents are unit noise."""
+        stated, stock = self.config["unit_variance"], stock_of(self.config)
+        scaled = stock.name in SCALED_NOISE and stock.config.get("timestep_spacing") != "leading"
+        return bool(stated if stated is not None else self.config["table"] is None and not scaled)
+
+    def _say(self, text: str) -> None:
+        if text and self.first_time(text):
+            warnings.warn(text, stacklevel=3)
+
+    def first_time(self, text: str) -> bool:
+        """Whether this is said for the first time; every warning is given once per scheduler."""
+        new = text not in self._said
+        self._said |= {text}
+        return new

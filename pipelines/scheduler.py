@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,6 @@ from .layout import Asked, Layout, Placement, moved, overruled, require_fit, rul
 from .run import Run
 
 RULES = ("euler", "heun", "dpm2", "ipndm", "dpmpp", "table")
-
 MOVED = (
     "the table's first slope is analytic, but without epd.enable(pipe, table) the first network call cannot be moved "
     "to its look-ahead point: the network is asked for that slope, which is one call more"
@@ -33,11 +31,10 @@ class EPDScheduler(StockConfigured):
     preserving schedules x / sqrt(1 + sigma^2) as with DDIM, on flows x itself. `scale_model_input` is the identity.
 
     A table owns its sigmas. `num_inference_steps` is then the number of its steps or of its calls; any other number is
-    overruled with a warning. `sigmas=` and `timesteps=` are honoured exactly by the hand-made rules (a trailing 0 is
-    added, nothing is shifted); with a table they must be the table's own. The points of a fan are evaluated one after
-    another; together in one call after `epd.enable(pipe, table)`. Coefficients are float64; the state is kept in
-    float32 at least, also where the pipeline's latents are not. Predictions are not clipped (`clip_sample`) or
-    thresholded: that would not be the ODE that a table was learned for.
+    overruled with a warning. Hand-made rules run on the stock scheduler's sigmas for that many steps. `sigmas=` or
+    `timesteps=` are honoured exactly by them (a trailing 0 is added, nothing is shifted) and have to be a table's own.
+    The points of a fan are evaluated one after another; in one call after `epd.enable(pipe, table)`. Coefficients are
+    float64; the state is kept in float32 at least. Predictions are not clipped or thresholded.
 
     Args:
         num_train_timesteps ... shift_terminal: as in the stock schedulers, so that `from_config` understands theirs.
@@ -46,8 +43,8 @@ class EPDScheduler(StockConfigured):
         rule_order: of ipndm (1-4, default 4) and dpmpp (1-3, default 2).
         table: `Table.to_dict()`.
         unit_variance: the first latents are unit noise and the last are scaled back, as with DDIM; False is
-            x = noise sigma_0 and the result x itself, as `epd.solve` and `EulerDiscreteScheduler` (trailing) do. By
-            default True for the hand-made rules on flows and with `leading` spacing, as the stock schedulers have it.
+            x = noise sigma_0 and the result x itself, as `epd.solve` does. By default as in stock; False with a table.
+        stock_class: whose noise levels these are. `from_config` sets it; None is what the other values read like.
 
     Reference: arXiv 2507.14797.
     """
@@ -88,14 +85,11 @@ class EPDScheduler(StockConfigured):
         if rule not in RULES:
             raise ValueError(f"rule = {rule!r} is unknown: give one of {', '.join(RULES)}")
         if (rule == "table") != (table is not None):
-            raise ValueError(
-                f"rule = {rule!r} with{'out' * (table is None)} a table: EPDScheduler.from_table sets both"
-            )
+            raise ValueError(f"rule = {rule!r} with{'out' * (table is None)} a table: from_table sets both")
         self.table = None if table is None else Table.from_dict(dict(table))
         self.placement: Placement = "bare"
         # A new scheduler's configuration is a loaded one's, and gives other classes all values, not theirs for ours.
         self.register_to_config(_class_name="EPDScheduler", _use_default_values=[])
-        self._said: set[str] = set()
         self._run: Run | None = None
         self._begin_index: int | None = None
         self._noised = False
@@ -145,12 +139,6 @@ class EPDScheduler(StockConfigured):
         return self._start_scale
 
     @property
-    def _unit_variance(self) -> bool:
-        stated = self.config["unit_variance"]
-        by_default = self.frame.path == "flow" or self.config["timestep_spacing"] == "leading"
-        return bool(self.table is None and by_default if stated is None else stated)
-
-    @property
     def _start_scale(self) -> float:
         if self._unit_variance:
             return 1.0
@@ -176,8 +164,7 @@ class EPDScheduler(StockConfigured):
 
         Args:
             num_inference_steps: steps of a hand-made rule; with a table its steps or its calls.
-            timesteps, sigmas: the caller's own, instead. Both, where they agree: on flows this is how CogView4 and
-                GLM-Image ask for a number of steps whose sigmas are shifted and whose timesteps are not.
+            timesteps, sigmas: the caller's own, instead; both as CogView4 and GLM-Image pass them, see `understood`.
             mu: of flows with a dynamic shift; a table needs none.
         """
         times, levels = (None if v is None else [float(s) for s in v] for v in (timesteps, sigmas))
@@ -185,8 +172,7 @@ class EPDScheduler(StockConfigured):
         if self.table is None:
             self._layout = rule_layout(self.config, frame, asked)
         else:
-            key = self.placement, frame  # a table is the same in every run of one frame
-            if key not in self._layouts:
+            if (key := (self.placement, frame)) not in self._layouts:  # a table is the same in every run
                 self._layouts = {key: table_layout(self.table, frame, self.placement)}
             self._layout = self._layouts[key]
             self._say(overruled(self._layout, asked))
@@ -200,16 +186,6 @@ class EPDScheduler(StockConfigured):
         ends = [*(c.sigma[0] for c in calls), float(self._layout.levels[-1])]
         self.sigmas = torch.tensor(ends, dtype=torch.float32)
         self._run, self._handed, self._begin_index, self._noised = None, None, None, False
-
-    def _say(self, text: str) -> None:
-        if text and self.first_time(text):
-            warnings.warn(text, stacklevel=3)
-
-    def first_time(self, text: str) -> bool:
-        """Whether this is said for the first time; every warning is given once per scheduler."""
-        new = text not in self._said
-        self._said.add(text)
-        return new
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The latents at these timesteps, (1,) or (B,), of clean ones: alpha x0 + sigma eps in the pipeline's frame."""

@@ -14,7 +14,7 @@ from helpers.recording import normal
 from helpers.tiny_pipelines import diffusers
 
 import epd
-from epd.pipelines.configs import FAMILIES, class_name, live_config
+from epd.pipelines.configs import FAMILIES, class_name, live_config, parameters
 from epd.pipelines.scheduler import RULES, EPDScheduler
 
 FILES: dict[str, dict[str, Any]] = {  # as published: without the keys that are at their defaults
@@ -27,6 +27,12 @@ FILES: dict[str, dict[str, Any]] = {  # as published: without the keys that are 
     "FlowMatchHeunDiscreteScheduler": {"num_train_timesteps": 1000, "shift": 2.0},
     "EDMEulerScheduler": {"sigma_data": 1.0, "rho": 5.0},
 }
+
+
+def loaded(folder: Path) -> EPDScheduler:
+    scheduler = EPDScheduler.from_pretrained(folder)
+    assert isinstance(scheduler, EPDScheduler)
+    return scheduler
 
 
 def written(folder: Path, name: str, config: dict[str, Any]) -> Path:
@@ -42,7 +48,7 @@ def test_5_3_from_config_and_from_pretrained_of_one_file(name: str, tmp_path: Pa
     stock.set_timesteps(6)
     from_file = EPDScheduler.from_config(json.loads((tmp_path / "scheduler_config.json").read_text()))
     from_stock = EPDScheduler.from_config(stock.config)
-    for own in (from_file, EPDScheduler.from_pretrained(tmp_path), from_stock):
+    for own in (from_file, loaded(tmp_path), from_stock):
         own.set_timesteps(6)
         assert own.config["stock_class"] == name
         if "sigmas" in vars(stock):
@@ -57,7 +63,7 @@ def test_5_3_from_config_and_from_pretrained_of_one_file(name: str, tmp_path: Pa
 
 def test_5_3_default_betas_are_the_classes_own(tmp_path: Path) -> None:
     """Heun's defaults are not DDIM's: 14.6 at the noisiest, not 157."""
-    own = EPDScheduler.from_pretrained(written(tmp_path, "HeunDiscreteScheduler", {"beta_schedule": "scaled_linear"}))
+    own = loaded(written(tmp_path, "HeunDiscreteScheduler", {"beta_schedule": "scaled_linear"}))
     assert own.frame.sigma_max == pytest.approx(14.6146, rel=1e-4)
     ddim = EPDScheduler.from_config({"_class_name": "DDIMScheduler"})
     assert ddim.frame.sigma_max == pytest.approx(157.407, rel=1e-4)
@@ -144,7 +150,7 @@ def test_5_11_a_loaded_or_copied_scheduler_is_the_fresh_one(kind: str, tmp_path:
     before = dict(fresh.config)
     fresh.save_pretrained(tmp_path)
     others = [
-        EPDScheduler.from_pretrained(tmp_path),
+        loaded(tmp_path),
         EPDScheduler.from_config(fresh.config),
         copy.deepcopy(fresh),
         EPDScheduler.from_config(json.loads((tmp_path / "scheduler_config.json").read_text())),
@@ -171,14 +177,14 @@ def test_5_11_other_classes_get_all_values_from_a_fresh_and_from_a_loaded_one(
 ) -> None:
     """Euler's default spacing is linspace, ours trailing: what ran here runs there."""
     fresh.save_pretrained(tmp_path)
-    for own in (fresh, EPDScheduler.from_pretrained(tmp_path)):
+    for own in (fresh, loaded(tmp_path)):
         stock = diffusers.EulerDiscreteScheduler.from_config(own.config)
         stock.set_timesteps(5)
         own.set_timesteps(5)
         torch.testing.assert_close(own._required().levels.float(), stock.sigmas, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if FAMILIES[n] == "vp" and n != "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("name", [n for n in FAMILIES if FAMILIES[n] == "vp"])
 @pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of numpy, in some stock schedulers
 def test_5_11_public_arrays_are_the_stock_ones(name: str) -> None:
     stock = getattr(diffusers, name)(trained_betas=torch.linspace(1e-4, 0.03, 100).tolist(), num_train_timesteps=100)
@@ -194,3 +200,23 @@ def test_5_11_flows_have_no_betas() -> None:
     own = EPDScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config)
     with pytest.raises(AttributeError, match="betas"):
         own.betas  # noqa: B018
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
+def test_5_11_the_network_first_sees_what_it_sees_in_stock(name: str, spacing: str) -> None:
+    kind = getattr(diffusers, name)
+    fast = {"num_train_timesteps": 100} if FAMILIES[name] == "vp" else {}
+    stock = kind(**fast, **({"timestep_spacing": spacing} if "timestep_spacing" in parameters(name) else {}))
+    own = EPDScheduler.from_config(stock.config)
+    noise, seen = torch.ones(1, 1, 2, 2), []
+    for scheduler in (stock, own):
+        scheduler.set_timesteps(5)
+        scale = 1.0 if FAMILIES[name] == "flow" else scheduler.init_noise_sigma
+        latents = noise * scale
+        t = scheduler.timesteps[0]
+        seen.append(latents if FAMILIES[name] == "flow" else scheduler.scale_model_input(latents, t))
+    torch.testing.assert_close(seen[1], seen[0].float(), rtol=1e-4, atol=0)
+    if FAMILIES[name] == "flow":
+        assert own.init_noise_sigma == 1

@@ -21,11 +21,11 @@ COGVIEW: dict[str, Any] = {
 MU = 0.6
 
 
-def ramp(pipeline: str, n: int) -> dict[str, list[float]]:
+def ramp(pipeline: str, n: int) -> dict[str, Any]:
     """As the two pipelines make it."""
     times = np.linspace(1000, 1.0, n) if pipeline == "cogview4" else np.linspace(1000, 1.0, n + 1)[:-1]
     times = times.astype(np.int64).astype(np.float32)
-    return {"timesteps": times, "sigmas": times / 1000}  # type: ignore[dict-item]
+    return {"timesteps": times, "sigmas": times / 1000}
 
 
 def unshifted(levels: Tensor, factor: float = MU) -> Tensor:

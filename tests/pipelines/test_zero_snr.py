@@ -63,7 +63,7 @@ def test_5_12_own_timesteps_keep_999() -> None:
     assert levels[0] == pytest.approx(2254.194, rel=1e-4)
     assert levels[1] == pytest.approx(4096, rel=1e-6)
     clean, noise = normal(1, 2, 2), normal(1, 2, 2, seed=1)
-    torch.testing.assert_close(own.add_noise(clean, noise, torch.tensor([999])), noise, rtol=0, atol=5e-4)
+    torch.testing.assert_close(own.add_noise(clean, noise, torch.tensor([999])), noise, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["DDIMScheduler", "EulerDiscreteScheduler", "CogVideoXDDIMScheduler"])
