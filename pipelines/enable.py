@@ -18,6 +18,7 @@ from ..solvers.named import named_table
 from ..solvers.table import Provenance, Table
 from .configs import live_config
 from .fan import FanHook
+from .frames import require_untouched
 from .layout import table_layout
 from .probe import NETWORKS
 from .scheduler import EPDScheduler
@@ -188,7 +189,9 @@ def _scheduler(stock: Any, table: Table | str | Path | None) -> EPDScheduler:  #
         table = Table.from_dict(dict(stock.config["table"]))
     elif not isinstance(table, Table):
         table = Table.load(table) if Path(table).suffix in (".json", ".pkl", ".npz") else named_table(str(table))
-    return EPDScheduler.from_table(table, live_config(stock))
+    scheduler = EPDScheduler.from_table(table, live_config(stock))
+    require_untouched(stock, scheduler.frame)
+    return scheduler
 
 
 def _mixes(pipe: Pipe) -> str:

@@ -97,6 +97,26 @@ def _lowest(config: Mapping[str, Any], count: float) -> float:
     return shift / (count + shift - 1)
 
 
+def require_untouched(scheduler: Any, frame: Frame) -> None:  # noqa: ANN401 - any scheduler of diffusers
+    """Whether a live scheduler's noise levels are the ones that its configuration describes.
+
+    Args:
+        scheduler: the live one.
+        frame: made from its configuration alone.
+
+    Raises:
+        ValueError: when somebody changed its alphas by hand.
+    """
+    live = frame_of(scheduler).alphas_cumprod
+    if live is None or frame.alphas_cumprod is None:
+        return
+    if live.shape != frame.alphas_cumprod.shape or not torch.allclose(live, frame.alphas_cumprod, rtol=1e-5, atol=0):
+        raise ValueError(
+            f"the alphas_cumprod of this {type(scheduler).__name__} are not those of its configuration: put the betas "
+            "that they come from into its trained_betas"
+        )
+
+
 def told_unshifted(frame: Frame, shift: float) -> Frame:
     """A flow whose networks are told t where the noise level is sigma = s t / (1 + (s - 1) t) (CogView4, GLM-Image)."""
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import tables
 from helpers.recording import normal
-from helpers.tiny_pipelines import diffusers
+from helpers.tiny_pipelines import build, diffusers
 
 import epd
 from epd.pipelines.configs import FAMILIES, class_name, live_config, parameters
@@ -133,6 +133,16 @@ def test_5_2_a_derived_class_is_its_stock_class() -> None:
     own = EPDScheduler.from_config(config)
     own.set_timesteps(4)
     assert own.timesteps.tolist() == pytest.approx([999, 666, 333, 0], abs=1e-6)
+
+
+def test_5_2_alphas_that_were_changed_by_hand_are_refused() -> None:
+    pipe = build("sd")
+    table = epd.Table.from_dict({**tables.epd_table().to_dict(), "sigmas": [14.0, 6.0, 2.0, 0.6, 0.05]})
+    stock = pipe.scheduler
+    assert epd.disable(epd.enable(pipe, table)).scheduler is stock
+    stock.alphas_cumprod = stock.alphas_cumprod**1.1
+    with pytest.raises(ValueError, match=f"alphas_cumprod of this {type(stock).__name__} are not those"):
+        epd.enable(pipe, table)
 
 
 KINDS = {**{rule: {"rule": rule} for rule in RULES if rule != "table"}, "table": {"rule": "table"}}
