@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ..solvers.table import Provenance, Table
+from .configs import live_config
 from .cuts import require_whole_steps
 from .fan import FanHook
 from .find import find_table
+from .frames import require_untouched
 from .layout import table_layout
 from .probe import NETWORKS
 from .scheduler import EPDScheduler
@@ -190,7 +192,9 @@ def _scheduler(stock: Any, table: Table | str | Path | None) -> EPDScheduler:  #
         if "table" not in stock.config or stock.config["table"] is None:
             raise ValueError(f"the pipeline's scheduler, {type(stock).__name__}, brings no table: give one")
         table = Table.from_dict(dict(stock.config["table"]))
-    return EPDScheduler.from_table(find_table(table), stock.config)
+    scheduler = EPDScheduler.from_table(find_table(table), live_config(stock))
+    require_untouched(stock, scheduler.frame)
+    return scheduler
 
 
 def _mixes(pipe: Pipe) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..denoisers.preconditioning import Preconditioning, discrete, edm, flow
 from ..denoisers.protocol import Path
 from ..denoisers.timesteps import Timesteps
+from .configs import completed, live_config, stock_of
 
 TIMES: Mapping[str, Callable[[Tensor, float], Tensor]] = {  # scheduler's t -> what networks are told
     "t": lambda t, count: t,
@@ -44,41 +45,86 @@ class Frame:
 
 
 def frame_of(scheduler: Any) -> Frame:  # noqa: ANN401 - any scheduler of diffusers
-    """Read off the configuration of the pipeline's scheduler.
+    """The path, parameterisation and trained noise levels of the networks that a scheduler serves.
 
     Raises:
-        ValueError: for a family that is none of variance preserving, EDM or rectified flow.
+        ValueError: for a family that is none of variance preserving, EDM or rectified flow, and for what of its
+            configuration is not supported; it names the key.
     """
-    config = dict(scheduler.config)
-    prediction = str(config.get("prediction_type", ""))
-    count = float(config.get("num_train_timesteps", 1000))
-    if config.get("use_flow_sigmas") or prediction == "flow_prediction" or ("shift" in config and not prediction):
-        return _flow(config, count)
-    if "sigma_data" in config:
+    stock = stock_of(completed(live_config(scheduler)))
+    count = float(stock.config["num_train_timesteps"])
+    prediction = str(stock.config.get("prediction_type", ""))
+    if stock.family == "flow":
+        return Frame("flow", "flow", flow(count), _lowest(stock.config, count), 1.0, count)
+    if stock.family == "edm":
         if prediction != "epsilon":
             raise ValueError(f"an EDM scheduler with prediction_type = {prediction!r} is unknown: give 'epsilon'")
-        low, high = float(config["sigma_min"]), float(config["sigma_max"])
-        return Frame("ve", "edm", edm(float(config["sigma_data"])), low, high, count)
-    if "beta_start" not in config:
-        raise ValueError(
-            f"{type(scheduler).__name__} is neither variance preserving (beta_start), EDM (sigma_data) nor rectified "
-            "flow (use_flow_sigmas, shift): its noise levels cannot be told"
-        )
-    acp = scheduler.alphas_cumprod.detach().to("cpu", torch.float64)
-    if acp[-1] <= 0:  # zero terminal SNR: infinitely noisy
-        acp = acp[:-1]
+        low, high = float(stock.config["sigma_min"]), float(stock.config["sigma_max"])
+        return Frame("ve", "edm", edm(float(stock.config["sigma_data"])), low, high, count)
+    acp = _trained(scheduler.alphas_cumprod, stock.config, prediction)
     times = Timesteps(acp)
     kind = discrete(prediction, times)  # type: ignore[arg-type] (it checks the name itself)
     return Frame("ve", prediction, kind, times.sigma_min, times.sigma_max, count, acp)
 
 
-def _flow(config: Mapping[str, Any], count: float) -> Frame:
-    """With a static shift the trained grid is shift s / (1 + (shift - 1) s), s = 1/T..1; a dynamic one is a choice."""
-    if config.get("invert_sigmas"):
-        raise ValueError("invert_sigmas = True: a scheduler whose noise levels rise is not supported")
-    shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
-    low = 1 / count if config.get("use_dynamic_shifting") else shift / (count + shift - 1)
-    return Frame("flow", "flow", flow(count), low, 1.0, count)
+def _trained(alphas_cumprod: Tensor, config: Mapping[str, Any], prediction: str) -> Tensor:
+    """(T,) float64, with a finite end in place of zero terminal SNR.
+
+    At the infinitely noisy timestep the state is noise alone, whatever the level that stands for it: with one of S the
+    first Euler step is DDIM's up to 1 / S of the denoised state. Larger levels cost digits of a float32 state; 4096 is
+    what the stock schedulers with sigmas put there, too.
+
+    Raises:
+        ValueError: for a network that predicts the noise, which says nothing where the state is noise alone.
+    """
+    acp = alphas_cumprod.detach().to("cpu", torch.float64).clone()
+    if acp[-1] > 0 and not config.get("rescale_betas_zero_snr"):
+        return acp
+    if prediction == "epsilon":
+        raise ValueError(
+            "prediction_type = 'epsilon' with zero terminal SNR (rescale_betas_zero_snr): the noise in pure noise says "
+            "nothing of the picture; set rescale_betas_zero_snr=False, or the prediction_type of the network"
+        )
+    acp[-1] = 2.0**-24 if 2.0**-24 < acp[-2] else acp[-2] / 4
+    return acp
+
+
+def _lowest(config: Mapping[str, Any], count: float) -> float:
+    """With a static shift s the trained grid is s t / (1 + (s - 1) t), t = 1/T..1; a dynamic one is a choice."""
+    if config.get("use_dynamic_shifting"):
+        return 1 / count
+    shift = float(config["flow_shift"] if config.get("use_flow_sigmas") else config["shift"])
+    return shift / (count + shift - 1)
+
+
+def require_untouched(scheduler: Any, frame: Frame) -> None:  # noqa: ANN401 - any scheduler of diffusers
+    """Whether a live scheduler's noise levels are the ones that its configuration describes.
+
+    Args:
+        scheduler: the live one.
+        frame: made from its configuration alone.
+
+    Raises:
+        ValueError: when somebody changed its alphas by hand.
+    """
+    live = frame_of(scheduler).alphas_cumprod
+    if live is None or frame.alphas_cumprod is None:
+        return
+    if live.shape != frame.alphas_cumprod.shape or not torch.allclose(live, frame.alphas_cumprod, rtol=1e-5, atol=0):
+        raise ValueError(
+            f"the alphas_cumprod of this {type(scheduler).__name__} are not those of its configuration: put the betas "
+            "that they come from into its trained_betas"
+        )
+
+
+def told_unshifted(frame: Frame, shift: float) -> Frame:
+    """A flow whose networks are told t where the noise level is sigma = s t / (1 + (s - 1) t) (CogView4, GLM-Image)."""
+
+    def coefficients(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        skip, out, scale, _ = frame.precondition(sigma)
+        return skip, out, scale, frame.num_timesteps * sigma / (sigma + shift * (1 - sigma))
+
+    return replace(frame, precondition=coefficients)
 
 
 def native_time(seen: tuple[float, float], given: tuple[float, float], count: float, dtype: torch.dtype) -> str:

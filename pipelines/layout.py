@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..solvers.table import Table
 from ..solvers.walk import Rule
-from .frames import Frame
-from .grids import is_placeholder, stock_levels
+from .frames import Frame, told_unshifted
+from .grids import is_even, is_placeholder, require_agreement, shift_of, stock_levels
 from .run import Call, PipelineWalk, calls_of, named_rule
 
 Placement = Literal["bare", "serial", "batched"]
@@ -24,7 +24,7 @@ class Asked:
     """What a pipeline asked `set_timesteps` for.
 
     Raises:
-        ValueError: for nothing at all, or for both timesteps and sigmas.
+        ValueError: for nothing at all.
     """
 
     steps: int | None = None
@@ -33,8 +33,6 @@ class Asked:
     mu: float | None = None
 
     def __post_init__(self) -> None:
-        if self.timesteps is not None and self.sigmas is not None:
-            raise ValueError("timesteps and sigmas are both given: give one of them")
         if self.steps is None and self.timesteps is None and self.sigmas is None:
             raise ValueError("give one of num_inference_steps, timesteps and sigmas")
 
@@ -75,6 +73,26 @@ def rule_layout(config: Mapping[str, Any], frame: Frame, asked: Asked) -> Layout
     levels = stock_levels(config, frame, asked.steps, asked.timesteps, asked.sigmas, asked.mu)
     rule = named_rule(config["rule"], config["rule_order"], levels)
     return Layout(rule, levels, calls_of(rule, levels, frame.precondition, batched=False))
+
+
+def understood(asked: Asked, config: Mapping[str, Any], frame: Frame, table: Table | None) -> tuple[Asked, Frame]:
+    """What timesteps and sigmas mean together: one of them; on flows, a ramp to be shifted and told as it is.
+
+    Raises:
+        ValueError: when they do not agree.
+    """
+    if asked.timesteps is None or asked.sigmas is None:
+        return asked, frame
+    require_agreement(frame, asked.timesteps, asked.sigmas)
+    levels = [] if table is None else list(table.sigmas)
+    if frame.path != "flow" or _close(asked.sigmas, levels) or _close(asked.sigmas, levels[:-1]):
+        return dataclasses.replace(asked, timesteps=None), frame
+    frame = told_unshifted(frame, shift_of(config, asked.mu))
+    if table is None:
+        return dataclasses.replace(asked, sigmas=asked.sigmas[: len(asked.timesteps)]), frame
+    if not is_even(asked.sigmas, frame.num_timesteps):
+        raise ValueError(f"sigmas = {asked.sigmas} are not the table's own, {levels}: leave them out, it brings them")
+    return Asked(len(asked.timesteps), mu=asked.mu), frame
 
 
 def moved(table: Table) -> bool:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401 - loading wants the name in this module
 from torch import Tensor
 
 from ..solvers import registry
@@ -19,10 +18,9 @@ from .run import PipelineWalk
 from .timetable import Timetable
 
 RULES = (*registry.RULES, "table")
-FLOW = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "EDMEulerScheduler"]
 
 
-class EPDScheduler(Timetable, SchedulerMixin, ConfigMixin):
+class EPDScheduler(Timetable):
     r"""A learned table, or a hand-made rule, in any diffusers pipeline.
 
     `timesteps` has one entry per network call. The pipeline's latents are c_in x, what its network wants: on variance-
@@ -35,11 +33,10 @@ class EPDScheduler(Timetable, SchedulerMixin, ConfigMixin):
     `order` is 1 then: every entry counts. For the hand-made rules the number is that of steps, as with the stock
     schedulers: Heun and DPM2 have 2N - 1 entries and order 2.
 
-    `sigmas=` and `timesteps=` are honoured exactly by the hand-made rules (a trailing 0 is added, nothing is shifted);
-    with a table they must be the table's own. The points of a fan are evaluated one after another; together in one call
-    after `epd.enable(pipe, table)`. Coefficients are float64; the state is kept in float32 at least, also where the
-    pipeline's latents are not. Predictions are not clipped (`clip_sample`) or thresholded: that would not be the ODE
-    that a table was learned for.
+    Hand-made rules run on the stock scheduler's sigmas for that many steps. `sigmas=` or `timesteps=` are honoured
+    exactly by them (a trailing 0 is added, nothing is shifted) and have to be a table's own. The points of a fan are
+    evaluated one after another; in one call after `epd.enable(pipe, table)`. Coefficients are float64; the state is
+    kept in float32 at least. Predictions are not clipped or thresholded.
 
     Args:
         num_train_timesteps ... shift_terminal: as in the stock schedulers, so that `from_config` understands theirs.
@@ -48,13 +45,12 @@ class EPDScheduler(Timetable, SchedulerMixin, ConfigMixin):
         rule_order: of ipndm (1-4, default 4) and dpmpp (1-3, default 2).
         table: `Table.to_dict()`.
         unit_variance: the first latents are unit noise and the last are scaled back, as with DDIM; False is
-            x = noise sigma_0 and the result x itself, as `epd.solve` and `EulerDiscreteScheduler` (trailing) do. By
-            default True for the hand-made rules on flows and with `leading` spacing, as the stock schedulers have it.
+            x = noise sigma_0 and the result x itself, as `epd.solve` does. By default as in stock; False with a table.
+        stock_class: whose noise levels these are. `from_config` sets it; None is what the other values read like.
 
     Reference: arXiv 2507.14797.
     """
 
-    _compatibles = [*(e.name for e in KarrasDiffusionSchedulers), *FLOW]
 
     @register_to_config
     def __init__(
@@ -85,39 +81,18 @@ class EPDScheduler(Timetable, SchedulerMixin, ConfigMixin):
         rule_order: int | None = None,
         table: Mapping[str, Any] | None = None,
         unit_variance: bool | None = None,
+        stock_class: str | None = None,
     ) -> None:
         if rule not in RULES:
             raise ValueError(f"rule = {rule!r} is unknown: give one of {', '.join(RULES)}")
         if (rule == "table") != (table is not None):
-            raise ValueError(
-                f"rule = {rule!r} with{'out' * (table is None)} a table: EPDScheduler.from_table sets both"
-            )
+            raise ValueError(f"rule = {rule!r} with{'out' * (table is None)} a table: from_table sets both")
         self.table = None if table is None else Table.from_dict(dict(table))
         self.placement: Placement = "bare"
-        self.alphas_cumprod = DDIMScheduler(
-            num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas,  # type: ignore[arg-type]
-            rescale_betas_zero_snr=rescale_betas_zero_snr,
-        ).alphas_cumprod  # fmt: skip
+        # A new scheduler's configuration is a loaded one's, and gives other classes all values, not theirs for ours.
+        self.register_to_config(_class_name="EPDScheduler", _use_default_values=[])
         self._start()
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: Mapping[str, Any] | None = None,
-        return_unused_kwargs: bool = False,
-        **kwargs: Any,  # noqa: ANN401 - ConfigMixin's signature
-    ) -> Any:  # noqa: ANN401
-        """From any stock scheduler's configuration, `rule=`, `table=` and the like given beside it."""
-        if config is None:
-            raise ValueError("config is None: give a scheduler's config")
-        # A key that the stock scheduler left at its default is that default, not ours.
-        kept: dict[str, Any] = {k: v for k, v in config.items() if k not in ("_use_default_values", "_class_name")}
-        if "shift" in kept and "prediction_type" not in kept:  # FlowMatch
-            kept["prediction_type"] = "flow_prediction"
-        if kwargs.get("rule", "table") != "table":
-            kept.pop("table", None)
-        return super().from_config(kept, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     @classmethod
     def from_table(cls, table: Table, config: Mapping[str, Any]) -> EPDScheduler:
@@ -130,20 +105,11 @@ class EPDScheduler(Timetable, SchedulerMixin, ConfigMixin):
         require_fit(table, scheduler.frame)
         return scheduler
 
-    def __len__(self) -> int:
-        return int(self.config["num_train_timesteps"])
-
     @property
     def init_noise_sigma(self) -> float:
         """What unit noise is multiplied with. Reading it tells the scheduler that the pipeline does so: some don't."""
         self._noised = True
         return self._start_scale
-
-    @property
-    def _unit_variance(self) -> bool:
-        stated = self.config["unit_variance"]
-        by_default = self.frame.path == "flow" or self.config["timestep_spacing"] == "leading"
-        return bool(self.table is None and by_default if stated is None else stated)
 
     @property
     def _start_scale(self) -> float:

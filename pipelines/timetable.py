@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Sequence
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor
 
 from ..solvers.table import Table
+from .configured import StockConfigured
 from .exchange import noised, position
-from .frames import Frame, frame_of
-from .layout import Asked, Layout, Placement, moved, overruled, rule_layout, table_layout
+from .frames import Frame
+from .layout import Asked, Layout, Placement, moved, overruled, rule_layout, table_layout, understood
 from .run import Call, PipelineWalk
 
 MOVED = (
@@ -22,7 +20,7 @@ MOVED = (
 )
 
 
-class Timetable(ConfigMixin):
+class Timetable(StockConfigured):
     """`timesteps`, one entry per network call, and the index in them; `EPDScheduler` is the only one."""
 
     order = 1
@@ -34,8 +32,7 @@ class Timetable(ConfigMixin):
 
     def _start(self) -> None:
         self.num_inference_steps = None
-        self._said: set[str] = set()
-        self._layouts: dict[Placement, Layout] = {}
+        self._layouts: dict[tuple[Placement, Frame], Layout] = {}
         self._layout: Layout | None = None
         self._forget()
 
@@ -45,11 +42,6 @@ class Timetable(ConfigMixin):
         self._handed: tuple[Tensor, int] | None = None
         self._begin_index: int | None = None
         self._noised = False
-
-    @functools.cached_property
-    def frame(self) -> Frame:
-        """Path and network parameterisation."""
-        return frame_of(self)
 
     @property
     def step_index(self) -> int | None:
@@ -90,17 +82,17 @@ class Timetable(ConfigMixin):
 
         Args:
             num_inference_steps: steps of a hand-made rule; with a table its network calls in this placement.
-            timesteps, sigmas: the caller's own, instead.
+            timesteps, sigmas: the caller's own, instead; both as CogView4 and GLM-Image pass them, see `understood`.
             mu: of flows with a dynamic shift; a table needs none.
         """
-        own = [None if v is None else [float(s) for s in v] for v in (timesteps, sigmas)]
-        asked = Asked(num_inference_steps, own[0], own[1], mu)
+        times, levels = (None if v is None else [float(s) for s in v] for v in (timesteps, sigmas))
+        asked, frame = understood(Asked(num_inference_steps, times, levels, mu), self.config, self.frame, self.table)
         if self.table is None:
-            self._layout = rule_layout(self.config, self.frame, asked)
+            self._layout = rule_layout(self.config, frame, asked)
         else:
-            if self.placement not in self._layouts:  # a table is the same in every run
-                self._layouts[self.placement] = table_layout(self.table, self.frame, self.placement)
-            self._layout = self._layouts[self.placement]
+            if (key := (self.placement, frame)) not in self._layouts:  # a table is the same in every run
+                self._layouts = {key: table_layout(self.table, frame, self.placement)}
+            self._layout = self._layouts[key]
             self._say(overruled(self._layout, asked))
             if self.placement == "bare" and moved(self.table):
                 self._say(MOVED)
@@ -114,16 +106,6 @@ class Timetable(ConfigMixin):
         ends = [*(c.sigma[0] for c in calls), float(self._layout.levels[-1])]
         self.sigmas = torch.tensor(ends, dtype=torch.float32)
         self._forget()
-
-    def _say(self, text: str) -> None:
-        if text and self.first_time(text):
-            warnings.warn(text, stacklevel=3)
-
-    def first_time(self, text: str) -> bool:
-        """Whether this is said for the first time; every warning is given once per scheduler."""
-        new = text not in self._said
-        self._said.add(text)
-        return new
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The latents at these timesteps, (1,) or (B,), of clean ones: alpha x0 + sigma eps in the pipeline's frame."""

@@ -167,7 +167,7 @@ def test_what_cannot_be_evaluated_says_why() -> None:
     with pytest.raises(ValueError, match="a call of 3 rows cannot be served by 2"):
         model(torch.zeros(3, *model.shape), torch.tensor(1.0))
     pipe.scheduler = VQDiffusionScheduler(num_vec_classes=4)
-    with pytest.raises(ValueError, match="neither variance preserving"):
+    with pytest.raises(ValueError, match="VQDiffusionScheduler are not supported: it samples tokens"):
         from_pipeline(pipe, PROMPTS)
 
 

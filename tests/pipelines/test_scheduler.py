@@ -241,7 +241,6 @@ def test_pipelines_that_forget_init_noise_sigma() -> None:
         (lambda: made("euler").set_timesteps(0), "must be at least 1"),
         (lambda: made("euler").set_timesteps(1001), "1..1000"),
         (lambda: made("euler", timestep_spacing="odd").set_timesteps(3), "timestep_spacing = 'odd'"),
-        (lambda: made("euler", use_beta_sigmas=True).set_timesteps(3), "use_beta_sigmas"),
         (lambda: made("euler").step(normal(1, 1), 3.0, normal(1, 1)), "call set_timesteps first"),
         (lambda: EPDScheduler.from_config(None), "config is None"),
     ],

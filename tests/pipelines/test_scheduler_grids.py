@@ -117,10 +117,12 @@ def test_own_sigmas_and_timesteps_are_honoured_exactly(path: str) -> None:
     assert scheduler.timesteps.tolist() == times
     scheduler.set_timesteps(timesteps=times)
     assert scheduler.timesteps.tolist() == pytest.approx(times, rel=1e-6)
-    pairs: list[dict[str, Any]] = [{}, {"sigmas": sigmas, "timesteps": times}]
-    for faulty in pairs:
-        with pytest.raises(ValueError, match="give one of"):
-            scheduler.set_timesteps(**faulty)
+    with pytest.raises(ValueError, match="give one of"):
+        scheduler.set_timesteps()
+    with pytest.raises(ValueError, match=r"timesteps = .* are not those of sigmas = .*: give one of them"):
+        scheduler.set_timesteps(sigmas=sigmas, timesteps=times[1:])
+    with pytest.raises(ValueError, match=r"timesteps = .* are not those of sigmas = .*: give one of them"):
+        scheduler.set_timesteps(sigmas=sigmas, timesteps=[times[0], 0.5 * times[1], *times[2:]])
     with pytest.raises(ValueError, match="must decrease"):
         scheduler.set_timesteps(sigmas=sigmas[::-1])
 
