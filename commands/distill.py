@@ -7,6 +7,7 @@ import logging
 import torch
 
 from ..denoisers.checks import check_model
+from ..denoisers.rows import limit_rows
 from .inputs import load_table, model_options
 from .models import load_model
 from .options import Distill
@@ -20,7 +21,7 @@ def distill(options: Distill) -> int:
 
     init = load_table(options.init) if options.init else None
     asked = model_options(options)
-    model, config = load_model(options.model, asked), options.distill_config()
+    model, config = limit_rows(load_model(options.model, asked), options.rows), options.distill_config()
     check_model(model, getattr(torch, options.dtype))
     path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=asked.conditions())
     if path is not None:

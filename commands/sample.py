@@ -18,6 +18,7 @@ from torch import Tensor
 from ..denoisers.checks import check_model
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
+from ..denoisers.rows import limit_rows, samples_together
 from ..formats.files import write_atomically
 from ..solvers import rules, schedules
 from ..solvers.solve import solve
@@ -190,7 +191,7 @@ def draw(
 def sample(options: Sample) -> int:
     """Draws what is asked for into `options.out`."""
     settings, seeds = model_options(options), wanted_seeds(options)
-    model = load_model(options.model, settings)
+    model = limit_rows(load_model(options.model, settings), options.rows)
     check_model(model, getattr(torch, options.dtype), decode=True)
     solver = solver_of(options, model)
     log.info("%d samples of %s: %s, %d sequential calls, %d evaluations", len(seeds), model.name, solver.name,
@@ -209,7 +210,8 @@ def sample(options: Sample) -> int:
             if options.states:
                 archive.put("states", first, x.cpu().numpy())
 
-        seconds = draw(model, solver, seeds, options.batch, getattr(torch, options.dtype), take)
+        batch = options.batch or samples_together(model.shape, 256)
+        seconds = draw(model, solver, seeds, batch, getattr(torch, options.dtype), take)
         shown = torch.from_numpy(np.array(archive.arrays["samples"][: options.grid])).permute(0, 3, 1, 2) / 255
         archive.save(small)
     if len(shown):

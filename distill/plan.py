@@ -6,6 +6,8 @@ import logging
 import math
 from dataclasses import dataclass
 
+import torch
+
 from ..denoisers.checks import model_has_gradients
 from ..denoisers.protocol import Model
 from ..solvers.table import Table
@@ -79,13 +81,27 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
 
 
 def _resolved(model: Model, config: DistillConfig) -> ResolvedConfig:
-    """The config with its optimiser chosen; where there are no gradients, `auto` is the one that needs none."""
+    """The config with its optimiser chosen: Adam only where the model's gradients are true, as a skip term trains on
+    without them, silently and to a worse table.
+
+    Raises:
+        ValueError: where Adam has to be used and cannot.
+    """
     numbers = math.prod(model.shape)
     resolved = config.resolved(numbers)
-    if config.optimizer != "auto" or resolved.gauss_newton or model_has_gradients(model):
+    if resolved.gauss_newton or model_has_gradients(model, getattr(torch, config.dtype)):
         return resolved
-    log.info("%s has no gradients: the optimiser is Gauss-Newton, on forward evaluations alone", model.name)
-    return type(config).model_validate({**config.model_dump(), "optimizer": "gauss-newton"}).resolved(numbers)
+    trouble = f"gradients through {model.name} are missing or wrong (no_grad, detach, or computed outside torch)"
+    if config.objective != "end":
+        remedy = "objective = 'end', as Gauss-Newton matches ends only"
+        raise ValueError(f"objective = {config.objective!r} needs Adam, but {trouble}: mend them, or use {remedy}")
+    if config.precision != "no":
+        remedy = "precision = 'no', as Gauss-Newton takes differences"
+        raise ValueError(f"precision = {config.precision!r} needs Adam, but {trouble}: mend them, or use {remedy}")
+    if config.optimizer == "adam":
+        raise ValueError(f"optimizer = 'adam', but {trouble}: mend them, or use 'gauss-newton', which needs none")
+    log.warning("%s: the optimiser is Gauss-Newton, which needs none", trouble)
+    return config.model_copy(update={"optimizer": "gauss-newton"}).resolved(numbers)
 
 
 def _starting_tables(model: Model, config: ResolvedConfig, learn: tuple[str, ...]) -> tuple[Table, ...]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .denoisers.noise import unit_noise
     from .denoisers.own_model import own_model
     from .denoisers.protocol import Denoiser, Model
+    from .denoisers.rows import limit_rows
     from .distill.config import DistillConfig
     from .distill.learn import distill
     from .evaluation.compare import compare
@@ -35,6 +36,7 @@ _HOMES = {
     "own_model": "denoisers.own_model",
     "Denoiser": "denoisers.protocol",
     "Model": "denoisers.protocol",
+    "limit_rows": "denoisers.rows",
     "from_pipeline": "pipelines.denoiser",
     "enable": "pipelines.enable",
     "disable": "pipelines.enable",

@@ -15,6 +15,7 @@ from epd import GaussianMixture, own_model
 from epd.commands.models import LabelledMixture
 from epd.denoisers.checks import ModelError, check_model, has_gradients, model_has_gradients
 from epd.denoisers.digits import digits, digits_exact
+from epd.denoisers.networks import Rows
 from epd.denoisers.noise import unit_noise
 from epd.denoisers.protocol import Model
 from epd.distill.straightness import euler_distance
@@ -54,6 +55,23 @@ def test_gradients_through_the_skip_term_alone_are_none(dtype: torch.dtype) -> N
         cut = replace(network, call=call)
         assert cut(x.clone().requires_grad_(), sigma).requires_grad, "the skip term is what hides it"
         assert not has_gradients(cut, x, sigma)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_network_that_is_detached_in_part_has_no_true_gradients(dtype: torch.dtype) -> None:
+    """The upper half of every picture is cut off: what autograd sees is about half of what changes."""
+
+    def call(x: Tensor, timestep: Tensor, rows: Rows) -> Tensor:
+        upper, lower = network.call(x, timestep, rows).chunk(2, 2)
+        return torch.cat([upper.detach(), lower], 2)
+
+    network = digits()
+    assert model_has_gradients(network, dtype) and not model_has_gradients(replace(network, call=call), dtype)
+
+
+def test_what_is_not_finite_is_no_question_of_gradients() -> None:
+    x = unit_noise([0, 1], (1, 2, 2))
+    assert has_gradients(lambda x, sigma: x * math.nan, x, torch.tensor(1.0))
 
 
 def test_a_denoiser_under_no_grad_has_no_gradients() -> None:
