@@ -22,9 +22,8 @@ def distill(options: Distill) -> int:
 
     init = find_table(options.init) if options.init else None
     asked = model_options(options)
-    model, config = load_model(options.model, asked), options.distill_config()
+    model, config = limit_rows(load_model(options.model, asked), options.rows), options.distill_config()
     check_model(model, getattr(torch, options.dtype))
-    model = limit_rows(model, options.rows)
     path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=asked.conditions())
     if path is not None:
         log.info("look:    epd table show %s", path)

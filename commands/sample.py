@@ -182,9 +182,8 @@ def draw(
 def sample(options: Sample) -> int:
     """Draws what is asked for into `options.out`."""
     settings, seeds = model_options(options), wanted_seeds(options)
-    model = load_model(options.model, settings)
+    model = limit_rows(load_model(options.model, settings), options.rows)
     check_model(model, getattr(torch, options.dtype), decode=True)
-    model = limit_rows(model, options.rows)
     solver = solver_of(options, model)
     log.info("%d samples of %s: %s, %d sequential calls, %d evaluations", len(seeds), model.name, solver.name,
              solver.depth, solver.nfe)  # fmt: skip

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..denoisers.checks import check_model
+from ..denoisers.checks import check_members, check_model
 from ..denoisers.protocol import Model
+from ..denoisers.rows import limit_rows
 from ..solvers.table import Table
 from . import train
 from .config import DistillConfig
@@ -29,7 +30,8 @@ def distill(
     """The table that is learned for a model: minimise E |x_N(table; noise) - teacher(noise)|^2.
 
     Args:
-        model: a `NetworkDenoiser`, an `own_model`, `from_pipeline(pipe)`, or anything with the members of `Model`.
+        model: a `NetworkDenoiser`, an `own_model`, `from_pipeline(pipe)`, or anything with the members of `Model`;
+            `limit_rows(model, 8)` where a network call is to hold no more.
         config: how many calls, which family, which budget.
         out: folder of the run, as of `epd distill`: solver.json, TensorBoard logs and a checkpoint; none: no files but
             the cache of teacher trajectories.
@@ -42,6 +44,8 @@ def distill(
             run.
         FloatingPointError: when the model returns NaN or infinity.
     """
+    check_members(model)
+    model = limit_rows(model)
     check_model(model, getattr(torch, config.dtype))
     if out is not None:
         path = run_distill(model, config, Path(out), resume, init=init, features=features)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..denoisers.checks import check_model
+from ..denoisers.checks import check_members, check_model
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
 from ..denoisers.rows import limit_rows
@@ -135,8 +135,9 @@ def compare(
         raise ValueError(
             f"samples = {samples}, batch = {batch}, tuning = {tuning}, calls = {list(calls)}: all at least 1, samples 2"
         )
-    check_model(model, dtype)
+    check_members(model)
     model, span = limit_rows(model), (model.sigma_max, model.sigma_min)
+    check_model(model, dtype)
     with torch.no_grad():
         batches = list(_batches(model, range(seed, seed + samples), batch, dtype))
         few = list(_batches(model, range(seed, seed + min(tuning, samples)), batch, dtype))
