@@ -94,7 +94,7 @@ def run_distill(
         print(describe(model, plan, estimate(model, plan)))
         return None
     workers, folder = Workers.of_accelerate(), Folder(Path(out))
-    identity = {**_identity(model, plan, features), "conditions": dict(conditions or {})}
+    identity = {"conditions": dict(conditions or {}), **_identity(model, plan, features)}  # the telling ones first
     state = _resumed(folder, identity) if resume else None
     if not resume and (folder.checkpoint.exists() or folder.table.exists()):
         raise RunError(f"{folder.path} already holds a run: add --resume to continue it, or choose another --out")
@@ -152,7 +152,7 @@ def _identity(model: Model, plan: Plan, features: nn.Module | None) -> dict[str,
         "shape": list(model.shape),
         "guidance": model.guidance,
         "weights": model_digest(model),
-        "bound": conditions_digest(model, first),
+        "bound conditions": conditions_digest(model, first),
         "features": "" if features is None else weights_digest([features]),
         "starts": [table.digest for table in plan.tables],
         "config": plan.config.model_dump(mode="json"),

@@ -13,7 +13,7 @@ from ..denoisers.fingerprint import Dependencies
 from ..denoisers.networks import noise_levels
 from ..denoisers.protocol import Path, rows_per_condition
 from .conditions import Request, known_arguments, request
-from .dependencies import dependencies, resolution
+from .dependencies import dependencies, resolution, state_shape
 from .frames import TIMES, Frame, Packing, frame_of, native_time
 from .probe import ProbeScheduler, Seen, Stage, borrowed, evaluate, stage
 from .prompts import Encodings, Recorder
@@ -232,7 +232,7 @@ def from_pipeline(
     packing = _packing(pipe, sample, asked)
     stock = known["guidance_scale"].default if "guidance_scale" in known else None
     scale = guidance if guidance is not None else 1.0 if stock is None else float(stock)
-    shape = _state_shape(pipe, sample) if packing is None else (sample.shape[2] // 4, packing.height, packing.width)
+    shape = state_shape(pipe, sample) if packing is None else (sample.shape[2] // 4, packing.height, packing.width)
     title = name or str(pipe.config.get("_name_or_path") or type(pipe).__name__)
     return PipelineModel(setting, frame, asked, shape, time, dtype, packing, float(scale), title, encodings)
 
@@ -283,14 +283,6 @@ def _look(setting: Stage, asked: Request, frame: Frame, encodings: Encodings | N
     kind = seen[0].timestep.dtype
     kind = sample.dtype if kind.is_floating_point and sample.dtype != kind else kind
     return sample[:1], sample.dtype, native_time((read[0], read[1]), given, frame.num_timesteps, kind)
-
-
-def _state_shape(pipe: Any, sample: Tensor) -> tuple[int, ...]:  # noqa: ANN401
-    """The network's input without what inpainting and the like put beside the state."""
-    vae = pipe.components.get("vae")
-    latent = None if vae is None else vae.config.get("latent_channels") or vae.config.get("z_dim")
-    channels = sample.shape[1] if latent is None or sample.ndim < 4 else min(int(latent), sample.shape[1])
-    return (channels, *sample.shape[2:])
 
 
 def _packing(pipe: Any, sample: Tensor, asked: Request) -> Packing | None:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""What a pipeline's results depend on, and the size of its pictures: read off without evaluating it."""
+"""What a pipeline's results depend on, and the sizes of its states and pictures: read off without evaluating it."""
 
 from __future__ import annotations
 
@@ -46,3 +46,11 @@ def resolution(pipe: Any, request: Request, shape: Sequence[int]) -> tuple[int, 
     if factor is None and pipe.components.get("vae") is not None:
         return ()
     return tuple(int(side) * int(factor or 1) for side in shape[-2:])
+
+
+def state_shape(pipe: Any, sample: Tensor) -> tuple[int, ...]:  # noqa: ANN401
+    """The network's input without what inpainting and the like put beside the state."""
+    vae = pipe.components.get("vae")
+    latent = None if vae is None else vae.config.get("latent_channels") or vae.config.get("z_dim")
+    channels = sample.shape[1] if latent is None or sample.ndim < 4 else min(int(latent), sample.shape[1])
+    return (channels, *sample.shape[2:])
