@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .networks import Call, NetworkDenoiser, Rows
 from .preconditioning import Prediction, discrete
@@ -46,6 +46,8 @@ def _denoiser(
         device=str(model.device),
         null={key: value.to(model.device) for key, value in (null or {}).items()},
         alphas_cumprod=torch.as_tensor(alphas_cumprod).detach().cpu().double(),
+        networks=(model,) if isinstance(model, nn.Module) else (),
+        prediction=prediction,
     )
 
 

@@ -127,6 +127,8 @@ def load_edm(
         dtype=dtype,
         device=device,
         seed_rows=_classes(config.num_classes) if config.num_classes else None,
+        networks=(module,),
+        resolution=config.shape[-2:],
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from .fingerprint import Dependencies
 from .protocol import Path, rows_per_condition
 
 
@@ -174,6 +175,12 @@ class GaussianMixture:
     def for_seeds(self, seeds: Sequence[int]) -> GaussianMixture:
         """The mixture itself: a seed stands for no condition here."""
         return self
+
+    def depends_on(self) -> Dependencies:
+        """The mixture's constants and the classes bound to it."""
+        rows = {"means": self.means, "variances": self.variances, "log_weights": self.log_weights}
+        bound = {} if self._condition is None else {"bound": self._condition}
+        return Dependencies(rows={**rows, **bound}, settings={"path": self.path, "guidance": self.guidance})
 
     def decode(self, x: Tensor) -> Tensor:
         """Pictures in [0, 1] of states in [-1, 1]."""

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .fingerprint import Dependencies
 from .preconditioning import Preconditioning
 from .protocol import Denoiser, Path, beside, coefficient_device, rows_per_condition
 
@@ -75,6 +76,10 @@ class NetworkDenoiser:
         seed_rows: seeds -> conditioning, for `for_seeds`; without it a seed stands for no condition.
         picture: x0 -> pictures in [0, 1]; by default x/2 + 1/2.
         alphas_cumprod: (T,), of a network trained on discrete timesteps.
+        networks: whose weights `call` evaluates: caches and runs are then proven by a fingerprint of these, not by
+            evaluating them.
+        prediction: what the network predicts; recorded with tables.
+        resolution: pixels; recorded with tables.
     """
 
     call: Call
@@ -92,6 +97,9 @@ class NetworkDenoiser:
     seed_rows: Callable[[Sequence[int]], Rows | Tensor] | None = None
     picture: Callable[[Tensor], Tensor] | None = None
     alphas_cumprod: Tensor | None = None
+    networks: tuple[nn.Module, ...] = ()
+    prediction: str = ""
+    resolution: tuple[int, ...] = ()
     _rows: Rows | None = None  # bound, (B, ...) each
     _free: Rows | None = None  # their unconditional partners, when guided
     _expanded: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False)  # by number of states of a call
@@ -140,6 +148,14 @@ class NetworkDenoiser:
     def for_seeds(self, seeds: Sequence[int]) -> NetworkDenoiser:
         """Bound to the condition that each seed stands for, with this model's guidance."""
         return self if self.seed_rows is None else self.bind(self.seed_rows(seeds), self.guidance)
+
+    def depends_on(self) -> Dependencies | None:
+        """Networks, bound rows and guidance; None where the networks are not known."""
+        if not self.networks:
+            return None
+        parts = {"null": self.null, "bound": self._rows or {}, "free": self._free or {}}
+        rows = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        return Dependencies(self.networks, rows, {"guidance": self.guidance, "dtype": str(self.dtype)})
 
     def decode(self, x: Tensor) -> Tensor:
         """Pictures (B, C, H, W) in [0, 1] of finished states."""

@@ -89,6 +89,21 @@ def beside(coefficients: Tensor, x: Tensor) -> Tensor:
     return coefficients.to(x.dtype).to(x.device)
 
 
+@runtime_checkable
+class Described(Protocol):
+    """What a model may know beside `Model`: recorded with its tables, so that their use elsewhere can be warned of."""
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts: `epsilon`, `v_prediction`, `sample`, `flow`; empty where it is none of these."""
+        ...
+
+    @property
+    def resolution(self) -> tuple[int, ...]:
+        """Height and width in pixels; empty where unknown."""
+        ...
+
+
 def rows_per_condition(rows: int, conditions: int) -> int:
     """How often each bound condition is repeated (sample-major) to serve a call of this many rows.
 

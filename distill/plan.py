@@ -27,12 +27,14 @@ class Plan:
 
     Args:
         tables: where training starts; more than one: each is trained for `config.screening` updates, then the best on.
+        parent: digest of the table that was given to start from.
     """
 
     config: ResolvedConfig
     tables: tuple[Table, ...]
     learn: tuple[str, ...]
     iterations: int
+    parent: str = ""
 
     @property
     def screening(self) -> int:
@@ -77,6 +79,7 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
         tables,
         learn,
         config.iterations or ((6 if len(tables) > 1 else 32) if gn else 1200),
+        "" if init is None else init.digest,
     )
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from ..denoisers.fingerprint import conditions_digest, model_digest, weights_digest
 from ..denoisers.protocol import Model
 from ..formats.files import read_text, write_atomically
 from ..runs.processes import Workers
@@ -25,6 +26,7 @@ from .cost import Cost, estimate
 from .plan import Plan, make_plan
 from .state import State
 from .straightness import report_straightness
+from .teacher import POOL_SEEDS
 from .train import Update, distill, table_at
 
 log = logging.getLogger("epd")
@@ -93,7 +95,7 @@ def run_distill(
         print(describe(model, plan, estimate(model, plan)))
         return None
     workers, folder = Workers.of_accelerate(), Folder(Path(out))
-    identity = {**_identity(model, plan), "conditions": dict(conditions or {})}
+    identity = {"conditions": dict(conditions or {}), **_identity(model, plan, features)}  # the telling ones first
     state = _resumed(folder, identity) if resume else None
     if not resume and (folder.checkpoint.exists() or folder.table.exists()):
         raise RunError(f"{folder.path} already holds a run: add --resume to continue it, or choose another --out")
@@ -143,13 +145,17 @@ def _train(
     return table_at(model, plan, latest)
 
 
-def _identity(model: Model, plan: Plan) -> dict[str, object]:
+def _identity(model: Model, plan: Plan, features: nn.Module | None) -> dict[str, object]:
     """What a checkpoint must agree with: everything that changes the numbers."""
+    first = range(POOL_SEEDS, POOL_SEEDS + min(64, plan.config.pool))
     return {
         "model": model.name,
         "path": model.path,
         "shape": list(model.shape),
         "guidance": model.guidance,
+        "weights": model_digest(model),
+        "bound conditions": conditions_digest(model, first),
+        "features": "" if features is None else weights_digest([features]),
         "starts": [table.digest for table in plan.tables],
         "config": plan.config.model_dump(mode="json"),
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..denoisers.fingerprint import conditions_digest, model_digest
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
 from ..formats.files import write_atomically
@@ -30,6 +32,7 @@ log = logging.getLogger("epd")
 POOL_SEEDS = 2**30  # training noise lies far above the seeds that people sample with
 VALIDATION_SEEDS = 2**30 + 2**29
 INTEGRATED = 33  # float64 states that `converged` keeps at once, counted
+PROOF = 4  # samples that are evaluated to prove the cache of a transparent model
 EXACT_EVALUATIONS = 130  # of dopri5 at the default tolerance, measured on the embedded models: 103 to 139
 
 
@@ -70,9 +73,10 @@ class Teacher:
     sigmas: Tensor
     folder: Path
     ends: bool = False
+    _proven: dict[Path, bool] = field(default_factory=dict, init=False, repr=False)  # whether by reading it
 
     def key(self) -> str:
-        """What distinguishes a cached trajectory, hashed; the network itself is proven by a probe."""
+        """What distinguishes a cached trajectory, hashed: the network by a fingerprint, where it has one."""
         told = {
             "model": self.model.name,
             "path": self.model.path,
@@ -84,8 +88,13 @@ class Teacher:
             "tolerance": self.config.teacher_tolerance if self.config.teacher == "exact" else None,
             "dtype": self.config.dtype,
             "together": self.together,
+            "weights": self._weights,
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return model_digest(self.model)
 
     def fine_sigmas(self) -> Tensor:
         """The grid of a rule as teacher: every interval split evenly in sigma^(1/rho), in sigma on a flow path."""
@@ -112,9 +121,10 @@ class Teacher:
         return start, stop
 
     def path(self, start: int, stop: int) -> Path:
-        """The file of a block; one that was cut short is no whole one's."""
+        """The file of a block under its conditions; one that was cut short is no whole one's."""
         cut = "" if stop - start == self.together else f"-{stop - start}"
-        return self.folder / "teachers" / self.key() / f"{start}{cut}.safetensors"
+        digest = conditions_digest(self.model, range(start, stop))[:16]
+        return self.folder / "teachers" / self.key() / f"{start}{cut}{'-' if digest else ''}{digest}.safetensors"
 
     def prepare(self, first: int, count: int, rank: int = 0, ranks: int = 1) -> None:
         """Makes sure that the blocks of seeds first..first+count-1 are on disk; processes share the work."""
@@ -168,12 +178,27 @@ class Teacher:
         return most_accurate(self.config.teacher)
 
     def _probe(self, seeds: list[int]) -> Tensor:
-        """One evaluation of every sample: what proves that a cached file is of this network and these conditions."""
+        """One evaluation of each of these samples: what proves that a file is of this network and these conditions."""
         denoiser: Denoiser = self.model.for_seeds(seeds)
         middle = (self.sigmas[0] * self.sigmas[-1]).sqrt()
         with torch.no_grad():
             x = self.noise(seeds)
             return denoiser(x * middle.to(x.dtype), middle.to(x.device)).cpu()
+
+    def _holds(self, path: Path, seeds: list[int], probe: Tensor) -> bool:
+        """Whether a file is of this network and these conditions.
+
+        Its name says so where the model is transparent; a few evaluations of the first file that is read prove what no
+        fingerprint holds, such as the strength of an adapter. Of any other model all samples of all files are proven.
+        """
+        named = bool(conditions_digest(self.model, seeds))
+        if path in self._proven or (named and any(self._proven.values())):
+            return True
+        now = self._probe(seeds[: len(probe)])
+        if probe.shape == now.shape and torch.allclose(probe.double(), now.double(), rtol=1e-3, atol=1e-3):
+            self._proven[path] = True
+            return True
+        return False
 
     def _read(self, path: Path, seeds: list[int]) -> Tensor | None:
         """The cached states, or None where there are none that are whole and of this model."""
@@ -185,8 +210,7 @@ class Teacher:
         except (SafetensorError, OSError, ValueError) as error:
             log.warning("teacher cache %s is unreadable (%s): solving it again", path, error)
             return None
-        now = self._probe(seeds)
-        if probe.shape != now.shape or not torch.allclose(probe.double(), now.double(), rtol=1e-3, atol=1e-3):
+        if not self._holds(path, seeds, probe):
             log.warning(
                 "teacher cache %s is of another network or other conditions under the same name: solving it again", path
             )
@@ -200,5 +224,7 @@ class Teacher:
                 f"the teacher's trajectories of {self.model.name} are not finite: the denoiser returned NaN or "
                 "infinity; in half precision try bfloat16 or float32 for the network"
             )
-        write_atomically(path, save({"states": states, "probe": self._probe(seeds)}))
+        proof = seeds[:PROOF] if conditions_digest(self.model, seeds) else seeds
+        write_atomically(path, save({"states": states, "probe": self._probe(proof)}))
+        self._proven[path] = False
         return states

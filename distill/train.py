@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..denoisers.noise import unit_noise
-from ..denoisers.protocol import Denoiser, Model
-from ..denoisers.rows import limit_rows
+from ..denoisers.protocol import Denoiser, Described, Model
+from ..denoisers.rows import RowLimited, limit_rows
 from ..runs.processes import Workers
 from ..solvers.parallel import Coefficients
 from ..solvers.table import Provenance, Table
@@ -62,17 +62,23 @@ class Update:
 
 
 def table_at(model: Model, plan: Plan, state: State) -> Table:
-    """The table of a state's present numbers, with its provenance."""
+    """The table of a state's present numbers, with its provenance; an RMSE where it is theirs."""
     config, base = plan.config, plan.tables[state.start]
+    whole = model.model if isinstance(model, RowLimited) else model
+    known = (whole.prediction, whole.resolution) if isinstance(whole, Described) else ("", ())
+    measured = state.start == state.best_start and torch.equal(state.vector, state.best)
     provenance = Provenance(
         model=model.name,
         path=model.path,
         schedule=base.provenance.schedule,
         guidance=model.guidance,
+        prediction=known[0] or base.provenance.prediction,
+        resolution=known[1] or base.provenance.resolution,
         seed=config.seed,
         config=config.model_dump(mode="json"),
-        metrics={"validation_rmse": state.best_rmse} if math.isfinite(state.best_rmse) else {},
-        parent=base.digest if base.provenance.metrics else "",
+        metrics={"validation_rmse": state.best_rmse} if measured and math.isfinite(state.best_rmse) else {},
+        parent=plan.parent,
+        citation=base.provenance.citation,
     )
     return Parameters.of(base, plan.learn).table(state.vector, provenance)
 

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..denoisers.fingerprint import Dependencies
 from ..denoisers.networks import noise_levels
 from ..denoisers.protocol import Path, rows_per_condition
 from .conditions import Request, call_parameters, request
+from .dependencies import dependencies, resolution
 from .first_call import encode, network_input, packing_of, state_shape
 from .frames import TIMES, Frame, Packing, frame_of
 from .probe import ProbeScheduler, Stage, borrowed, evaluate, stage
@@ -59,6 +61,16 @@ class PipelineModel:
     def prediction(self) -> str:
         """What the network predicts."""
         return self.frame.prediction
+
+    @property
+    def resolution(self) -> tuple[int, ...]:
+        """Height and width in pixels; empty where unknown."""
+        return resolution(self.pipe, self.request, self.shape)
+
+    def depends_on(self) -> Dependencies | None:
+        """All networks of the pipeline and what it is asked for; None where that cannot be told."""
+        told = {"guidance": self.guidance, "time": self.time, "dtype": str(self.dtype), "prediction": self.prediction}
+        return dependencies(self.pipe, self.request, self._index or (0,), told)
 
     @property
     def sigma_min(self) -> float:

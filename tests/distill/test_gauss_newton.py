@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
+import pytest
 import torch
 from helpers.toy_models import toy_config, toy_mixture
 from torch import Tensor
 
-from epd import trajectory
+from epd import solve, trajectory
 from epd.denoisers.noise import unit_noise
 from epd.distill import gauss_newton
+from epd.distill.config import ResolvedConfig
 from epd.distill.families import initial_table, structure
 from epd.distill.gauss_newton import RecordingDenoiser, ReplayingDenoiser, damped_step, first_reached, normal_equations
-from epd.distill.objective import Chunk, end_residual, steps_loss
+from epd.distill.objective import Chunk, Residual, end_residual, steps_loss
 from epd.distill.parameters import Parameters
+from epd.distill.state import State
+from epd.runs.processes import Workers
 from epd.solvers.exact import converged
 from epd.solvers.parallel import parallel
 
@@ -110,3 +117,43 @@ def test_feature_distance_is_added_with_its_weight() -> None:
     plain = end_residual()(c, chunk.denoiser, chunk)
     both = end_residual(features, 3.0)(c, chunk.denoiser, chunk)
     assert torch.allclose(both.square().sum(), 4 * plain.square().sum())  # the features are the picture itself
+
+
+@dataclass(frozen=True)
+class TwoParts:
+    """What the optimiser sees of a trainer: its own batch, and the samples that a step is held against."""
+
+    parameters_: Parameters
+    config: ResolvedConfig
+    workers: Workers = Workers()
+    residual: Residual = end_residual()
+    iterations: int = 10
+
+    def parameters(self, state: State) -> Parameters:
+        return self.parameters_
+
+
+@pytest.mark.parametrize("exploring", [False, True])
+def test_a_step_that_fits_its_own_batch_alone_is_refused_but_while_exploring(exploring: bool) -> None:
+    """The batch's teacher is the table at other numbers; the teacher of all other samples is the table as it is."""
+    parameters, chunk = problem(calls=3, learn=("weights", "anchor"))
+    vector = parameters.start
+    target = vector + 0.05
+
+    def chunk_of(numbers: Tensor) -> Chunk:
+        c = parameters.coefficients(numbers)
+        return Chunk(chunk.denoiser, chunk.noise, solve(parallel(c), chunk.denoiser, chunk.noise, c.sigmas)[None])
+
+    own, others = chunk_of(target), chunk_of(vector)
+    trainer = TwoParts(parameters, toy_config(optimizer="gauss-newton").resolved(4))
+    none = torch.zeros(2, len(vector), dtype=torch.float64)
+    state = State(0, 0, 0, vector, vector, math.inf, 0, 0, gauss_newton.DAMPING, none)
+    moved = gauss_newton.update(trainer, state, 1, lambda i: [own if i == 0 else others], exploring)
+    assert moved.accepted == exploring
+    if exploring:
+        assert float((moved.vector - target).norm()) < 0.3 * float((vector - target).norm())
+    else:
+        assert torch.equal(moved.vector, vector) and moved.damping > state.damping
+    agreed = gauss_newton.update(trainer, state, 1, lambda i: [own], exploring=False)
+    assert agreed.accepted and agreed.damping == state.damping / 5
+    assert float((agreed.vector - target).norm()) < 0.3 * float((vector - target).norm())
