@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..formats.files import read_text
-from ..formats.strict_json import require_bounded
+from ..formats.json_text import require_bounded
 
 M = TypeVar("M", bound=BaseModel)
 MAX_BYTES = 2**20

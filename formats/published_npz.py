@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .json_text import parse_json
 from .pickle_machine import PublishedTableError, fault, shown
 from .published_contents import JSON, RAW, Contents, plain_values
-from .strict_json import parse_json
 
 MAX_ARCHIVE = 4 * 2**20  # a table has a few kB; more only serves archives with a million entries
 MAX_MEMBER = 16 * 2**20
