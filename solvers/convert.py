@@ -18,59 +18,12 @@ import torch
 from torch import Tensor
 
 from ..formats.published import JSON, PLUGIN, Published, read_published
+from ..formats.published_sources import Betas, Source, source_of
 from . import schedules
 from .registry import PUBLISHED_SCHEDULES, SCHEDULES, SHIFTED, Ends, make_sigmas
 from .table import Provenance, Table, TableError
 
 SAME_GRID = 0.01  # their float32 time_uniform ends on 0.002013 for 0.002; another schedule is farther away
-
-
-@dataclass(frozen=True)
-class Betas:
-    """Training noise of a latent model, linear in sqrt(beta) over 1,000 timesteps."""
-
-    first: float
-    last: float
-
-    def alphas_cumprod(self) -> Tensor:
-        """(1000,) float64. Reference: arXiv 2112.10752, Appendix."""
-        ramp = torch.linspace(self.first**0.5, self.last**0.5, 1000, dtype=torch.float64)
-        return torch.cumprod(1 - ramp**2, 0)
-
-
-@dataclass(frozen=True)
-class Source:
-    """What the name of a published data set or backend stands for: the model, its noise, what it predicts."""
-
-    model: str
-    betas: Betas | None = None
-    ends: tuple[float, float] | None = None
-    shift: float | None = None
-    prediction: str = "epsilon"
-    pixels: int | None = None  # where the file gives the size of the latent, or a wrong one
-
-    def sigma_range(self) -> tuple[float, float] | None:
-        """sigma_min, sigma_max."""
-        if self.betas is None:
-            return self.ends
-        noise = (1 - self.betas.alphas_cumprod()[[0, -1]]).div(self.betas.alphas_cumprod()[[0, -1]]).sqrt()
-        return noise[0].item(), noise[1].item()
-
-
-EDM = (0.002, 80.0)
-LATENT = Betas(0.0015, 0.0195)
-SOURCES: Mapping[str, Source] = {
-    "cifar10": Source("edm-cifar10-32x32-uncond-vp", ends=EDM, prediction="edm"),
-    "ffhq": Source("edm-ffhq-64x64-uncond-vp", ends=EDM, prediction="edm"),
-    "afhqv2": Source("edm-afhqv2-64x64-uncond-vp", ends=EDM, prediction="edm"),
-    "imagenet64": Source("edm-imagenet-64x64-cond-adm", ends=EDM, prediction="edm"),
-    "lsun_bedroom_ldm": Source("ldm-lsun-bedrooms256", LATENT, pixels=256),
-    "ffhq_ldm": Source("ldm-ffhq256", LATENT, pixels=256),
-    "ms_coco": Source("stable-diffusion-v1-5/stable-diffusion-v1-5", Betas(0.00085, 0.012), pixels=512),
-    # Both lower ends are of their diffusers schedulers; that of SD3 is shifted already, and is shifted once more.
-    "sd3": Source("stabilityai/stable-diffusion-3-medium-diffusers", None, (0.003 / 1.002, 1.0), 3.0, "flow"),
-    "flux": Source("black-forest-labs/FLUX.1-dev", None, (0.001, 1.0), 3.0, "flow"),
-}
 
 
 @dataclass(frozen=True)
@@ -144,6 +97,21 @@ def _levels(found: Published, wanted: Grid, steps: int) -> tuple[np.ndarray, str
     return stored, "Sigmas as the file holds them: its schedule gives others."
 
 
+def alphas_cumprod(betas: Betas) -> Tensor:
+    """(1000,) float64, of betas linear in their square roots. Reference: arXiv 2112.10752, Appendix."""
+    ramp = torch.linspace(betas.first**0.5, betas.last**0.5, 1000, dtype=torch.float64)
+    return torch.cumprod(1 - ramp**2, 0)
+
+
+def sigma_range(source: Source) -> tuple[float, float] | None:
+    """sigma_min, sigma_max of a model, where they are known."""
+    if source.betas is None:
+        return source.ends
+    ends = alphas_cumprod(source.betas)[[0, -1]]
+    low, high = ((1 - ends) / ends).sqrt().tolist()
+    return low, high
+
+
 def rebuild_sigmas(metadata: Mapping[str, JSON], steps: int, wanted: Grid = Grid()) -> np.ndarray:  # noqa: B008 - frozen
     """(N+1,) noise levels of a published set-up, in float64 (its flow schedules: rounded to float32, as they were).
 
@@ -168,17 +136,8 @@ def rebuild_sigmas(metadata: Mapping[str, JSON], steps: int, wanted: Grid = Grid
     if SCHEDULES[g.schedule].timesteps and betas is None:
         text = f"schedule = {g.schedule!r} needs a latent model whose training noise is known: give --sigmas"
         raise ValueError(text)
-    ends = Ends("ve", low, high, betas.alphas_cumprod() if betas else None)
+    ends = Ends("ve", low, high, alphas_cumprod(betas) if betas else None)
     return make_sigmas(g.schedule, steps, ends, rho).numpy()
-
-
-def source_of(metadata: Mapping[str, JSON]) -> Source | None:
-    """The model that a published file was trained for, where its names are known."""
-    for key in ("backend", "dataset_name"):
-        name = metadata.get(key)
-        if isinstance(name, str) and name in SOURCES:
-            return SOURCES[name]
-    return None
 
 
 def known_grid(metadata: Mapping[str, JSON], wanted: Grid) -> Grid:
@@ -187,7 +146,7 @@ def known_grid(metadata: Mapping[str, JSON], wanted: Grid) -> Grid:
     loss, backend = metadata.get("loss_fn"), metadata.get("backend_config")
     places = [metadata, *(place for place in (backend, loss) if isinstance(place, dict))]
     if source is not None:
-        spread = source.sigma_range()
+        spread = sigma_range(source)
     # A discrete model's ends are exact only when computed; a file may hold them in float32.
     if source is not None and source.betas is not None and spread is not None:
         places.insert(0, {"sigma_min": spread[0], "sigma_max": spread[1]})

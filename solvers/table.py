@@ -121,9 +121,8 @@ class Table:
     @property
     def num_parallel(self) -> int:
         """K, rows per sample in the widest call: J in two-call steps, J + 1 where the anchor is in the same call."""
-        return max(
-            len([1 for inside in u.lookahead if inside]) + (c == 1) for u, c in zip(self.used, self.calls, strict=True)
-        )
+        steps = zip(self.used, self.calls, strict=True)
+        return max(sum(map(bool, used.lookahead)) + (calls == 1) for used, calls in steps)
 
     @property
     def depth(self) -> int:
