@@ -61,38 +61,37 @@ def table_from_published(
         PublishedTableError: for a file that is none.
         TableError: where the noise levels cannot be known, or the numbers make no table.
     """
-    found = read_published(path)
-    steps = len(found.nodes)
-    levels, note = (np.asarray(sigmas, np.float64), "") if sigmas is not None else _levels(found, grid or Grid(), steps)
-    m = found.metadata
+    published = read_published(path)
+    levels, note = (np.asarray(sigmas, np.float64), "") if sigmas is not None else _levels(published, grid or Grid())
+    m = published.metadata
     plugin = m.get("sampler_stu") == PLUGIN
     order = m.get("max_order") if plugin else 1
     try:
         return Table(
             sigmas=levels,
-            nodes=found.nodes,
-            weights=found.weights,
-            slope_scale=found.slope_scale,
-            sigma_scale=found.sigma_scale,
+            nodes=published.nodes,
+            weights=published.weights,
+            slope_scale=published.slope_scale,
+            sigma_scale=published.sigma_scale,
             order=order if type(order) is int else 1,
             afs=m.get("afs") is True,
-            provenance=_provenance(found, Path(path).name, note, grid or Grid()),
+            provenance=_provenance(published, Path(path).name, note, grid or Grid()),
         )
     except TableError as error:
         raise TableError(f"{path}: {error}") from error
 
 
-def _levels(found: Published, wanted: Grid, steps: int) -> tuple[np.ndarray, str]:
-    stored = found.sigmas
-    if stored is not None and wanted == Grid() and "schedule_type" not in found.metadata:
+def _levels(published: Published, choice: Grid) -> tuple[np.ndarray, str]:
+    stored = published.sigmas
+    if stored is not None and choice == Grid() and "schedule_type" not in published.metadata:
         return stored, ""
     try:
-        rebuilt = rebuild_sigmas(found.metadata, steps, wanted)
+        rebuilt = rebuild_sigmas(published.metadata, len(published.nodes), choice)
     except ValueError as error:
-        if stored is None or wanted != Grid():
+        if stored is None or choice != Grid():
             raise TableError(f"the noise levels cannot be rebuilt: {error}") from error
         return stored, f"Sigmas as the file holds them: {error}."
-    if stored is None or wanted != Grid() or bool((np.abs(stored / rebuilt - 1) <= SAME_GRID).all()):
+    if stored is None or choice != Grid() or bool((np.abs(stored / rebuilt - 1) <= SAME_GRID).all()):
         return rebuilt, ""
     return stored, "Sigmas as the file holds them: its schedule gives others."
 
@@ -112,13 +111,13 @@ def sigma_range(source: Source) -> tuple[float, float] | None:
     return low, high
 
 
-def rebuild_sigmas(metadata: Mapping[str, JSON], steps: int, wanted: Grid = Grid()) -> np.ndarray:  # noqa: B008 - frozen
+def rebuild_sigmas(metadata: Mapping[str, JSON], steps: int, choice: Grid = Grid()) -> np.ndarray:  # noqa: B008 - frozen
     """(N+1,) noise levels of a published set-up, in float64 (its flow schedules: rounded to float32, as they were).
 
     Raises:
         ValueError: when the metadata do not say enough; it names what to give.
     """
-    g = known_grid(metadata, wanted)
+    g = completed(metadata, choice)
     source = source_of(metadata)
     if g.schedule is None:
         raise ValueError("the file names no schedule: give --schedule, or --sigmas")
@@ -140,8 +139,8 @@ def rebuild_sigmas(metadata: Mapping[str, JSON], steps: int, wanted: Grid = Grid
     return make_sigmas(g.schedule, steps, ends, rho).numpy()
 
 
-def known_grid(metadata: Mapping[str, JSON], wanted: Grid) -> Grid:
-    """`wanted`, completed by the file's attributes, then its backend's, its training's, its model's."""
+def completed(metadata: Mapping[str, JSON], choice: Grid) -> Grid:
+    """`choice`, completed by the file's attributes, then its backend's, its training's, its model's."""
     source, spread = source_of(metadata), None
     loss, backend = metadata.get("loss_fn"), metadata.get("backend_config")
     places = [metadata, *(place for place in (backend, loss) if isinstance(place, dict))]
@@ -155,9 +154,9 @@ def known_grid(metadata: Mapping[str, JSON], wanted: Grid) -> Grid:
     names = {"schedule": "schedule_type", "rho": "schedule_rho", "shift": "flowmatch_shift", "mu": "flowmatch_mu"}
     out: dict[str, Any] = {}
     for item in dataclasses.fields(Grid):
-        given = getattr(wanted, item.name)
-        out[item.name] = given if given is not None else _first(places, names.get(item.name, item.name))
-    if wanted.shift is not None and wanted.mu is None:
+        value = getattr(choice, item.name)
+        out[item.name] = value if value is not None else _first(places, names.get(item.name, item.name))
+    if choice.shift is not None and choice.mu is None:
         out["mu"] = None  # a shift that is asked for is not outranked by the file's mu
     return Grid(**out)
 
@@ -168,9 +167,9 @@ def _first(places: Sequence[Mapping[str, JSON]], key: str) -> JSON:
     return next((v for v in values if isinstance(v, kinds) and not isinstance(v, bool)), None)
 
 
-def _provenance(found: Published, name: str, note: str, wanted: Grid) -> Provenance:
-    m, source = found.metadata, source_of(found.metadata)
-    g = known_grid(m, wanted)
+def _provenance(published: Published, name: str, note: str, choice: Grid) -> Provenance:
+    m, source = published.metadata, source_of(published.metadata)
+    g = completed(m, choice)
     # Only the refined release writes its backend's name.
     citation = "arXiv 2512.22796" if "backend" in m else "arXiv 2507.14797"
     rate, size = m.get("guidance_rate"), m.get("img_resolution")

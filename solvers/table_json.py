@@ -108,8 +108,8 @@ def _is_finite(item: float) -> bool:
 def _provenance(data: Any) -> Provenance:  # noqa: ANN401
     if not isinstance(data, dict):
         raise TableError(f"provenance must be an object, not {type(data).__name__}")
-    known = {f.name: f for f in dataclasses.fields(Provenance)}
-    unknown = sorted(set(data) - set(known))
+    fields = {f.name: f for f in dataclasses.fields(Provenance)}
+    unknown = sorted(set(data) - set(fields))
     if unknown:
         raise TableError(f"unknown provenance key {unknown[0]!r}; put foreign entries into 'metadata'")
     texts = ("model", "path", "schedule", "prediction", "parent", "citation", "notes")
