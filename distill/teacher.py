@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
-from ..formats.files import write_atomically
+from ..formats.files import user_path, write_atomically
 from ..solvers import schedules
 from ..solvers.exact import converged
 from ..solvers.registry import most_accurate
@@ -40,7 +40,7 @@ def block_size(numbers: int) -> int:
 
 def cache_folder() -> Path:
     """$EPD_CACHE, or ~/.cache/epd."""
-    return Path(os.environ.get("EPD_CACHE") or Path.home() / ".cache" / "epd")
+    return user_path(os.environ.get("EPD_CACHE") or "~/.cache/epd")
 
 
 def _in_dtype(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
