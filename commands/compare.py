@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from ..denoisers.rows import limit_rows, samples_together
 from .inputs import fits, model_options, named
 from .models import load_model
 from .options import Compare, UsageError
@@ -23,7 +24,7 @@ def compare(options: Compare) -> int:
     from ..evaluation.judges import judges_of
 
     tables = named(options.tables)
-    model = load_model(options.model, model_options(options))
+    model = limit_rows(load_model(options.model, model_options(options)), options.rows)
     for name, table in tables.items():
         fits(table, model, name)
     found = measure(
@@ -31,7 +32,7 @@ def compare(options: Compare) -> int:
         tables,
         options.calls,
         options.samples,
-        options.batch,
+        options.batch or samples_together(model.shape, 512),
         options.seed,
         dtype=getattr(torch, options.dtype),
         **judges_of(options.model),

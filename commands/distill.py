@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
+from ..denoisers.checks import check_model
+from ..denoisers.rows import limit_rows
 from ..pipelines.find import find_table
 from .inputs import model_options
 from .models import load_model
@@ -19,6 +23,8 @@ def distill(options: Distill) -> int:
     init = find_table(options.init) if options.init else None
     asked = model_options(options)
     model, config = load_model(options.model, asked), options.distill_config()
+    check_model(model, getattr(torch, options.dtype))
+    model = limit_rows(model, options.rows)
     path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=asked.conditions())
     if path is not None:
         log.info("look:    epd table show %s", path)

@@ -15,6 +15,7 @@ from ..denoisers.digits import EMBEDDED, classes_of, digits, digits_exact
 from ..denoisers.protocol import Denoiser, Model, Path
 from ..formats.files import user_path
 from ..pipelines.options import ModelOptions
+from .own_model import is_own_model, load_own_model
 
 if TYPE_CHECKING:
     from ..denoisers.mixture import GaussianMixture
@@ -78,11 +79,14 @@ def labels_of(name: str, options: ModelOptions, seeds: Sequence[int]) -> list[in
 
 
 def load_model(name: str, options: ModelOptions = ModelOptions()) -> Model:  # noqa: B008 - frozen
-    """The model of this name: `digits`, `digits-exact`, `digits-exact-flow`, a folder (pipeline or EDM), or a hub id.
+    """The model of this name: `digits`, `digits-exact`, `digits-exact-flow`, a folder (pipeline or EDM), a hub id, or
+    what a function of yours returns (`file.py:function`, `package.module:function`).
 
     Raises:
         ValueError: for an unknown name, or options that the model has no use for.
     """
+    if is_own_model(name):
+        return load_own_model(name, options.keywords())
     if name not in EMBEDDED:
         return _pipeline(name, options)
     allowed = {"labels", "guidance", *(["device"] if options.device in (None, "cpu") else [])}
@@ -110,7 +114,10 @@ def _pipeline(name: str, options: ModelOptions) -> Model:
         close = difflib.get_close_matches(name, EMBEDDED, n=1)
         hint = f"perhaps you meant {close[0]!r}; " if close else ""
         known = ", ".join(EMBEDDED)
-        raise ValueError(f"no model {name!r}: {hint}give {known}, a pipeline's folder, or a hub id owner/name")
+        raise ValueError(
+            f"no model {name!r}: {hint}give {known}, a pipeline's folder, a hub id owner/name, or your own function as "
+            "file.py:function or package.module:function"
+        )
     from ..pipelines import loading
 
     return loading.load_model(name, options)

@@ -25,7 +25,11 @@ class ModelArguments(ModelOptions):
     config: UserPath | None = None
     """YAML file with any of these options by name; what the command line says wins."""
     model: str = "digits"
-    """digits, digits-exact, digits-exact-flow, a diffusers pipeline's folder, or its hub id."""
+    """digits, digits-exact, digits-exact-flow, a diffusers pipeline's folder, its hub id, or a function that returns
+    your own model: file.py:function or package.module:function, called with the model options that are given."""
+    rows: int | None = Field(default=None, ge=1)
+    """Most rows of one network call, larger ones are split; none: on CUDA measured by one call and the free memory,
+    elsewhere as many as hold 4 million numbers."""
 
 
 class Distill(DistillConfig, ModelArguments):
@@ -76,8 +80,8 @@ class Sample(ModelArguments):
     """How many samples, seeds 0, 1, 2, ...; none: as many as --seeds, or 64."""
     seeds: str | None = None
     """Which samples: 0-99, or 1,2,3, or both mixed. A sample is its seed, whatever the batch."""
-    batch: int = Field(default=256, ge=1)
-    """Samples per network batch."""
+    batch: int | None = Field(default=None, ge=1)
+    """Samples that are solved together; none: 256, fewer of samples of more than 16,384 numbers."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of the state."""
     columns: int = Field(default=16, ge=1)
@@ -104,14 +108,14 @@ class Compare(ModelArguments):
     """Only these hand-made solvers, by name or group; none: all."""
     samples: int = Field(default=2048, ge=2)
     """Fresh samples that are measured."""
-    batch: int = Field(default=512, ge=1)
-    """Samples per network batch."""
+    batch: int | None = Field(default=None, ge=1)
+    """Samples that are solved together; none: 512, fewer of samples of more than 8,192 numbers."""
     seed: int = Field(default=0, ge=0)
     """Where the samples' seeds start."""
     tolerance: float = Field(default=1e-5, gt=0)
     """Of the converged end points; a float32 network supports 1e-5."""
-    dtype: Literal["float32", "float64"] = "float64"
-    """Of the state."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of the state; float64 for exact models, whose end points then converge to more digits."""
 
 
 class TableShow(BaseModel):

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..denoisers.checks import check_model
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
+from ..denoisers.rows import limit_rows, samples_together
 from ..formats.files import write_atomically
 from ..pipelines.find import find_table
 from ..solvers.registry import NUMBERED, RULES, SCHEDULES, USUAL, Ends, RuleSettings, make_rule, make_sigmas
@@ -181,6 +183,8 @@ def sample(options: Sample) -> int:
     """Draws what is asked for into `options.out`."""
     settings, seeds = model_options(options), wanted_seeds(options)
     model = load_model(options.model, settings)
+    check_model(model, getattr(torch, options.dtype), decode=True)
+    model = limit_rows(model, options.rows)
     solver = solver_of(options, model)
     log.info("%d samples of %s: %s, %d sequential calls, %d evaluations", len(seeds), model.name, solver.name,
              solver.depth, solver.nfe)  # fmt: skip
@@ -192,7 +196,8 @@ def sample(options: Sample) -> int:
         small["labels"] = np.asarray(labels, np.int64)
     with Archive(options.out / "samples.npz", len(seeds)) as archive:
         keep = keeper(options, model, archive)
-        seconds = draw(model, solver, seeds, options.batch, getattr(torch, options.dtype), keep)
+        batch = options.batch or samples_together(model.shape, 256)
+        seconds = draw(model, solver, seeds, batch, getattr(torch, options.dtype), keep)
         first = np.array(archive.arrays["samples"][: options.grid]) if "samples" in archive.arrays else np.zeros(0)
         archive.save(small)
     written = ["samples.npz", *grid_file(options, first), "samples.json"]

@@ -209,9 +209,7 @@ class GaussianMixture:
         """D as a function of log-weights, for x (B, d) and sigma (B or 1, 1)."""
         keys, values = self._constants(x)[-2:]
         sigma, variance = sigma.expand(len(x), 1), float(self.variances[0])
-        return lambda offset: cast(
-            Tensor, _CommonWidth.apply(x, sigma, keys, values, offset, variance, self.path)
-        )
+        return lambda offset: cast(Tensor, _CommonWidth.apply(x, sigma, keys, values, offset, variance, self.path))
 
     def _of_any_width(self, x: Tensor, sigma: Tensor) -> Callable[[Tensor | None], Tensor]:
         means, norms, variances, *_ = self._constants(x)

@@ -50,6 +50,10 @@ def _same_count(rows: Rows) -> int:
     return next(iter(counts.values()), 0)
 
 
+def _repeated(value: Tensor, repeat: int) -> Tensor:
+    return value if repeat == 1 else value.repeat_interleave(repeat, 0)
+
+
 @dataclass(frozen=True, eq=False)
 class NetworkDenoiser:
     """D(x, sigma) = c_skip x + c_out F(c_in x, c_noise; rows), guided by a doubled call where guidance is not 1.
@@ -91,6 +95,13 @@ class NetworkDenoiser:
     _rows: Rows | None = None  # bound, (B, ...) each
     _free: Rows | None = None  # their unconditional partners, when guided
     _expanded: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False)  # by number of states of a call
+
+    def __post_init__(self) -> None:
+        if self.path not in ("ve", "flow"):
+            raise ValueError(
+                f"{self.name}: path = {self.path!r} is unknown, give 've' or 'flow'; a VP network is 've' here, with "
+                "preconditioning.vp or one for discrete timesteps"
+            )
 
     def bind(
         self, rows: Rows | Tensor | Sequence[int], guidance: float = 1.0, negative: Rows | Tensor | None = None
@@ -140,9 +151,11 @@ class NetworkDenoiser:
             rows = self.null if self._rows is None else self._rows
             if rows:
                 repeat = rows_per_condition(count, _same_count(rows))
-                rows = {name: value.repeat_interleave(repeat, 0) for name, value in rows.items()}
+                rows = {name: _repeated(value, repeat) for name, value in rows.items()}
                 if self._free is not None:
-                    rows = {n: torch.cat([self._free[n].repeat_interleave(repeat, 0), v]) for n, v in rows.items()}
+                    rows = {n: torch.cat([_repeated(self._free[n], repeat), v]) for n, v in rows.items()}
+            for oldest in [*self._expanded][:-1]:  # anchors and fans take turns; more copies may be large
+                del self._expanded[oldest]
             self._expanded[count] = dict(rows)
         return self._expanded[count]
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from .objective import Chunk, steps_loss
 from .parameters import Parameters
-from .state import Run, State, Stepped
+from .state import Problem, State, Stepped
 
 BETAS = (0.9, 0.99)
 WARM = 0.15  # share of the updates that the learning rate rises
+LARGEST_SCALE = 2.0**40  # of losses; gradients of float32 networks stay far from its limit
+GROWTH = 200  # updates after which a larger scale is tried
 
 
 def one_cycle(fraction: float, peak: float) -> float:
@@ -23,23 +26,17 @@ def one_cycle(fraction: float, peak: float) -> float:
     return peak * (1e-4 + (1 - 1e-4) * (1 + math.cos(math.pi * (fraction - WARM) / (1 - WARM))) / 2)
 
 
-def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk], exploring: bool) -> Stepped:
+def update(
+    problem: Problem, state: State, parts: int, part: Callable[[int], Iterable[Chunk]], exploring: bool
+) -> Stepped:
     """One Adam update; the parts' gradients are averaged before they are clipped. Reference: arXiv 1412.6980.
 
     A gradient's norm is clipped to `config.clip` times its running root mean square, which Adam knows anyway: a batch
     that holds a sample between two modes has a gradient of 50 times the usual one, and would both set the step's
     direction and, by the second moment, hold up the next hundred updates.
     """
-    config, parameters = run.config, run.parameters(state)
-
-    def gradient(i: int) -> Tensor:
-        vector = state.vector.clone().requires_grad_()
-        loss = part_loss(run, parameters, vector, part(i))
-        loss.backward()
-        assert vector.grad is not None
-        return torch.cat([vector.grad, loss.detach().cpu().reshape(1)])
-
-    row = run.workers.mean(parts, len(state.vector) + 1, gradient)
+    config = problem.config
+    row, scale = scaled_gradient(problem, state, parts, part)
     grad, loss = row[:-1], float(row[-1])
     done = state.iteration - state.began
     usual = math.sqrt(float(state.moments[1].sum()) / (1 - BETAS[1] ** done)) if done else 0.0
@@ -48,17 +45,59 @@ def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk], exp
     first = BETAS[0] * state.moments[0] + (1 - BETAS[0]) * grad
     second = BETAS[1] * state.moments[1] + (1 - BETAS[1]) * grad**2
     unbiased = first / (1 - BETAS[0] ** (done + 1)), second / (1 - BETAS[1] ** (done + 1))
-    lr = one_cycle(done / (config.screening if exploring else run.iterations), config.lr)
+    lr = one_cycle(done / (config.screening if exploring else problem.iterations), config.lr)
     vector = state.vector - lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
-    return Stepped(vector, state.damping, torch.stack([first, second]), loss, True)
+    return Stepped(vector, state.damping, torch.stack([first, second]), loss, True, scale)
 
 
-def part_loss(run: Run, parameters: Parameters, vector: Tensor, chunk: Chunk) -> Tensor:
+def first_scale(numbers: int) -> float:
+    """The power of two that makes a mean over this many numbers about their sum."""
+    return min(2.0 ** math.ceil(math.log2(numbers)), LARGEST_SCALE)
+
+
+def scaled_gradient(
+    problem: Problem, state: State, parts: int, part: Callable[[int], Iterable[Chunk]]
+) -> tuple[Tensor, float]:
+    """The parts' mean gradient and loss in one row (P + 1,), and the loss scale at which the gradient was finite.
+
+    Half precision has no number below 6e-8, and the gradient of a mean over the numbers of a picture is smaller from
+    512 x 512 pixels on: all of it would become 0. So losses are multiplied by a power of two and gradients divided by
+    it, which changes no bit in other precisions. Where that overflows, the same batch is asked again at half the scale.
+    Reference: arXiv 1710.03740, Section 3.2.
+
+    Raises:
+        FloatingPointError: for a loss that is not finite, or a gradient that is not at any scale.
+    """
+
+    parameters, samples = problem.parameters(state), problem.config.batch // problem.config.accumulate
+
+    def of_part(scale: float, i: int) -> Tensor:
+        vector, total = state.vector.clone().requires_grad_(), torch.zeros(1, dtype=torch.float64)
+        for chunk in part(i):  # the activations of one are gone before those of the next are there
+            loss = part_loss(problem, parameters, vector, chunk) * (len(chunk.noise) / samples)
+            (loss * scale).backward()
+            total = total + loss.detach().cpu()
+        assert vector.grad is not None
+        return torch.cat([vector.grad / scale, total])
+
+    done = state.iteration - state.began
+    scale = min(2 * state.scale, LARGEST_SCALE) if done and done % GROWTH == 0 else state.scale
+    while True:
+        row = problem.workers.mean(parts, len(state.vector) + 1, functools.partial(of_part, scale))
+        if bool(row.isfinite().all()):
+            return row, scale
+        if not bool(row[-1].isfinite()) or scale <= 1:
+            what = "gradient" if bool(row[-1].isfinite()) else "loss"
+            raise FloatingPointError(f"the {what} of a batch is not finite: lower lr = {problem.config.lr:g}")
+        scale /= 2
+
+
+def part_loss(problem: Problem, parameters: Parameters, vector: Tensor, chunk: Chunk) -> Tensor:
     """The configured objective on one part, float64."""
     c = parameters.coefficients(vector)
     loss = torch.zeros((), dtype=torch.float64)
-    if run.config.objective in ("end", "both"):
-        loss = loss + run.residual(c, chunk.denoiser, chunk).square().mean().cpu()
-    if run.config.objective in ("steps", "both"):
+    if problem.config.objective in ("end", "both"):
+        loss = loss + problem.residual(c, chunk.denoiser, chunk).square().mean().cpu()
+    if problem.config.objective in ("steps", "both"):
         loss = loss + steps_loss(c, chunk).cpu()
     return loss

@@ -74,7 +74,8 @@ class DistillConfig(BaseModel):
     """Weight of the distance in the features of the network given to `distill`."""
     optimizer: Literal["auto", "gauss-newton", "adam"] = "auto"
     """Adam through the trajectory, or Gauss-Newton (forward evaluations only, no activation is kept; end point
-    objective); auto: Adam for samples of at most 4,096 numbers, Gauss-Newton for larger ones where it applies."""
+    objective); auto: Adam for samples of at most 4,096 numbers, Gauss-Newton for larger ones where it applies, and for
+    models without true gradients."""
     iterations: int | None = Field(default=None, ge=1)
     """Optimiser updates after screening; none: 1200 of Adam; of Gauss-Newton 6 after several starts, 32 with one."""
     screening: int | None = Field(default=None, ge=1)
@@ -102,7 +103,7 @@ class DistillConfig(BaseModel):
     dtype: Literal["float32", "float64"] = "float32"
     """Of the state while training."""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast of the network."""
+    """Autocast of the network. Adam scales its losses, so that gradients in fp16 do not underflow."""
     checkpointing: bool = False
     """Recompute network activations in the backward pass (Adam), for large networks."""
 

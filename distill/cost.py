@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -9,12 +10,12 @@ import torch
 
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
+from ..denoisers.rows import RowLimited, limit_rows
 from .gauss_newton import evaluations
 from .parameters import Parameters
 from .plan import Plan, parts_at
-from .train import POOL_SEEDS
-
-EXACT_EVALUATIONS = 130  # of dopri5 at the default tolerance, measured on the embedded models: 103 to 139
+from .portions import portions
+from .teacher import INTEGRATED, POOL_SEEDS, Teacher, block_size, cache_folder
 
 
 @dataclass(frozen=True)
@@ -26,42 +27,89 @@ class Cost:
         training_evaluations: network evaluations (rows) of all updates.
         teacher_evaluations: network evaluations (rows) of teacher trajectories, if none is cached.
         seconds: at the measured speed of this machine, teacher included.
-        memory: bytes of states and recorded calls, without the network's own.
+        pool_memory: bytes of trajectories and noise, kept in main memory.
+        memory: bytes of states, recorded calls and the Jacobian at work; without the network's weights and activations.
+        rows: the most rows of one network call while training.
     """
 
     parameters: int
     training_evaluations: int
     teacher_evaluations: int
     seconds: float
+    pool_memory: int
     memory: int
+    rows: int
 
     def text(self, name: str) -> str:
         """One entry for a person."""
         value = getattr(self, name)
         if name == "seconds":
             return f"about {value:.0f} s here ({value / 60:.1f} min), at the speed of three timed calls"
-        return f"about {value / 2**20:.1f} MiB beside the network" if name == "memory" else f"{value:,}"
+        beside = {"pool_memory": "in main memory", "memory": "beside the network and its activations"}
+        if name in beside:
+            return f"about {value / 2**20:.1f} MiB {beside[name]}"
+        return f"at most {value:,} in one network call" if name == "rows" else f"{value:,}"
 
 
 def estimate(model: Model, plan: Plan) -> Cost:
-    """Counts the network rows of a plan and times one call of a training batch."""
+    """Counts the network rows of a plan and times one call of as many rows as training makes at once."""
+    model = limit_rows(model)
     config, table = plan.config, plan.tables[0]
     parameters = Parameters.of(table, plan.learn)
-    rows = config.batch // config.accumulate
     if config.gauss_newton:
         parts = sum(parts_at(plan, n) for n in range(plan.total))
-        training = evaluations(parameters) * rows * parts
+        training = evaluations(parameters) * (config.batch // config.accumulate) * parts
     else:
-        training = 3 * table.nfe * config.batch * plan.total  # a backward pass costs about two forward ones
+        # A backward pass costs about two forward ones.
+        training = (3 + portions(model, plan).recompute) * table.nfe * config.batch * plan.total
     held_out = table.nfe * config.validation * (plan.total // config.validate_every)
-    multiple = EXACT_EVALUATIONS if config.teacher == "exact" else table.num_steps * config.teacher_multiplier * 2
-    teacher = multiple * (config.pool + config.validation)
-    element = 8 if config.dtype == "float64" else 4
-    size = int(torch.Size(model.shape).numel()) * element
-    kept = size * (config.pool + 2 * rows * table.nfe) + 8 * rows * size // element * len(parameters.start)
+    each = Teacher(model, config, torch.tensor(table.sigmas), cache_folder()).evaluations
+    teacher = each * (config.pool + config.validation)
+    limit, total = model.rows(gradients=not config.gauss_newton), training + held_out
+    rows = min(limit, portions(model, plan).train * table.num_parallel)
     speed = _rows_per_second(model, rows, getattr(torch, config.dtype))
-    total = training + held_out
-    return Cost(len(parameters.start), total, teacher, (total + teacher) / speed, kept)
+    return Cost(
+        len(parameters.start), total, teacher, (total + teacher) / speed, pool_bytes(model, plan),
+        working_bytes(model, plan), limit,
+    )  # fmt: skip
+
+
+def pool_bytes(model: Model, plan: Plan) -> int:
+    """Of training and held-out samples: noise, and the teacher's states on the sigmas that are compared."""
+    config = plan.config
+    states = 1 if config.objective == "end" else plan.tables[0].num_steps
+    return (config.pool + config.validation) * (1 + states) * _sample_bytes(model, plan)
+
+
+def working_bytes(model: RowLimited, plan: Plan) -> int:
+    """Of one chunk: what a walk keeps of it, and with Gauss-Newton the recorded calls and the Jacobian; or of one block
+    of the teacher's, where that is more.
+
+    A walk has the state, its step's points, their rows for the network, what it returned and the slopes at once, and
+    the remembered slopes. The Jacobian's columns and three residuals are float64 whatever the state is.
+    """
+    table, width = plan.tables[0], plan.tables[0].num_parallel
+    sizes, sample, numbers = portions(model, plan), _sample_bytes(model, plan), math.prod(model.shape)
+    walk = (3 + 4 * width + table.columns) * sample
+    most = max(sizes.measure * walk, _teacher_bytes(model, plan))
+    if not plan.config.gauss_newton:
+        return most
+    columns = 3 + len(Parameters.of(table, plan.learn).start)
+    return max(most, sizes.train * (walk + table.nfe * sample + 8 * columns * numbers))
+
+
+def _teacher_bytes(model: Model, plan: Plan) -> int:
+    """Of one block: what the integrator keeps, or a rule's history, and the states that are kept of it, twice."""
+    config, numbers = plan.config, math.prod(model.shape)
+    together = min(block_size(numbers), max(config.pool, config.validation))
+    states = 1 if config.objective == "end" else plan.tables[0].num_steps
+    if config.teacher == "exact":
+        return together * numbers * 8 * (INTEGRATED + states)
+    return together * _sample_bytes(model, plan) * (8 + 2 * states)
+
+
+def _sample_bytes(model: Model, plan: Plan) -> int:
+    return math.prod(model.shape) * (8 if plan.config.dtype == "float64" else 4)
 
 
 def _rows_per_second(model: Model, rows: int, dtype: torch.dtype) -> float:

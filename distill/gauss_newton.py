@@ -9,7 +9,7 @@ a descent step on its batch. Reference: Nocedal and Wright, Numerical Optimizati
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,18 +19,19 @@ from ..denoisers.protocol import Denoiser
 from ..solvers.parallel import Coefficients, parallel
 from ..solvers.solve import solve
 from ..solvers.walk import plan
-from .objective import Chunk, Residual
+from .objective import Chunk, Residual, mean_square
 from .parameters import Parameters
-from .state import Run, State, Stepped
+from .state import Problem, State, Stepped
 
 DAMPING = 1e-2  # relative to the diagonal: the first step is nearly a Gauss-Newton step
 LEAST, MOST = 1e-6, 1e3
 TRIALS = 6
+STRETCH = 2**16  # residuals whose products are formed together
 EPS = {"float32": 2e-3, "float64": 1e-6}  # forward differences: rounding against curvature
 
 
 @dataclass
-class Recorder:
+class RecordingDenoiser:
     """A denoiser that keeps what it returned, call by call."""
 
     denoiser: Denoiser
@@ -42,7 +43,7 @@ class Recorder:
 
 
 @dataclass
-class Replay:
+class ReplayingDenoiser:
     """A denoiser that returns recorded results before call `first` and asks the network from there on."""
 
     denoiser: Denoiser
@@ -100,23 +101,47 @@ def _nudged(theta: Tensor, k: int, eps: float) -> Tensor:
     return out
 
 
-def normal_equations(parameters: Parameters, theta: Tensor, chunk: Chunk, residual: Residual, eps: float) -> Normal:
-    """J^T J, J^T r and |r|^2 of one chunk, as means over its residuals.
+def normal_equations(
+    parameters: Parameters, theta: Tensor, chunks: Iterable[Chunk], residual: Residual, eps: float
+) -> Normal:
+    """J^T J, J^T r and |r|^2 of some chunks, as means over all their residuals.
+
+    The products are sums over residuals, so only one chunk's Jacobian exists at a time.
 
     Args:
         theta: (P,) where to linearise.
         eps: step of the forward differences.
     """
-    reached = first_reached(parameters, theta, eps)
-    recorder = Recorder(chunk.denoiser)
+    reached, size = first_reached(parameters, theta, eps), len(theta)
+    total, count = torch.zeros(size * size + size + 1, dtype=torch.float64), 0
+    for chunk in chunks:
+        columns, base = _jacobian(parameters, theta, chunk, residual, eps, reached)
+        total += _products(columns, base)
+        count += len(base)
+    return Normal.unflat(total / count, size)
+
+
+def _jacobian(
+    parameters: Parameters, theta: Tensor, chunk: Chunk, residual: Residual, eps: float, reached: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The columns of one chunk's Jacobian (P, R), in main memory, and its residual (R,)."""
+    recorder = RecordingDenoiser(chunk.denoiser)
     base = residual(parameters.coefficients(theta), recorder, chunk)
-    columns = []
+    columns = torch.empty(len(theta), len(base), dtype=torch.float64)
     for k, first in enumerate(reached):
         c = parameters.coefficients(_nudged(theta, k, eps))
-        columns.append((residual(c, Replay(chunk.denoiser, recorder.calls, first), chunk) - base) / eps)
-    jacobian = torch.stack(columns, 1)
-    count = len(base)
-    return Normal(jacobian.T @ jacobian / count, jacobian.T @ base / count, base.square().mean())
+        columns[k] = (residual(c, ReplayingDenoiser(chunk.denoiser, recorder.calls, first), chunk) - base) / eps
+    return columns, base
+
+
+def _products(columns: Tensor, base: Tensor) -> Tensor:
+    """J^T J, J^T r and r^T r in one vector: summed over stretches of residuals, so that few are on the device."""
+    size = len(columns)
+    total = torch.zeros(size * size + size + 1, dtype=torch.float64)
+    for j, r in zip(columns.split(STRETCH, 1), base.split(STRETCH), strict=True):
+        j = j.to(r.device)
+        total += torch.cat([(j @ j.T).flatten(), j @ r, (r @ r)[None]]).cpu()
+    return total
 
 
 def damped_step(normal: Normal, damping: float) -> Tensor:
@@ -127,40 +152,43 @@ def damped_step(normal: Normal, damping: float) -> Tensor:
     return torch.linalg.solve(normal.matrix + torch.diag(damping * diagonal + floor), -normal.gradient)
 
 
-def update(run: Run, state: State, parts: int, part: Callable[[int], Chunk], exploring: bool) -> Stepped:
+def update(
+    problem: Problem, state: State, parts: int, part: Callable[[int], Iterable[Chunk]], exploring: bool
+) -> Stepped:
     """One trust-region step from the batch's parts, accepted by as many others.
 
     A step fits its batch, noise included: a few samples between two modes have residuals and sensitivities that
     outweigh all others. What lowers the loss of other samples, too, is no such fit; else the damping grows. While
     exploring, the batch itself decides: its noise carries a start over what would hold it in a poor optimum.
     """
-    eps, parameters, size = EPS[run.config.dtype], run.parameters(state), len(state.vector)
+    eps, parameters, size = EPS[problem.config.dtype], problem.parameters(state), len(state.vector)
 
     def equations(i: int) -> Tensor:
-        return normal_equations(parameters, state.vector, part(i), run.residual, eps).flat()
+        return normal_equations(parameters, state.vector, part(i), problem.residual, eps).flat()
 
     def loss_at(vector: Tensor) -> float:
         c = parameters.coefficients(vector)
 
         def others(i: int) -> Tensor:
-            chunk = part(i if exploring else parts + i)
-            return run.residual(c, chunk.denoiser, chunk).square().mean().reshape(1).cpu()
+            return mean_square(problem.residual, c, part(i if exploring else parts + i))
 
         try:
-            return float(run.workers.mean(parts, 1, others))
+            return float(problem.workers.mean(parts, 1, others))
         except FloatingPointError:  # a step so long that the trajectory overflows is a step to refuse
             return math.inf
 
     with torch.no_grad():
-        normal = Normal.unflat(run.workers.mean(parts, size * size + size + 1, equations), size)
+        normal = Normal.unflat(problem.workers.mean(parts, size * size + size + 1, equations), size)
+        if not bool(normal.flat().isfinite().all()):
+            raise FloatingPointError("the normal equations are not finite: a trajectory near the present one overflows")
         before, damping = loss_at(state.vector), state.damping
         for trial in range(TRIALS):
             moved = state.vector + damped_step(normal, damping)
             if loss_at(moved) < before:
                 kept = max(damping / 5, LEAST) if trial == 0 else damping
-                return Stepped(moved, kept, state.moments, float(normal.loss), True)
+                return Stepped(moved, kept, state.moments, float(normal.loss), True, state.scale)
             damping *= 4
-    return Stepped(state.vector, min(damping, MOST), state.moments, float(normal.loss), False)
+    return Stepped(state.vector, min(damping, MOST), state.moments, float(normal.loss), False, state.scale)
 
 
 def evaluations(parameters: Parameters, eps: float = EPS["float32"]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +27,21 @@ class Chunk:
     noise: Tensor
     states: Tensor
 
+    def to(self, device: str) -> Chunk:
+        """The samples where they are solved."""
+        return Chunk(self.denoiser, self.noise.to(device), self.states.to(device))
+
 
 Residual = Callable[[Coefficients, Denoiser, Chunk], Tensor]
+
+
+def mean_square(residual: Residual, c: Coefficients, chunks: Iterable[Chunk]) -> Tensor:
+    """mean(residual^2) over all chunks, (1,) float64 on the CPU; one chunk is in memory at a time."""
+    total, count = torch.zeros(1, dtype=torch.float64), 0
+    for chunk in chunks:
+        r = residual(c, chunk.denoiser, chunk)
+        total, count = total + r.square().sum().cpu(), count + len(r)
+    return total / count
 
 
 def end_residual(features: nn.Module | None = None, feature_weight: float = 0.0) -> Residual:
@@ -38,6 +51,7 @@ def end_residual(features: nn.Module | None = None, feature_weight: float = 0.0)
     """
 
     def residual(c: Coefficients, denoiser: Denoiser, chunk: Chunk) -> Tensor:
+        _require_order(c)
         x, end = solve(parallel(c), denoiser, chunk.noise, c.sigmas), chunk.states[-1]
         out = (x - end).flatten()
         if features is None or feature_weight == 0:
@@ -47,6 +61,12 @@ def end_residual(features: nn.Module | None = None, feature_weight: float = 0.0)
         return torch.cat([out, gain * extra]).double()
 
     return residual
+
+
+def _require_order(c: Coefficients) -> None:
+    # A long step can lay learned noise levels on top of each other: an overflow like any other, not a wrong input.
+    if not bool((c.sigmas.detach().diff() < 0).all()):
+        raise FloatingPointError(f"the learned noise levels {c.sigmas.tolist()} do not decrease: the step was too long")
 
 
 def steps_loss(c: Coefficients, chunk: Chunk) -> Tensor:

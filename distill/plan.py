@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
+import torch
+
+from ..denoisers.checks import model_has_gradients
 from ..denoisers.protocol import Model
 from ..solvers.table import Table
 from . import gauss_newton
@@ -13,6 +17,7 @@ from .families import ADAM_START_COST, FEWEST_STARTS, START_COST, initial_table,
 from .parameters import Parameters
 from .state import State
 
+log = logging.getLogger("epd")
 ALONE = 0.6  # share of a start's updates that use one part of the batch
 
 
@@ -53,7 +58,7 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
     Raises:
         ValueError: where config, model and table exclude each other.
     """
-    config = config.resolved(math.prod(model.shape))
+    config = _resolved(model, config)
     learn = tuple(config.learn or structure(config, model.path).learn)
     tables = (init,) if init else _starting_tables(model, config, learn)
     if init is not None and init.depth != config.calls:
@@ -73,6 +78,30 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
         learn,
         config.iterations or ((6 if len(tables) > 1 else 32) if gn else 1200),
     )
+
+
+def _resolved(model: Model, config: DistillConfig) -> ResolvedConfig:
+    """The config with its optimiser chosen: Adam only where the model's gradients are true, as a skip term trains on
+    without them, silently and to a worse table.
+
+    Raises:
+        ValueError: where Adam has to be used and cannot.
+    """
+    numbers = math.prod(model.shape)
+    resolved = config.resolved(numbers)
+    if resolved.gauss_newton or model_has_gradients(model, getattr(torch, config.dtype)):
+        return resolved
+    trouble = f"gradients through {model.name} are missing or wrong (no_grad, detach, or computed outside torch)"
+    if config.objective != "end":
+        remedy = "objective = 'end', as Gauss-Newton matches ends only"
+        raise ValueError(f"objective = {config.objective!r} needs Adam, but {trouble}: mend them, or use {remedy}")
+    if config.precision != "no":
+        remedy = "precision = 'no', as Gauss-Newton takes differences"
+        raise ValueError(f"precision = {config.precision!r} needs Adam, but {trouble}: mend them, or use {remedy}")
+    if config.optimizer == "adam":
+        raise ValueError(f"optimizer = 'adam', but {trouble}: mend them, or use 'gauss-newton', which needs none")
+    log.warning("%s: the optimiser is Gauss-Newton, which needs none", trouble)
+    return config.model_copy(update={"optimizer": "gauss-newton"}).resolved(numbers)
 
 
 def _starting_tables(model: Model, config: ResolvedConfig, learn: tuple[str, ...]) -> tuple[Table, ...]:

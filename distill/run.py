@@ -24,6 +24,7 @@ from .config import DistillConfig
 from .cost import Cost, estimate
 from .plan import Plan, make_plan
 from .state import State
+from .straightness import report_straightness
 from .train import Update, distill, table_at
 
 log = logging.getLogger("epd")
@@ -102,6 +103,7 @@ def run_distill(
         log.info("%s is finished; nothing to do", folder.path)
         return folder.table
     if workers.rank == 0 and state is None:
+        report_straightness(model)
         write_atomically(folder.config, (json.dumps(identity, indent=2) + "\n").encode())
     last = _train(model, plan, state, features, workers, folder, identity)
     if workers.rank == 0:

@@ -25,6 +25,7 @@ class State:
         stale: measurements since the best.
         damping: of Gauss-Newton.
         moments: (2, P) of Adam.
+        scale: of Adam's losses, a power of two.
     """
 
     iteration: int
@@ -37,26 +38,40 @@ class State:
     stale: int
     damping: float
     moments: Tensor
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """What an optimiser made of a state: the loss is the batch's mean square residual before the step."""
+    """What an optimiser made of a state: the loss is the batch's mean square residual before the step.
+
+    Where a number is not finite, the optimiser raises FloatingPointError instead.
+    """
 
     vector: Tensor
     damping: float
     moments: Tensor
     loss: float
     accepted: bool
+    scale: float
 
 
-class Run(Protocol):
-    """What an optimiser needs of a run."""
+class Problem(Protocol):
+    """What an optimiser works on: it sees no more of the trainer."""
 
-    config: ResolvedConfig
-    residual: Residual
-    workers: Workers
-    iterations: int
+    @property
+    def config(self) -> ResolvedConfig: ...
+
+    @property
+    def residual(self) -> Residual: ...
+
+    @property
+    def workers(self) -> Workers: ...
+
+    @property
+    def iterations(self) -> int:
+        """Updates after screening."""
+        ...
 
     def parameters(self, state: State) -> Parameters:
         """What the state's vector stands for."""

@@ -22,20 +22,25 @@ from ..formats.files import user_path, write_atomically
 from ..solvers import schedules
 from ..solvers.exact import converged
 from ..solvers.registry import most_accurate
-from ..solvers.solve import trajectory
-from ..solvers.walk import Rule
+from ..solvers.solve import solve, trajectory
+from ..solvers.walk import Rule, plan
 from .config import DistillConfig
 
 log = logging.getLogger("epd")
+POOL_SEEDS = 2**30  # training noise lies far above the seeds that people sample with
+VALIDATION_SEEDS = 2**30 + 2**29
+INTEGRATED = 33  # float64 states that `converged` keeps at once, counted
+EXACT_EVALUATIONS = 130  # of dopri5 at the default tolerance, measured on the embedded models: 103 to 139
 
 
 def block_size(numbers: int) -> int:
-    """Trajectories that are solved together, into one file, by how many numbers a sample has: 64, of small ones more.
+    """Trajectories that are solved together, into one file, by how many numbers a sample has: 64, of small ones more,
+    of large ones fewer.
 
     64 are small enough to add to a pool and large enough for one batch of a network; a model whose samples are tiny is
-    hardly slower with 256.
+    hardly slower with 256. The integrator keeps INTEGRATED states of them: 1.1 GB at most, or one sample's.
     """
-    return min(256, max(64, 2**14 // numbers))
+    return min(256, max(64, 2**14 // numbers)) if numbers <= 2**16 else max(1, 2**22 // numbers)
 
 
 def cache_folder() -> Path:
@@ -53,15 +58,18 @@ class Teacher:
     """A teacher of one model: seeds -> its states on `sigmas`, cached.
 
     Args:
-        sigmas: (T+1,) float64, where states are wanted; the first is where noise starts and is not returned.
+        sigmas: (T+1,) float64, the grid of the table that is learned; the first is where noise starts.
         config: names the teacher, its multiplier and dtype.
         folder: of the cache.
+        ends: only the last state is kept and returned, not one for each of sigmas[1:]. A rule still passes through all
+            sigmas, in `teacher_multiplier` steps from one to the next; the converged ODE has no need to.
     """
 
     model: Model
     config: DistillConfig
     sigmas: Tensor
     folder: Path
+    ends: bool = False
 
     def key(self) -> str:
         """What distinguishes a cached trajectory, hashed; the network itself is proven by a probe."""
@@ -72,7 +80,7 @@ class Teacher:
             "guidance": self.model.guidance,
             "teacher": self.config.teacher,
             "grid": [] if self.config.teacher == "exact" else self.fine_sigmas().tolist(),
-            "sigmas": self.sigmas.tolist(),
+            "sigmas": (self.sigmas[[0, -1]] if self.ends else self.sigmas).tolist(),
             "tolerance": self.config.teacher_tolerance if self.config.teacher == "exact" else None,
             "dtype": self.config.dtype,
             "together": self.together,
@@ -80,7 +88,7 @@ class Teacher:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
 
     def fine_sigmas(self) -> Tensor:
-        """The grid of a rule as teacher: every interval split evenly in sigma^(1/rho) (log sigma on a flow path)."""
+        """The grid of a rule as teacher: every interval split evenly in sigma^(1/rho), in sigma on a flow path."""
         m = self.config.teacher_multiplier
         power = 1 / self.config.rho if self.model.path == "ve" else 1.0
         warped = self.sigmas**power
@@ -94,30 +102,41 @@ class Teacher:
         """How many trajectories one block holds."""
         return block_size(math.prod(self.model.shape))
 
-    def block(self, first: int) -> tuple[list[int], Path]:
-        """Seeds and file of the block that holds seed `first`."""
-        start = first - first % self.together
-        return list(range(start, start + self.together)), self.folder / "teachers" / self.key() / f"{start}.safetensors"
+    def span(self, seed: int) -> tuple[int, int]:
+        """First seed of the block that holds a seed, and the one behind its last; a block ends where its pool ends."""
+        start = seed - seed % self.together
+        stop = start + self.together
+        for first, count in ((POOL_SEEDS, self.config.pool), (VALIDATION_SEEDS, self.config.validation)):
+            if first <= seed < first + count:
+                start, stop = max(start, first), min(stop, first + count)
+        return start, stop
+
+    def path(self, start: int, stop: int) -> Path:
+        """The file of a block; one that was cut short is no whole one's."""
+        cut = "" if stop - start == self.together else f"-{stop - start}"
+        return self.folder / "teachers" / self.key() / f"{start}{cut}.safetensors"
 
     def prepare(self, first: int, count: int, rank: int = 0, ranks: int = 1) -> None:
         """Makes sure that the blocks of seeds first..first+count-1 are on disk; processes share the work."""
-        starts = range(first - first % self.together, first + count, self.together)
-        for start in list(starts)[rank::ranks]:
-            seeds, path = self.block(start)
+        spans = sorted({self.span(seed) for seed in range(first, first + count)})
+        for span in spans[rank::ranks]:
+            seeds, path = list(range(*span)), self.path(*span)
             if self._read(path, seeds) is None:
                 self._write(path, seeds)
 
     def states(self, seeds: Sequence[int]) -> Tensor:
-        """(T, B, *S) on the model's device, in the config's dtype."""
-        rows: dict[int, Tensor] = {}
-        size = self.together
-        for start in sorted({s - s % size for s in seeds}):
-            block_seeds, path = self.block(start)
-            states = self._read(path, block_seeds)
-            if states is None:
-                states = self._write(path, block_seeds)
-            rows |= {s: states[:, s - start] for s in seeds if s - s % size == start}
-        return torch.stack([rows[s] for s in seeds], 1).to(self.model.device)
+        """(T, B, *S), or (1, B, *S) of `ends`, in main memory, in the config's dtype."""
+        places: dict[tuple[int, int], list[int]] = {}
+        for place, seed in enumerate(seeds):
+            places.setdefault(self.span(seed), []).append(place)
+        dtype, steps = getattr(torch, self.config.dtype), 1 if self.ends else len(self.sigmas) - 1
+        out = torch.empty(steps, len(seeds), *self.model.shape, dtype=dtype)
+        for span, at in places.items():
+            block, path = list(range(*span)), self.path(*span)
+            states = self._read(path, block)
+            states = self._write(path, block) if states is None else states
+            out[:, at] = states[:, [seeds[place] - span[0] for place in at]]
+        return out
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Unit noise of these seeds in the training dtype."""
@@ -129,9 +148,21 @@ class Teacher:
         with torch.no_grad():
             if self.config.teacher == "exact":
                 asked = _in_dtype(denoiser, noise.dtype)
-                return converged(asked, noise, self.sigmas, rtol=tolerance, atol=tolerance)[1:]
-            states = list(trajectory(self._rule(), denoiser, noise, self.fine_sigmas()))
-        return torch.stack(states[:: self.config.teacher_multiplier][1:])
+                levels = self.sigmas[[0, -1]] if self.ends else self.sigmas
+                return converged(asked, noise, levels, rtol=tolerance, atol=tolerance)[1:]
+            if self.ends:
+                return solve(self._rule(), denoiser, noise, self.fine_sigmas())[None]
+            every = self.config.teacher_multiplier
+            walked = enumerate(trajectory(self._rule(), denoiser, noise, self.fine_sigmas()))
+            states = [x for i, x in walked if i and i % every == 0]
+        return torch.stack(states)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of one trajectory, for cost estimates."""
+        if self.config.teacher == "exact":
+            return EXACT_EVALUATIONS
+        return sum(len(ask.points) for step in plan(self._rule(), self.fine_sigmas()) for ask in step)
 
     def _rule(self) -> Rule:
         return most_accurate(self.config.teacher)

@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
+from ..denoisers.rows import limit_rows
 from ..runs.processes import Workers
 from ..solvers.parallel import Coefficients
 from ..solvers.table import Provenance, Table
@@ -22,12 +24,11 @@ from . import adam, gauss_newton
 from .objective import Chunk, end_residual
 from .parameters import Parameters
 from .plan import Plan, finished, parts_at
+from .portions import portions
 from .state import State
-from .teacher import Teacher, cache_folder
+from .teacher import POOL_SEEDS, VALIDATION_SEEDS, Teacher, cache_folder
 
 log = logging.getLogger("epd")
-POOL_SEEDS = 2**30  # training noise lies far above the seeds that people sample with
-VALIDATION_SEEDS = 2**30 + 2**29
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,15 @@ def distill(
     Raises:
         FloatingPointError: when the network returns NaN or infinity.
     """
-    return _Run(model, plan, features, cache or cache_folder(), workers or Workers()).updates(state)
+    return Trainer(model, plan, features, cache or cache_folder(), workers or Workers()).updates(state)
 
 
-class _Run:
+class Trainer:
     """The pieces that every update shares."""
 
     def __init__(self, model: Model, plan: Plan, features: nn.Module | None, cache: Path, workers: Workers) -> None:
-        self.model, self.plan, self.config, self.workers = model, plan, plan.config, workers
+        self.model, self.plan, self.config, self.workers = limit_rows(model), plan, plan.config, workers
+        self.portions = portions(self.model, plan)
         if self.config.accumulate < workers.count and workers.rank == 0:
             log.warning(
                 "accumulate = %d gives %d of %d processes work: set it to %d or more for all of them to train",
@@ -113,36 +115,58 @@ class _Run:
         self.starts = [Parameters.of(table, plan.learn) for table in plan.tables]
         self.iterations = plan.iterations
         self.residual = end_residual(features, self.config.feature_weight)
-        grid = torch.tensor(plan.tables[0].sigmas)
-        grid = grid if self.config.objective != "end" else grid[[0, -1]]
-        self.teacher = Teacher(model, self.config, grid, cache)
+        sigmas = torch.tensor(plan.tables[0].sigmas)
+        self.teacher = Teacher(self.model, self.config, sigmas, cache, ends=self.config.objective == "end")
         for first, count in ((POOL_SEEDS, self.config.pool), (VALIDATION_SEEDS, self.config.validation)):
             self.teacher.prepare(first, count, workers.rank, workers.count)
         workers.wait()
         seeds = range(POOL_SEEDS, POOL_SEEDS + self.config.pool)
-        self.pool, self.noise = self.teacher.states(seeds), self.teacher.noise(seeds)
+        # The pool may be larger than an accelerator's memory: it stays in main memory, chunks are moved.
+        self.pool = self.teacher.states(seeds)
+        self.noise = unit_noise(seeds, model.shape, getattr(torch, self.config.dtype))
         self.held_out = self._held_out()
+        self.scale = adam.first_scale(self.noise[0].numel() * self.config.batch // self.config.accumulate)
 
     def updates(self, state: State | None) -> Iterator[Update]:
         state = state or self._first()
         while not finished(self.plan, state):
             tick = time.perf_counter()
             state = self._begun(state)
-            step = gauss_newton.update if self.config.gauss_newton else adam.update
-            parts = parts_at(self.plan, state.iteration)
-            part = functools.cache(functools.partial(self._chunk, state.iteration))
-            exploring = self.plan.exploring(state.iteration) or parts < self.config.accumulate
-            moved = step(self, state, parts, part, exploring)
-            state = replace(
-                state, iteration=state.iteration + 1, vector=moved.vector, damping=moved.damping, moments=moved.moments
-            )
-            state, rmse = self._measured(state)
-            if finished(self.plan, state):
-                state = self._chosen(state, rmse)
-            seconds, loss = time.perf_counter() - tick, math.sqrt(moved.loss)
-            yield Update(
-                state.iteration, self.plan.total, loss, rmse, state, seconds, moved.accepted, self.model, self.plan
-            )
+            try:
+                state, loss, accepted = self._stepped(state)
+            except FloatingPointError as error:
+                state, loss, accepted, rmse = self._lost(state, error), math.inf, False, None
+            else:
+                state, rmse = self._measured(state)
+                if finished(self.plan, state):
+                    state = self._chosen(state, rmse)
+            seconds = time.perf_counter() - tick
+            yield Update(state.iteration, self.plan.total, loss, rmse, state, seconds, accepted, self.model, self.plan)
+
+    def _stepped(self, state: State) -> tuple[State, float, bool]:
+        """The state after one update of the optimiser, the batch's loss before it, and whether it was accepted."""
+        step = gauss_newton.update if self.config.gauss_newton else adam.update
+        parts = parts_at(self.plan, state.iteration)
+        part = functools.partial(self._chunks, state.iteration, functools.cache(self._denoiser))
+        exploring = self.plan.exploring(state.iteration) or parts < self.config.accumulate
+        moved = step(self, state, parts, part, exploring)
+        changes = {"vector": moved.vector, "damping": moved.damping, "moments": moved.moments, "scale": moved.scale}
+        return replace(state, iteration=state.iteration + 1, **changes), math.sqrt(moved.loss), moved.accepted
+
+    def _lost(self, state: State, error: FloatingPointError) -> State:
+        """The state after a start whose numbers overflow: the next start, or the end of the run with its best.
+
+        Raises:
+            FloatingPointError: where no start came to anything.
+        """
+        if self.plan.exploring(state.iteration):
+            log.warning("start %d of %d is lost: %s", state.start + 1, len(self.starts), error)
+            length = self.config.screening
+            return replace(state, iteration=(state.iteration // length + 1) * length)
+        if math.isinf(state.best_rmse) or torch.equal(state.best, self.starts[state.best_start].start):
+            raise FloatingPointError(f"all {len(self.starts)} starts are lost, the last by this: {error}") from error
+        log.warning("training ends at update %d with the best numbers so far: %s", state.iteration + 1, error)
+        return replace(state, iteration=self.plan.total, vector=state.best, start=state.best_start)
 
     def _measured(self, state: State) -> tuple[State, float | None]:
         """The state with its present numbers held against the best, where they are to be measured."""
@@ -196,31 +220,39 @@ class _Run:
         trained_on = n == self.plan.screening
         start = state.best_start if trained_on else n // self.config.screening
         vector = state.best if trained_on else self.starts[start].start
-        none = torch.zeros_like(state.moments)
-        state = replace(state, began=n, start=start, vector=vector, damping=gauss_newton.DAMPING, moments=none, stale=0)
+        none, damping = torch.zeros_like(state.moments), gauss_newton.DAMPING
+        state = replace(
+            state, began=n, start=start, vector=vector, damping=damping, moments=none, stale=0, scale=self.scale
+        )
         return self._measured(state)[0]
 
-    def _chunk(self, iteration: int, part: int) -> Chunk:
-        """One part of an update's samples; a function of the seed, the iteration and the part alone.
+    def _chunks(self, iteration: int, bound: Callable[[tuple[int, ...]], Denoiser], part: int) -> Iterator[Chunk]:
+        """One part of an update's samples, a few at a time; a function of the seed, the iteration and the part alone.
 
         Parts beyond the batch are other samples while the pool has any.
+
+        Args:
+            bound: seeds -> their denoiser; an update asks for the same ones many times.
         """
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + iteration)
         order = torch.randperm(self.config.pool, generator=generator)
         size = self.config.batch // self.config.accumulate
-        rows = order.roll(-part * size)[:size].tolist()
-        seeds = [POOL_SEEDS + row for row in rows]
-        return Chunk(self._denoiser(seeds), self.noise[rows], self.pool[:, rows])
+        for rows in order.roll(-part * size)[:size].split(self.portions.train):
+            seeds = tuple((POOL_SEEDS + rows).tolist())
+            yield Chunk(bound(seeds), self.noise[rows], self.pool[:, rows]).to(self.model.device)
 
     def _held_out(self) -> list[Chunk]:
-        # Adam's parts are bounded by their activations, and here are none.
-        size = self.config.batch // (self.config.accumulate if self.config.gauss_newton else 1)
+        """The held-out samples, in main memory."""
         seeds = range(VALIDATION_SEEDS, VALIDATION_SEEDS + self.config.validation)
-        parts = [list(seeds[i : i + size]) for i in range(0, len(seeds), size)]
-        return [Chunk(self._denoiser(p), self.teacher.noise(p), self.teacher.states(p)) for p in parts]
+        parts = [tuple(seeds[i : i + self.portions.measure]) for i in range(0, len(seeds), self.portions.measure)]
+        dtype = getattr(torch, self.config.dtype)
+        return [Chunk(self._denoiser(p), unit_noise(p, self.model.shape, dtype), self.teacher.states(p)) for p in parts]
 
-    def _denoiser(self, seeds: list[int]) -> Denoiser:
-        denoiser = self.model.for_seeds(seeds)
+    def _denoiser(self, seeds: tuple[int, ...]) -> Denoiser:
+        return self.model.split(seeds, self._bound)
+
+    def _bound(self, seeds: Sequence[int]) -> Denoiser:
+        denoiser = self.model.model.for_seeds(seeds)
         config, device = self.config, torch.device(self.model.device).type
 
         def called(x: Tensor, sigma: Tensor) -> Tensor:
@@ -229,7 +261,7 @@ class _Run:
             with torch.autocast(device, torch.bfloat16 if config.precision == "bf16" else torch.float16):
                 return denoiser(x, sigma).to(x.dtype)
 
-        if not config.checkpointing or config.gauss_newton:
+        if not self.portions.recompute:
             return called
         return lambda x, sigma: checkpoint(called, x, sigma, use_reentrant=False)  # type: ignore[return-value]
 
@@ -245,7 +277,7 @@ class _Run:
 
     def _squares(self, c: Coefficients, part: int) -> Tensor:
         """Squared distance to the teacher's end point of each sample of a held-out part, (B,) float64."""
-        chunk = self.held_out[part]
+        chunk = self.held_out[part].to(self.model.device)
         with torch.no_grad():
             return end_residual()(c, chunk.denoiser, chunk).reshape(len(chunk.noise), -1).square().sum(1).cpu()
 

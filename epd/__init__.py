@@ -9,7 +9,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .denoisers.mixture import GaussianMixture
+    from .denoisers.networks import NetworkDenoiser
+    from .denoisers.noise import unit_noise
+    from .denoisers.own_model import own_model
     from .denoisers.protocol import Denoiser, Model
+    from .denoisers.rows import limit_rows
+    from .distill.config import DistillConfig
+    from .distill.learn import distill
+    from .evaluation.compare import compare
     from .pipelines.denoiser import from_pipeline
     from .pipelines.enable import disable, enable, on_states, summary
     from .pipelines.find import find_table
@@ -25,8 +32,12 @@ if TYPE_CHECKING:
 # Public name -> where it lives. Loaded when first asked for, so that `epd --help` does not wait for torch.
 _HOMES = {
     "GaussianMixture": "denoisers.mixture",
+    "NetworkDenoiser": "denoisers.networks",
+    "unit_noise": "denoisers.noise",
+    "own_model": "denoisers.own_model",
     "Denoiser": "denoisers.protocol",
     "Model": "denoisers.protocol",
+    "limit_rows": "denoisers.rows",
     "from_pipeline": "pipelines.denoiser",
     "enable": "pipelines.enable",
     "disable": "pipelines.enable",
@@ -47,6 +58,9 @@ _HOMES = {
     "Provenance": "solvers.table",
     "Table": "solvers.table",
     "TableError": "solvers.table",
+    "DistillConfig": "distill.config",
+    "distill": "distill.learn",
+    "compare": "evaluation.compare",
 }
 _ROOMS = (
     "formats", "denoisers", "solvers", "pipelines", "runs", "distill", "rl", "evaluation", "commands", "experiments",
@@ -54,8 +68,13 @@ _ROOMS = (
 _MODULES = {
     "rules": "solvers.rules",
     "schedules": "solvers.schedules",
-    **{room: room for room in _ROOMS},
+    **{room: room for room in _ROOMS if room not in _HOMES},
 }
+# `epd.distill` is the function, as `epd.compare` is. Python binds a subpackage to its parent once, when it is first
+# imported: importing the room (an empty file) here and forgetting that name keeps `from epd.distill.plan import ...`
+# from putting the room in the function's place later.
+importlib.import_module(f"{__name__}.distill")
+del globals()["distill"]
 
 __all__ = [*_HOMES, "rules", "schedules"]  # pyright: ignore[reportUnsupportedDunderAll]
 

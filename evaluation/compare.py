@@ -13,8 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..denoisers.checks import check_model
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
+from ..denoisers.rows import limit_rows
 from ..formats.files import write_atomically
 from ..runs.environment import environment
 from ..solvers.exact import converged
@@ -103,7 +105,7 @@ def compare(
     seed: int = 0,
     features: Features | None = None,
     classifier: Features | None = None,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype = torch.float32,
     *,
     data: Tensor | None = None,
     tuning: int = 256,
@@ -118,9 +120,10 @@ def compare(
 
     Args:
         tables: by name; those that differ in a trailing number only (`epd-3`, `epd-5`) are shown as one family.
-        samples: seeds `seed`, ..., in network batches of `batch`; training and validation noise lies far above.
+        samples: seeds `seed`, ..., `batch` solved together; training and validation noise lies far above.
         features: states -> (B, F), for the Frechet distance to the converged samples and to `data` (M, *S).
         classifier: states -> logits, for the share of samples that are seen as their converged end points are.
+        dtype: of the state; the converged end points are integrated in float64 whatever it is.
         tolerance: of the converged end points; a float32 network supports 1e-5.
         alphas_cumprod: (T,) of the model's training schedule, which adds the discrete schedule.
         solvers: names or groups of hand-made solvers to measure; None is all of them.
@@ -132,7 +135,8 @@ def compare(
         raise ValueError(
             f"samples = {samples}, batch = {batch}, tuning = {tuning}, calls = {list(calls)}: all at least 1, samples 2"
         )
-    span = (model.sigma_max, model.sigma_min)
+    check_model(model, dtype)
+    model, span = limit_rows(model), (model.sigma_max, model.sigma_min)
     with torch.no_grad():
         batches = list(_batches(model, range(seed, seed + samples), batch, dtype))
         few = list(_batches(model, range(seed, seed + min(tuning, samples)), batch, dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..denoisers.protocol import Path, rows_per_condition
 from .conditions import Request, known_arguments, request
 from .frames import TIMES, Frame, Packing, frame_of, native_time
 from .probe import ProbeScheduler, Seen, Stage, borrowed, evaluate, stage
-from .prompts import Encodings, Recorder, Replay
+from .prompts import Encodings, Recorder
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,6 @@ class PipelineModel:
     name: str
     _encodings: Encodings | None = None
     _index: tuple[int, ...] | None = None  # condition of each bound sample
-    _rows: dict[int, tuple[list[int], Replay | None]] = field(default_factory=dict)  # by number of rows of a call
 
     @property
     def path(self) -> Path:
@@ -87,17 +86,14 @@ class PipelineModel:
 
     def for_seeds(self, seeds: Sequence[int]) -> PipelineModel:
         """Bound to these samples: seed s has the condition number s mod P."""
-        return replace(self, _index=tuple(int(seed) % self.request.count for seed in seeds), _rows={})
+        return replace(self, _index=tuple(int(seed) % self.request.count for seed in seeds))
 
-    def _conditions(self, rows: int) -> tuple[list[int], Replay | None]:
-        """Which condition each row of a call has, and its encodings. Unbound, every row has the first condition."""
-        if rows not in self._rows:
-            index = [0] * rows
-            if self._index is not None:
-                repeat = rows_per_condition(rows, len(self._index))
-                index = [i for i in self._index for _ in range(repeat)]
-            self._rows[rows] = (index, None if self._encodings is None else self._encodings.rows(index))
-        return self._rows[rows]
+    def _conditions(self, rows: int) -> list[int]:
+        """Which condition each row of a call has. Unbound, every row has the first one."""
+        if self._index is None:
+            return [0] * rows
+        repeat = rows_per_condition(rows, len(self._index))
+        return [i for i in self._index for _ in range(repeat)]
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         sigma = noise_levels(x, sigma).expand(len(x))
@@ -112,19 +108,18 @@ class PipelineModel:
     def _output(self, scaled: Tensor, timestep: Tensor) -> Tensor:
         """What the pipeline hands to its scheduler for these rows."""
         if not self.stage.two:
-            return self._run(scaled, timestep, *self._conditions(len(scaled)))
+            return self._run(scaled, timestep, self._conditions(len(scaled)))
         # Two networks share the work by timestep: the pipeline can ask only one of them at a time.
-        index, _ = self._conditions(len(scaled))
+        index = self._conditions(len(scaled))
         output = torch.empty_like(scaled)
         for t in timestep.unique():
             part = (timestep == t).nonzero().flatten()
             chosen = [index[i] for i in part.tolist()]
-            replay = None if self._encodings is None else self._encodings.rows(chosen)
-            rows = self._run(scaled[part], timestep[part], chosen, replay)
+            rows = self._run(scaled[part], timestep[part], chosen)
             output = output.index_copy(0, part, rows.to(scaled.dtype))
         return output
 
-    def _run(self, scaled: Tensor, timestep: Tensor, index: list[int], replay: Replay | None) -> Tensor:
+    def _run(self, scaled: Tensor, timestep: Tensor, index: list[int]) -> Tensor:
         given = scaled if self.packing is None else self.packing.pack(scaled)
         told = TIMES[self.time](timestep, self.frame.num_timesteps)
 
@@ -138,13 +133,16 @@ class PipelineModel:
             return rows, times[:, None].expand(-1, stock.shape[1]) if stock.ndim == 2 else times
 
         scheduler = ProbeScheduler(self.pipe.scheduler, timestep[:1].to(self.device, torch.float32))
-        output = evaluate(self.stage, self._arguments(index, given), self._replaced(scheduler, replay), tap)
+        output = evaluate(self.stage, self._arguments(index, given), self._replaced(scheduler, index), tap)
         output = output[: len(given)].to(scaled.device)  # a pipeline may step both halves of a doubled call
         output = output if self.packing is None else self.packing.unpack(output)
         return output[:, : scaled.shape[1]]  # learned variance
 
-    def _replaced(self, scheduler: ProbeScheduler, replay: Replay | None) -> dict[str, object]:
-        return {"scheduler": scheduler, **({} if replay is None else {"encode_prompt": replay.restart()})}
+    def _replaced(self, scheduler: ProbeScheduler, index: Sequence[int]) -> dict[str, object]:
+        """What stands in for the pipeline's own while it answers for these conditions."""
+        if self._encodings is None:
+            return {"scheduler": scheduler}
+        return {"scheduler": scheduler, "encode_prompt": self._encodings.rows(index)}
 
     def _arguments(self, index: Sequence[int], latents: Tensor) -> dict[str, Any]:
         out = self.request.arguments(index)
@@ -164,11 +162,11 @@ class PipelineModel:
             if vae is not None:
                 x = vae.decode(x.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample
             return (x / 2 + 0.5).clamp(0, 1).float()
-        index, replay = self._conditions(len(x))
+        index = self._conditions(len(x))
         scheduler = ProbeScheduler(self.pipe.scheduler, torch.empty(0, device=self.device))
         latents = x if self.packing is None else self.packing.pack(x)
         arguments = {**self._arguments(index, latents), "output_type": "pt", "return_dict": False}
-        with borrowed(self.pipe, self._replaced(scheduler, replay), self.stage.device):
+        with borrowed(self.pipe, self._replaced(scheduler, index), self.stage.device):
             pictures = self.pipe(**arguments)[0].float()
         return pictures if pictures.ndim == 4 else pictures.movedim(1, 3).flatten(3)
 

@@ -73,7 +73,8 @@ class ModelOptions(BaseModel):
     num_frames: int | None = Field(default=None, ge=1)
     """Frames of a video model."""
     options: Annotated[dict[str, Any] | None, JSON_MAPPING] = None
-    """Further arguments of the pipeline's call, the same for every sample: {"max_sequence_length": 128}."""
+    """Further arguments of the pipeline's call, the same for every sample: {"max_sequence_length": 128}; or of the
+    function that makes your own model."""
     network_dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """The network's own; none: as it was saved."""
     variant: str | None = None
@@ -98,6 +99,22 @@ class ModelOptions(BaseModel):
         """The names of the options that are not left to the model."""
         fields = ModelOptions.model_fields
         return [name for name, field in fields.items() if getattr(self, name) != field.default]
+
+    def keywords(self) -> dict[str, object]:
+        """What a function that makes a model is called with: every option that is not left to the model, prompts as
+        the texts that they say, and the entries of `options` by their own names.
+
+        Raises:
+            ValueError: for an entry of `options` that has the name of an option that is given, too.
+        """
+        apart = ("prompts", "prompt", "options")
+        values: dict[str, object] = {name: getattr(self, name) for name in self.chosen() if name not in apart}
+        if self.texts:
+            values["prompts"] = self.texts
+        twice = sorted(set(values) & set(self.options or {}))
+        if twice:
+            raise ValueError(f"{twice[0]} is given as an option and in options, too: choose one")
+        return values | dict(self.options or {})
 
     def conditions(self) -> dict[str, object]:
         """What changes a model's numbers, by option, ready for JSON; prompts by their digest, so that a file counts

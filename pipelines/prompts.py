@@ -35,11 +35,6 @@ class Replay:
         self._next += 1
         return self._results[(self._next - 1) % len(self._results)]
 
-    def restart(self) -> Replay:
-        """Ready for another run, also after one that was cut short."""
-        self._next = 0
-        return self
-
 
 class Encodings:
     """What `encode_prompt` returned for P prompts: every tensor with a row per prompt, kept on the CPU.
@@ -51,21 +46,43 @@ class Encodings:
 
     def __init__(self, run: Callable[[Sequence[int]], list[Any]], count: int) -> None:
         single = run([0])
-        chunks = [single] if count == 1 else [run(range(i, min(i + CHUNK, count))) for i in range(0, count, CHUNK)]
-        self._calls = [_join(alone, parts) for alone, *parts in zip(single, *chunks, strict=True)]
+        parts = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
+        chunks = [single] if count == 1 else [_moved(run(part)) for part in parts]
+        self._calls = [_join(alone, rest) for alone, *rest in zip(single, *chunks, strict=True)]
+        self._latest: tuple[tuple[int, ...], list[Any]] | None = None
 
     def rows(self, index: Sequence[int]) -> Replay:
-        """The encodings of these prompts, as `encode_prompt` would have returned them."""
-        return Replay([_gather(call, torch.tensor(list(index))) for call in self._calls])
+        """The encodings of these prompts, as `encode_prompt` would have returned them.
+
+        Those of the latest call only are kept where the pipeline computes: the calls of a run take turns between
+        anchors and fans, and between batches, and gathering rows anew takes less than anything that a network does.
+        """
+        wanted, latest = tuple(index), self._latest
+        if latest is None or latest[0] != wanted:
+            self._latest = latest = None  # gone before the next ones are there
+            latest = wanted, [_gather(call, torch.tensor(wanted)) for call in self._calls]
+            self._latest = latest
+        return Replay(latest[1])
 
 
 class _Rows:
     """A tensor with one row per prompt, and the device that the pipeline wants it on."""
 
-    def __init__(self, parts: Sequence[Tensor]) -> None:
-        self.device = parts[0].device
+    def __init__(self, parts: Sequence[Tensor], device: torch.device) -> None:
+        self.device = device
         longest = max((part.shape[1] for part in parts if part.ndim > 1), default=0)
         self.value = torch.cat([_padded(part.detach().cpu(), longest) for part in parts])
+
+
+def _moved(value: Any) -> Any:  # noqa: ANN401 - nested results of any pipeline
+    """The tensors in main memory: a thousand prompts' encodings would fill an accelerator's."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, tuple):
+        return tuple(map(_moved, value))
+    if isinstance(value, list):
+        return [_moved(item) for item in value]
+    return value
 
 
 def _padded(part: Tensor, length: int) -> Tensor:
@@ -78,7 +95,7 @@ def _padded(part: Tensor, length: int) -> Tensor:
 def _join(alone: Any, parts: Sequence[Any]) -> Any:  # noqa: ANN401 - nested results of any pipeline
     """One result over all prompts. What has one row for one prompt has a row per prompt; the rest is shared."""
     if isinstance(alone, Tensor):
-        return _Rows(parts) if alone.ndim and alone.shape[0] == 1 else alone
+        return _Rows(parts, alone.device) if alone.ndim and alone.shape[0] == 1 else alone
     if isinstance(alone, tuple):
         return tuple(_join(value, [part[i] for part in parts]) for i, value in enumerate(alone))
     if isinstance(alone, list) and len(alone) == 1:  # a list with one entry per prompt

@@ -15,7 +15,6 @@ from torch import Tensor
 
 import epd
 from epd import cli
-from epd.distill import teacher
 from epd.pipelines.loading import load_pipeline
 from epd.pipelines.options import ModelOptions
 
@@ -69,7 +68,6 @@ def test_a_learned_table_beats_the_stock_scheduler_at_equal_calls(
     run: Run,
     cache: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Judge: the stock scheduler's own 50 steps, on the model's default guidance.
 
@@ -80,7 +78,6 @@ def test_a_learned_table_beats_the_stock_scheduler_at_equal_calls(
     to 200 stock steps is 34 % (PixArt) to 83 % (SD) of the learned table's distance to them.
     """
     schedule, factor = CASES[name]
-    monkeypatch.setattr(teacher, "block_size", lambda numbers: 16)  # else 512 trajectories are solved to learn from 32
     tiny_pipelines.build(name).save_pretrained(tmp_path / "model")
     (tmp_path / "prompts.txt").write_text("\n".join(LEARNED_FROM))
     model = ["--model", tmp_path / "model", "--prompts", tmp_path / "prompts.txt", "--device", "cpu", *words(name)]

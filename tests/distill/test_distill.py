@@ -25,7 +25,7 @@ from epd.distill.plan import make_plan
 from epd.distill.run import RunError, run_distill
 from epd.distill.state import State
 from epd.distill.teacher import Teacher
-from epd.distill.train import POOL_SEEDS, Update, _Run, distill
+from epd.distill.train import POOL_SEEDS, Trainer, Update, distill
 from epd.runs.processes import Workers
 from epd.solvers.exact import converged
 
@@ -116,9 +116,9 @@ def test_gauss_newton_ends_with_the_best_on_held_out_noise() -> None:
 
 @pytest.mark.parametrize("worse", [False, True])
 def test_adam_ends_with_its_last_numbers_unless_they_are_worse(worse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Run, "_worse", lambda self, state: worse)
+    monkeypatch.setattr(Trainer, "_worse", lambda self, state: worse)
     rising = (1.0 + i for i in range(1000))
-    monkeypatch.setattr(_Run, "_validate", lambda self, state: next(rising))
+    monkeypatch.setattr(Trainer, "_validate", lambda self, state: next(rising))
     *earlier, last = updates(toy_config(family="epd", optimizer="adam", iterations=6, screening=5, validate_every=2))
     measured = [u.validation for u in earlier if u.validation is not None] + [last.validation]
     assert last.validation == max(m for m in measured if m is not None)
@@ -133,7 +133,7 @@ def test_worse_means_beyond_chance(cache: Path) -> None:
     model, config = toy_mixture(), toy_config(family="epd", optimizer="adam", iterations=20, screening=5)
     plan = make_plan(model, config)
     *_, last = distill(model, plan)
-    run = _Run(model, plan, None, cache, Workers())
+    run = Trainer(model, plan, None, cache, Workers())
     good, count = last.state, config.validation
 
     def squares(vector: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def test_worse_means_beyond_chance(cache: Path) -> None:
         parts = torch.tensor(more, dtype=torch.float64).split([len(c.noise) for c in run.held_out])
         answers = iter([t for part in parts for t in (part, torch.zeros_like(part))])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_Run, "_squares", lambda *_, answers=answers: next(answers))
+            patch.setattr(Trainer, "_squares", lambda *_, answers=answers: next(answers))
             assert run._worse(good) == (name == "all")
 
 

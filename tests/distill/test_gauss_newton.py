@@ -10,7 +10,7 @@ from epd import trajectory
 from epd.denoisers.noise import unit_noise
 from epd.distill import gauss_newton
 from epd.distill.families import initial_table, structure
-from epd.distill.gauss_newton import Recorder, Replay, damped_step, first_reached, normal_equations
+from epd.distill.gauss_newton import RecordingDenoiser, ReplayingDenoiser, damped_step, first_reached, normal_equations
 from epd.distill.objective import Chunk, end_residual, steps_loss
 from epd.distill.parameters import Parameters
 from epd.solvers.exact import converged
@@ -29,13 +29,13 @@ def problem(**changes: object) -> tuple[Parameters, Chunk]:
 
 def columns(parameters: Parameters, chunk: Chunk, replay: bool) -> list[Tensor]:
     """Residuals of every nudged vector, with and without replayed calls."""
-    recorder = Recorder(chunk.denoiser)
+    recorder = RecordingDenoiser(chunk.denoiser)
     end_residual()(parameters.coefficients(parameters.start), recorder, chunk)
     out = []
     for k, first in enumerate(first_reached(parameters, parameters.start, EPS)):
         vector = parameters.start.clone()
         vector[k] += EPS
-        denoiser = Replay(chunk.denoiser, recorder.calls, first) if replay else chunk.denoiser
+        denoiser = ReplayingDenoiser(chunk.denoiser, recorder.calls, first) if replay else chunk.denoiser
         out.append(end_residual()(parameters.coefficients(vector), denoiser, chunk))
     return out
 
@@ -56,7 +56,7 @@ def test_normal_equations_are_those_of_autograd() -> None:
     def residual(vector: Tensor) -> Tensor:
         return end_residual()(parameters.coefficients(vector), chunk.denoiser, chunk)
 
-    found = normal_equations(parameters, parameters.start, chunk, end_residual(), EPS)
+    found = normal_equations(parameters, parameters.start, [chunk], end_residual(), EPS)
     jacobian = torch.autograd.functional.jacobian(residual, parameters.start)
     assert isinstance(jacobian, Tensor)
     base = residual(parameters.start)
@@ -69,7 +69,7 @@ def test_one_step_solves_a_linear_problem() -> None:
     """Update weights of the last step enter linearly: one undamped step reaches the least-squares optimum."""
     parameters, chunk = problem(calls=2, learn=("weights", "anchor"))
     residual = end_residual()
-    normal = normal_equations(parameters, parameters.start, chunk, residual, EPS)
+    normal = normal_equations(parameters, parameters.start, [chunk], residual, EPS)
     vector = parameters.start + damped_step(normal, 0.0)
     optimum = normal.loss - normal.gradient @ torch.linalg.solve(normal.matrix, normal.gradient)
     after = residual(parameters.coefficients(vector), chunk.denoiser, chunk).square().mean()

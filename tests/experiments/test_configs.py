@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import tiny_pipelines
+from helpers.counting import counting
+from helpers.pipeline_families import FAMILIES
 
 import epd
 from epd.commands.yaml_config import read_yaml
 from epd.denoisers.mixture import GaussianMixture
+from epd.denoisers.rows import limit_rows
 from epd.distill.config import DistillConfig
 from epd.distill.families import initial_table
+from epd.distill.run import run_distill
 from epd.pipelines.frames import frame_of
 from epd.pipelines.options import ModelOptions
 from epd.solvers import schedules
@@ -20,7 +25,8 @@ from epd.solvers.named import named_table
 
 FOLDER = Path(epd.__file__).parent / "experiments" / "configs"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
-MODEL_KEYS = {"model", *ModelOptions.model_fields}
+MODEL_KEYS = {"model", "rows", *ModelOptions.model_fields}
+TINY = {"flux-1024.yaml": "flux", "sd15-512.yaml": "sd", "sd3-1024.yaml": "sd3", "sd3-512.yaml": "sd3"}
 
 
 def split(name: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401 - any field
@@ -98,3 +104,33 @@ def test_the_discrete_schedule_of_stable_diffusion_is_the_published_one() -> Non
     assert alphas_cumprod is not None
     known = named_table("sd15-rdpo-10x2").sigmas
     np.testing.assert_allclose(schedules.discrete(10, alphas_cumprod).numpy(), known, rtol=3e-5)  # float32 betas
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_configurations_of_large_models_keep_to_a_row_limit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One row a call: the dry run as it is shipped, then training with a pool of two, with tiny networks."""
+    monkeypatch.setenv("EPD_CACHE", str(tmp_path / "cache"))
+    pipe = tiny_pipelines.build(TINY[name])
+    model = limit_rows(FAMILIES[TINY[name]].model(pipe, 1.0), 1)
+    rows: list[int] = []
+    network = pipe.components.get("unet") or pipe.components["transformer"]
+    network.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len([*args, *kwargs.values()][0])), with_kwargs=True
+    )
+    assert run_distill(model, distilling(name), tmp_path / "run", dry_run=True) is None
+    assert "at most 1 in one network call" in capsys.readouterr().out
+    small = distilling(name, pool=2, validation=1, batch=2, accumulate=1, iterations=1, teacher_multiplier=1)
+    path = run_distill(model, small, tmp_path / "run")
+    assert path is not None and epd.Table.load(path).depth == small.calls
+    assert set(rows) == {1}
+
+
+@pytest.mark.parametrize("name", sorted({*FILES} - {*TINY}))
+def test_the_configurations_of_edm_models_dry_run_in_small_calls(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = counting((3, 64, 64), plain=True)
+    assert run_distill(limit_rows(model, 4), distilling(name), tmp_path / "run", dry_run=True) is None
+    assert "at most 4 in one network call" in capsys.readouterr().out and set(model.calls) == {4}

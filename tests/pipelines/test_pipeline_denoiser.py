@@ -131,9 +131,7 @@ def test_an_enabled_pipeline_is_solve_on_its_model(name: str, parallel: bool) ->
     enable(pipe, table, parallel)
     made = torch.as_tensor(pipe(**family.call(SEEDS, 3, scale))[0])
     with torch.no_grad():  # the model evaluates the enabled pipeline as well as it did before
-        solved = epd.solve(
-            table.rule(), model.for_seeds(SEEDS), unit_noise(SEEDS, model.shape), table.sigmas.tolist()
-        )
+        solved = epd.solve(table.rule(), model.for_seeds(SEEDS), unit_noise(SEEDS, model.shape), table.sigmas.tolist())
     disable(pipe)
     if family.condition != "prompts":
         # Pictures in [0, 1] of states that reach hundreds (DDPM's): float32 rounds those to 2e-5.

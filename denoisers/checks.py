@@ -1,0 +1,233 @@
+"""What a model must be like before anything long starts: asked in a handful of calls of a few rows."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .noise import unit_noise
+from .protocol import Denoiser, Model
+
+log = logging.getLogger("epd")
+MEMBERS = (
+    "name", "path", "shape", "sigma_min", "sigma_max", "guidance", "alphas_cumprod", "device", "for_seeds", "decode",
+)  # fmt: skip
+AGREE = 1e-2  # relative: half precision networks round differently in batches of different sizes
+# Of a finite difference, in noise levels: half precision rounds away what changes over less than the first, an exact
+# denoiser of many modes bends within it.
+LENGTHS = (0.1, 0.02)
+TOLERANCE = 0.25  # of what autograd sees of a derivative: rounding and bends; without gradients it sees none of it
+
+
+class ModelError(ValueError):
+    """A model that cannot be solved: what is wrong with it and what mends it, in one sentence."""
+
+
+def check_model(model: Model, dtype: torch.dtype = torch.float32, decode: bool = False) -> None:
+    """Refuses a model that would fail, or be silently wrong, later: four calls, of at most four rows.
+
+    Its members are there and in range; outputs have the shape and dtype of x and are finite from sigma_max to
+    sigma_min; a 0-d sigma and one of shape (B,) agree; a sample depends neither on its neighbours nor on how many
+    points of it are evaluated together; equal calls have equal results.
+
+    Args:
+        dtype: of the state.
+        decode: decode a sample, too.
+
+    Raises:
+        ModelError: naming what is wrong and the remedy.
+    """
+    check_members(model)
+    _check_frame(model)
+    try:
+        with torch.no_grad():
+            denoised = _check_calls(model, dtype)
+            if decode:
+                _check_pictures(model, denoised)
+    except torch.OutOfMemoryError:  # a large model may be meant for one row at a time
+        log.warning("%s: there is no memory for 4 rows at once, so not everything is checked", model.name)
+
+
+def check_members(model: Model) -> None:
+    """Refuses what lacks a member of `Model`.
+
+    Raises:
+        ModelError: naming all that are missing.
+    """
+    missing = [name for name in MEMBERS if name not in dir(model)]
+    if missing or not callable(model):
+        what = ", ".join(missing) or "__call__(x, sigma)"
+        raise ModelError(
+            f"{type(model).__name__} is no model, it has no {what}: make one with epd.own_model(denoise, shape=...) or "
+            "epd.NetworkDenoiser"
+        )
+
+
+def _check_frame(model: Model) -> None:
+    if model.path not in ("ve", "flow"):
+        raise ModelError(
+            f"{model.name}: path = {model.path!r} is unknown, give 've' or 'flow'; a VP model is solved as 've' in "
+            "x / alpha: own_model(path='vp'), or NetworkDenoiser with preconditioning.vp, do that"
+        )
+    if not model.shape or not all(isinstance(size, int) and size > 0 for size in model.shape):
+        raise ModelError(f"{model.name}: shape = {model.shape!r} must be the positive sizes of one sample, no batch")
+    low, high = model.sigma_min, model.sigma_max
+    if not 0 < low < high < math.inf or (model.path == "flow" and high > 1 + 1e-6):
+        top = "1 on a flow path" if model.path == "flow" else "infinity"
+        raise ModelError(
+            f"{model.name}: sigma_min = {low}, sigma_max = {high}: must be 0 < sigma_min < sigma_max, up to {top}; "
+            "give the noise levels that it was trained for"
+        )
+
+
+def _check_calls(model: Model, dtype: torch.dtype) -> Tensor:
+    """The two denoised samples of the middle noise level, after every check that needs a call."""
+    seeds, sigma = [0, 1], middle_sigma(model)
+    noise = unit_noise(seeds, model.shape, dtype, model.device)
+    x, level = noise * sigma, torch.tensor(sigma, dtype=torch.float64, device=noise.device)
+    both = _denoised(model, seeds, x, level, "sigma 0-d")
+    each = _denoised(model, seeds, x, level.expand(2), "sigma of shape (2,), a noise level for each row")
+    if _apart(both, each, x):
+        again = _denoised(model, seeds, x, level, "sigma 0-d")
+        if _apart(both, again, x):
+            raise ModelError(
+                f"{model.name} gives two results for one input: switch dropout off (network.eval()) and draw no noise "
+                "in it"
+            )
+        raise ModelError(
+            f"{model.name} gives another result for sigma of shape (2,) than for 0-d, both of {sigma:.3g}: reshape "
+            "sigma to (B, 1, ...) before it meets x"
+        )
+    alone = _denoised(model, seeds[1:], x[1:], level, "a single row")
+    if _apart(both[1:], alone, x):
+        raise ModelError(
+            f"{model.name} gives another result for a sample alone than beside a second one: rows must be independent "
+            "(network.eval(), no normalisation over the batch), and a seed's condition its own"
+        )
+    _check_points(model, noise, x, both)
+    return both
+
+
+def _check_points(model: Model, noise: Tensor, x: Tensor, both: Tensor) -> None:
+    """Two points of each sample in one call, as solvers ask for them, from one end of the noise levels to the other."""
+    low, high = model.sigma_min, model.sigma_max
+    last = both[1] * (1 - low if model.path == "flow" else 1) + noise[1] * low  # near the data
+    rows = torch.stack([noise[0] * high, x[0], x[1], last])
+    levels = torch.tensor([high, *[middle_sigma(model)] * 2, low], dtype=torch.float64, device=x.device)
+    points = _denoised(model, [0, 1], rows, levels, "two points of each of two samples (four rows, sample by sample)")
+    if _apart(points[1:3], both, x):
+        raise ModelError(
+            f"{model.name} gives another result for a sample when two points of each are evaluated together: every row "
+            "has its own noise level, and rows b K to b K + K - 1 the condition of sample b"
+        )
+    if low < 0.05 and float((points[3] - last).square().mean().sqrt()) > 0.5 * _size(last) + 3 * low:
+        log.warning(
+            "%s does not return nearly its input at its smallest noise level %.3g: does it return E[x0 | x], and not "
+            "noise, a score or a velocity?", model.name, low,
+        )  # fmt: skip
+
+
+def _check_pictures(model: Model, states: Tensor) -> None:
+    try:
+        pictures = model.decode(states)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ModelError(f"{model.name} fails to decode {tuple(states.shape)}: {error}; mend decode") from error
+    if not isinstance(pictures, Tensor) or len(pictures) != len(states) or not bool(pictures.isfinite().all()):
+        shown = tuple(pictures.shape) if isinstance(pictures, Tensor) else type(pictures).__name__
+        raise ModelError(
+            f"{model.name}: decode made {shown} of {tuple(states.shape)}: needed are finite pictures (B, C, H, W) in "
+            "[0, 1]"
+        )
+
+
+def _denoised(model: Model, seeds: Sequence[int], x: Tensor, sigma: Tensor, what: str) -> Tensor:
+    try:
+        denoised = model.for_seeds(seeds)(x, sigma)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ModelError(
+            f"{model.name} fails on x of shape {tuple(x.shape)} with {what}: {' '.join(str(error).split())[:300]}; it "
+            "must take sigma as 0-d and as (B,), reshaped to (-1, 1, ...) before it meets x"
+        ) from error
+    if not isinstance(denoised, Tensor) or denoised.shape != x.shape or denoised.dtype != x.dtype:
+        is_tensor = isinstance(denoised, Tensor)
+        shown = f"{denoised.dtype} {tuple(denoised.shape)}" if is_tensor else type(denoised).__name__
+        raise ModelError(
+            f"{model.name} returned {shown} for {x.dtype} {tuple(x.shape)} with {what}: it must return E[x0 | x] in "
+            "the shape and dtype of x"
+        )
+    if not bool(denoised.isfinite().all()):
+        raise ModelError(
+            f"{model.name} returned NaN or infinity with {what}, sigma {sigma.flatten().tolist()}: check its range of "
+            "noise levels; in half precision try bfloat16 or float32"
+        )
+    return denoised
+
+
+def _size(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+def _apart(first: Tensor, second: Tensor, x: Tensor) -> bool:
+    """Whether two results differ by more than rounding, in any row."""
+    worst = (first - second).double().flatten(1).square().mean(1).sqrt().max()
+    return float(worst) > AGREE * (_size(x) + _size(second))
+
+
+def middle_sigma(model: Model) -> float:
+    """A noise level at which a denoiser is neither 0 nor the identity: 1/2 of a flow, the geometric mean of the range
+    otherwise.
+    """
+    middle = math.sqrt(model.sigma_min * model.sigma_max)
+    return min(max(0.5, model.sigma_min), model.sigma_max) if model.path == "flow" else middle
+
+
+def model_has_gradients(model: Model, dtype: torch.dtype = torch.float32) -> bool:
+    """`has_gradients` of two samples of a model, half way between noise and data."""
+    sigma = middle_sigma(model)
+    x = unit_noise([0, 1], model.shape, dtype, model.device) * sigma
+    return has_gradients(model.for_seeds([0, 1]), x, torch.tensor(sigma, dtype=torch.float64, device=x.device))
+
+
+def has_gradients(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> bool:
+    """Whether autograd sees how the denoiser's output depends on x: three calls, one of them with a backward pass.
+
+    D = c_skip x + c_out F has a gradient through its first term although F runs under `no_grad`, in another framework
+    or is detached, so `requires_grad` proves nothing. Here the change u of D along a random direction v is measured by
+    a difference, and w^T (dD/dx) v by autograd, where w is u without its share along v: for true gradients it is
+    |w|^2, for a skip term alone it is 0, for a network half of which is detached it is between them.
+
+    Args:
+        x: (B, *S); two rows are enough.
+        sigma: 0-d, of the states x; best one at which the denoiser is neither 0 nor the identity.
+    """
+    # What is not finite is no question of gradients: the solver says where it happens.
+    return any(not abs(_seen_share(denoiser, x.detach(), sigma, length) - 1) > TOLERANCE for length in LENGTHS)
+
+
+def _seen_share(denoiser: Denoiser, x: Tensor, sigma: Tensor, length: float) -> float:
+    """What autograd sees of a directional derivative, over what a difference of this length measures."""
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x.device)
+    step = length * float(sigma)
+    with torch.no_grad():
+        ends = [denoiser(x + sign * (step * direction).to(x.dtype), sigma).double() for sign in (1, -1)]
+    u = (ends[0] - ends[1]) / (2 * step)
+    aside = u - (u * direction).sum() / direction.square().sum() * direction
+    # A denoiser that only scales (that of one Gaussian) changes along v alone: then hold the change itself against it.
+    w = aside if aside.norm() > 0.01 * u.norm() else u
+    with torch.enable_grad():
+        inputs = x.clone().requires_grad_()
+        denoised = denoiser(inputs, sigma)
+        if not denoised.requires_grad:
+            return 0.0
+        (gradient,) = torch.autograd.grad((denoised.double() * w).sum(), inputs, allow_unused=True)
+    seen = 0.0 if gradient is None else float((gradient.double() * direction).sum())
+    measured = float((w * u).sum())
+    return 1.0 if seen == measured else seen / max(measured, 1e-300)  # equal where D is constant: both are 0

@@ -1,0 +1,194 @@
+"""How many rows a network is given at once: larger calls are split, so that their memory is that of one part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .noise import unit_noise
+from .protocol import Denoiser, Model, Path, rows_per_condition
+
+NUMBERS = 2**22  # in the rows of one call on a processor, whose free memory says little: others live there, too
+SHARE = 0.5  # of the free memory of an accelerator: states, recorded calls and fragments need the rest
+PICTURES = 2**16  # numbers of states that are decoded at once: autoencoders need far more for a pixel than networks
+
+
+def samples_together(shape: Sequence[int], most: int) -> int:
+    """How many samples of a shape are solved together: `most`, fewer where their states hold more than NUMBERS."""
+    return max(1, min(most, NUMBERS // math.prod(shape)))
+
+
+def limit_rows(model: Model, rows: int | None = None) -> RowLimited:
+    """The model with at most `rows` rows in a network call; results differ by rounding only.
+
+    Args:
+        model: any; one that is limited already keeps its limit unless `rows` is given.
+        rows: states in one evaluation (guidance may double them inside the network); None: on CUDA what one measured
+            call and the free memory allow, elsewhere as many as hold 2^22 numbers together.
+
+    Raises:
+        ValueError: for less than one row.
+    """
+    if rows is not None and rows < 1:
+        raise ValueError(f"rows = {rows}: a network call has at least 1 row; leave it out to have it measured")
+    if isinstance(model, RowLimited):
+        return model if rows is None else RowLimited(model.model, rows)
+    return RowLimited(model, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class RowLimited:
+    """A model whose network calls are split; made by `limit_rows`.
+
+    Args:
+        model: what evaluates the parts.
+        fixed: the most rows of a call; None: found out when it is first needed.
+    """
+
+    model: Model
+    fixed: int | None = None
+    _automatic: dict[bool, int] = field(default_factory=dict, init=False, repr=False)  # by whether gradients are kept
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def path(self) -> Path:
+        return self.model.path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.model.shape
+
+    @property
+    def sigma_min(self) -> float:
+        return self.model.sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        return self.model.sigma_max
+
+    @property
+    def guidance(self) -> float:
+        return self.model.guidance
+
+    @property
+    def alphas_cumprod(self) -> Tensor | None:
+        return self.model.alphas_cumprod
+
+    @property
+    def device(self) -> str:
+        return self.model.device
+
+    def rows(self, gradients: bool = False) -> int:
+        """The most rows of one network call, with or without the activations that a gradient needs."""
+        if self.fixed is not None:
+            return self.fixed
+        if gradients not in self._automatic:
+            self._automatic[gradients] = automatic_rows(self.model, gradients)
+        return self._automatic[gradients]
+
+    def for_seeds(self, seeds: Sequence[int]) -> Denoiser:
+        """The denoiser for the samples with these seeds; each part of a call is bound to its own samples."""
+        return self.split(seeds, self.model.for_seeds)
+
+    def split(self, seeds: Sequence[int], bind: Callable[[Sequence[int]], Denoiser]) -> Denoiser:
+        """Like `for_seeds`, the parts being bound by `bind`: what wraps a network call wraps each part alone."""
+        return Split(tuple(seeds), bind, self.rows)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) in [0, 1] of finished states, a few at a time."""
+        size = max(1, PICTURES // math.prod(self.shape))
+        size = size if self.fixed is None else min(size, self.fixed)
+        return torch.cat([self.model.decode(part) for part in x.split(size)])
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        parts = x.split(self.rows(torch.is_grad_enabled()))
+        if len(parts) == 1:
+            return self.model(x, sigma)
+        sigmas = [sigma] * len(parts) if sigma.ndim == 0 else sigma.split(len(parts[0]))
+        return torch.cat([self.model(*part) for part in zip(parts, sigmas, strict=True)])
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A denoiser of B samples that evaluates a call of B x K rows in parts.
+
+    Args:
+        seeds: of the samples.
+        bind: seeds of a part -> its denoiser.
+        rows: whether gradients are kept -> the most rows of a part.
+    """
+
+    seeds: tuple[int, ...]
+    bind: Callable[[Sequence[int]], Denoiser]
+    rows: Callable[[bool], int]
+    _bound: dict[tuple[int, int], Denoiser] = field(default_factory=dict, init=False, repr=False)  # by their samples
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        limit = self.rows(torch.is_grad_enabled())
+        if len(x) <= limit:
+            return self._of(0, len(self.seeds))(x, sigma)
+        points = rows_per_condition(len(x), len(self.seeds))
+        out = []
+        for samples, rows in _parts(len(self.seeds), points, limit):
+            out.append(self._of(*samples)(x[rows], sigma if sigma.ndim == 0 else sigma[rows]))
+        return torch.cat(out)
+
+    def _of(self, first: int, last: int) -> Denoiser:
+        if (first, last) not in self._bound:
+            self._bound[first, last] = self.bind(self.seeds[first:last])
+        return self._bound[first, last]
+
+
+def _parts(samples: int, points: int, limit: int) -> Iterator[tuple[tuple[int, int], slice]]:
+    """(first and last sample, rows) of each part: whole samples, or pieces of one whose points alone are too many."""
+    whole = max(1, limit // points)
+    for first in range(0, samples, whole):
+        last = min(first + whole, samples)
+        for row in range(first * points, last * points, limit):
+            yield (first, last), slice(row, min(row + limit, last * points))
+
+
+def automatic_rows(model: Model, gradients: bool) -> int:
+    """The most rows of a call that leave memory for the rest."""
+    if torch.device(model.device).type == "cuda":
+        return rows_that_fit(_bytes_of_a_row(model, gradients), _free_bytes(model.device))
+    return max(1, NUMBERS // math.prod(model.shape))
+
+
+def rows_that_fit(bytes_of_a_row: int, free: int) -> int:
+    """The largest power of two whose rows fit SHARE of the free bytes, at least 1: a little more or less free memory
+    seldom changes it, and with it the rounding of results.
+    """
+    return 2 ** int(math.log2(max(1.0, SHARE * free / max(bytes_of_a_row, 1))))
+
+
+def _bytes_of_a_row(model: Model, gradients: bool) -> int:
+    """What a call of one row needs beside what was there before: its peak, activations included with gradients."""
+    denoiser, x = model.for_seeds([0]), unit_noise([0], model.shape, torch.float32, model.device)
+    sigma = torch.tensor(model.sigma_max, dtype=torch.float64)
+
+    def call() -> None:
+        with torch.set_grad_enabled(gradients):
+            denoised = denoiser(x.requires_grad_(gradients), sigma)
+            if denoised.requires_grad:
+                torch.autograd.grad(denoised.sum(), x)
+
+    call()  # what the first call loads for good is no cost of a row
+    torch.cuda.synchronize(model.device)
+    torch.cuda.reset_peak_memory_stats(model.device)
+    before = torch.cuda.memory_allocated(model.device)
+    call()
+    return torch.cuda.max_memory_allocated(model.device) - before
+
+
+def _free_bytes(device: str) -> int:
+    """What the device has left, with what the allocator holds without using it."""
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached

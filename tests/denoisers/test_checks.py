@@ -1,0 +1,260 @@
+"""What is checked of a model before anything long starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from helpers.toy_models import toy_mixture
+from torch import Tensor
+
+from epd import GaussianMixture, own_model
+from epd.commands.models import LabelledMixture
+from epd.denoisers.checks import ModelError, check_model, has_gradients, model_has_gradients
+from epd.denoisers.digits import digits, digits_exact
+from epd.denoisers.networks import Rows
+from epd.denoisers.noise import unit_noise
+from epd.denoisers.protocol import Model
+from epd.distill.straightness import euler_distance
+
+
+@pytest.mark.parametrize(
+    "model",
+    [digits(), digits(2.0), digits_exact(), digits_exact("flow"), GaussianMixture(torch.zeros(1, 1, 4, 4), 0.5)],
+    ids=["network", "guided network", "mixture", "flow", "one Gaussian"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_that_are_there_are_seen(model: Model, dtype: torch.dtype) -> None:
+    assert model_has_gradients(model, dtype)
+
+
+def test_gradients_of_a_half_precision_network_are_seen() -> None:
+    network = digits()
+    half = replace(network, call=lambda x, t, rows: network.call(x.float(), t, rows).bfloat16(), dtype=torch.bfloat16)
+    assert model_has_gradients(half)
+
+
+@torch.no_grad()
+def without_gradients(x: Tensor, timestep: Tensor, rows: object) -> Tensor:
+    return torch.tanh(x.flip(-1)) * timestep.reshape(-1, 1, 1, 1).tanh()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_through_the_skip_term_alone_are_none(dtype: torch.dtype) -> None:
+    network = digits()
+    x = unit_noise([0, 1], network.shape, dtype)
+    sigma = torch.tensor(1.0, dtype=torch.float64)
+    for call in (
+        without_gradients,
+        lambda x, t, rows: network.call(x, t, rows).detach(),
+        lambda x, t, rows: torch.from_numpy(network.call(x, t, rows).detach().numpy()),
+    ):
+        cut = replace(network, call=call)
+        assert cut(x.clone().requires_grad_(), sigma).requires_grad, "the skip term is what hides it"
+        assert not has_gradients(cut, x, sigma)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_network_that_is_detached_in_part_has_no_true_gradients(dtype: torch.dtype) -> None:
+    """The upper half of every picture is cut off: what autograd sees is about half of what changes."""
+
+    def call(x: Tensor, timestep: Tensor, rows: Rows) -> Tensor:
+        upper, lower = network.call(x, timestep, rows).chunk(2, 2)
+        return torch.cat([upper.detach(), lower], 2)
+
+    network = digits()
+    assert model_has_gradients(network, dtype) and not model_has_gradients(replace(network, call=call), dtype)
+
+
+def test_what_is_not_finite_is_no_question_of_gradients() -> None:
+    x = unit_noise([0, 1], (1, 2, 2))
+    assert has_gradients(lambda x, sigma: x * math.nan, x, torch.tensor(1.0))
+
+
+def test_a_denoiser_under_no_grad_has_no_gradients() -> None:
+    mixture = toy_mixture()
+    x = unit_noise([0, 1], mixture.shape)
+    assert not has_gradients(lambda x, sigma: mixture(x, sigma).detach(), x, torch.tensor(1.0))
+
+
+def test_the_probe_leaves_gradient_mode_and_input_alone() -> None:
+    mixture, x = toy_mixture(), unit_noise([0, 1], (1, 2, 2))
+    with torch.no_grad():
+        assert has_gradients(mixture, x, torch.tensor(1.0)) and not torch.is_grad_enabled()
+    assert not x.requires_grad and x.grad is None
+
+
+def own(denoise: Callable[..., object], **changes: object) -> Model:
+    """A model of one function on samples (2, 3)."""
+    values = {"shape": (2, 3), "sigma_min": 0.02, "sigma_max": 20.0, "name": "mine", **changes}
+    return own_model(denoise, **values)  # type: ignore[arg-type]
+
+
+def good(x: Tensor, sigma: Tensor) -> Tensor:
+    """The denoiser of N(0, 1)."""
+    return x / (1 + sigma.reshape(-1, 1, 1) ** 2)
+
+
+@pytest.mark.parametrize(
+    "model", [digits(), digits(2.0), digits_exact("flow"), own(good), LabelledMixture(digits_exact(), (3, 1), 1.5)]
+)
+def test_a_sound_model_passes(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    check_model(model)
+    check_model(model, torch.float64, decode=True)
+    assert not caplog.records
+
+
+def of_the_first_sigma(x: Tensor, sigma: Tensor) -> Tensor:
+    return x / (1 + sigma[0] ** 2)
+
+
+def shifted_by_the_batch(x: Tensor, sigma: Tensor) -> Tensor:
+    return good(x, sigma) - x.mean(0)
+
+
+def dropping(x: Tensor, sigma: Tensor) -> Tensor:
+    return torch.nn.functional.dropout(good(x, sigma), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("denoise", "message"),
+    [
+        (lambda x, sigma: x[:, :1], r"mine returned torch.float32 \(2, 1, 3\) for torch.float32 \(2, 2, 3\)"),
+        (lambda x, sigma: (x > 0).long(), "mine returned torch.int64"),
+        (lambda x, sigma: x * math.nan, "mine returned NaN or infinity with sigma 0-d, .*check its range"),
+        (lambda x, sigma: x / (sigma.reshape(-1, 1, 1) < 19), r"NaN or infinity .* sigma \[20.0, .* 0.02\]"),
+        (
+            lambda x, sigma: x * sigma,
+            r"mine fails on x of shape \(2, 2, 3\) with sigma 0-d: .* reshaped to \(-1, 1, ...\)",
+        ),
+        (lambda x, sigma: x.numpy(), "the function returned ndarray, not a torch tensor: .* give numpy=True"),
+        (dropping, r"mine gives two results for one input: switch dropout off \(network.eval\(\)\)"),
+        (shifted_by_the_batch, "mine gives another result for a sample alone .* rows must be independent"),
+        (of_the_first_sigma, "when two points of each are evaluated together: every row has its own noise level"),
+    ],
+)
+def test_what_is_wrong_with_a_function_is_told_with_its_remedy(denoise: Callable[..., object], message: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match=message):
+        check_model(own(denoise))
+
+
+@dataclass(frozen=True)
+class Bare:
+    """A model of its own kind, without any of our classes."""
+
+    name: str = "bare"
+    path: str = "ve"
+    shape: tuple[float, ...] = (2, 3)
+    sigma_min: float = 0.02
+    sigma_max: float = 20.0
+    guidance: float = 1.0
+    device: str = "cpu"
+    alphas_cumprod: None = None
+
+    def for_seeds(self, seeds: Sequence[int]) -> Bare:
+        return self
+
+    def decode(self, x: Tensor) -> Tensor:
+        return x
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return good(x, sigma).to(x.dtype)
+
+
+class OneLevel(Bare):
+    """It takes one noise level only."""
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return x / (1 + float(sigma) ** 2)
+
+
+class LastLevel(Bare):
+    """It reads one noise level where there are several."""
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return x / (1 + float(sigma) ** 2) if sigma.ndim == 0 else x
+
+
+class Wider(Bare):
+    """It returns float64, whatever the state is."""
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return good(x, sigma).double()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            Bare(path="vp"),
+            "bare: path = 'vp' is unknown, give 've' or 'flow'; a VP model is solved as 've' in x / alpha",
+        ),
+        (Bare(shape=()), r"bare: shape = \(\) must be the positive sizes of one sample"),
+        (Bare(shape=(2.0, 3)), r"bare: shape = \(2.0, 3\)"),
+        (Bare(sigma_min=0.0), "sigma_min = 0.0, sigma_max = 20.0: must be 0 < sigma_min < sigma_max"),
+        (Bare(path="flow"), "sigma_max = 20.0: must be .* up to 1 on a flow path"),
+        (OneLevel(), r"bare fails on x of shape \(2, 2, 3\) with sigma of shape \(2,\), a noise level for each row"),
+        (LastLevel(), r"another result for sigma of shape \(2,\) than for 0-d, both of 0.632: reshape sigma"),
+        (Wider(), "bare returned torch.float64"),
+        (good, "function is no model, it has no name, path, shape, .*: make one with epd.own_model"),
+    ],
+)
+def test_what_is_wrong_with_a_model_is_told_with_its_remedy(model: Model, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        check_model(model)
+
+
+def test_a_condition_that_a_seed_does_not_keep_is_told() -> None:
+    """Conditions by their place in the call, not by their seed."""
+    model = own(good, bind=lambda seeds: lambda x, s: good(x, s) + torch.arange(len(seeds)).reshape(-1, 1, 1))
+    with pytest.raises(ModelError, match="a seed's condition its own"):
+        check_model(model)
+
+
+def test_pictures_that_cannot_be_made_are_told_before_sampling() -> None:
+    check_model(own(good, decode=lambda x: x[:1]))
+    with pytest.raises(ModelError, match=r"decode made \(1, 2, 3\) of \(2, 2, 3\)"):
+        check_model(own(good, decode=lambda x: x[:1]), decode=True)
+    with pytest.raises(ModelError, match="fails to decode .*mend decode"):
+        check_model(own(good, decode=lambda x: x.reshape(5, 5)), decode=True)
+
+
+@pytest.mark.parametrize(
+    "denoise",
+    [
+        lambda x, sigma: (x - good(x, sigma)) / sigma.reshape(-1, 1, 1),
+        lambda x, sigma: (good(x, sigma) - x) / sigma.reshape(-1, 1, 1) ** 2,
+    ],
+    ids=["noise", "score"],
+)
+def test_noise_or_a_score_in_place_of_the_denoised_is_noticed(
+    denoise: Callable[..., object], caplog: pytest.LogCaptureFixture
+) -> None:
+    check_model(own(denoise))
+    assert "does it return E[x0 | x], and not noise, a score or a velocity?" in caplog.text
+
+
+def test_a_model_that_fits_one_row_at_a_time_is_not_refused(caplog: pytest.LogCaptureFixture) -> None:
+    def large(x: Tensor, sigma: Tensor) -> Tensor:
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        return good(x, sigma)
+
+    check_model(own(large), decode=True)
+    assert "mine: there is no memory for 4 rows at once, so not everything is checked" in caplog.text
+    assert euler_distance(own(large)) is None
+
+
+def test_the_check_is_cheap() -> None:
+    rows = []
+
+    def counted(x: Tensor, sigma: Tensor) -> Tensor:
+        rows.append(len(x))
+        return good(x, sigma)
+
+    check_model(own(counted))
+    assert rows == [2, 2, 1, 4]

@@ -1,0 +1,99 @@
+"""Models without true gradients: what is chosen for them, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.toy_models import toy_config
+from torch import Tensor
+
+from epd import solve
+from epd.denoisers.networks import NetworkDenoiser, Rows
+from epd.denoisers.noise import unit_noise
+from epd.denoisers.preconditioning import edm
+from epd.distill.plan import make_plan
+from epd.distill.train import distill
+from epd.solvers.exact import converged
+
+
+def network(x: Tensor, timestep: Tensor, rows: Rows) -> Tensor:
+    """Not linear, and different at every noise level."""
+    return torch.tanh(2 * x.roll(1, -1) + 0.5 * x.roll(1, -2)) * (1 + timestep.reshape(-1, 1, 1, 1).tanh() / 2)
+
+
+@torch.no_grad()
+def under_no_grad(x: Tensor, timestep: Tensor, rows: Rows) -> Tensor:
+    return network(x, timestep, rows)
+
+
+def detached(x: Tensor, timestep: Tensor, rows: Rows) -> Tensor:
+    return network(x, timestep, rows).detach()
+
+
+def in_numpy(x: Tensor, timestep: Tensor, rows: Rows) -> Tensor:
+    return torch.from_numpy(network(x, timestep, rows).detach().numpy().copy())
+
+
+def half_detached(x: Tensor, timestep: Tensor, rows: Rows) -> Tensor:
+    upper, lower = network(x, timestep, rows).chunk(2, -1)
+    return torch.cat([upper, lower.detach()], -1)
+
+
+BLIND = [under_no_grad, detached, in_numpy, half_detached]
+Call = Callable[[Tensor, Tensor, Rows], Tensor]
+
+
+def model(call: Call) -> NetworkDenoiser:
+    return NetworkDenoiser(call, edm(0.5), (1, 2, 4), 0.02, 20.0, dtype=torch.float64, name="blind")
+
+
+@pytest.mark.parametrize("call", BLIND)
+def test_auto_takes_gauss_newton_without_true_gradients_and_says_so(
+    call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = toy_config(family="epd", calls=4, optimizer="auto", schedule="polynomial", iterations=4)
+    sighted = make_plan(model(network), config)
+    assert not sighted.config.gauss_newton and not caplog.text
+    plan = make_plan(model(call), config)
+    assert plan.config.gauss_newton and plan.config.validate_every == 1  # and what depends on the optimiser
+    assert "gradients through blind are missing or wrong" in caplog.text and "Gauss-Newton" in caplog.text
+    *_, last = distill(model(call), plan, cache=tmp_path)
+    noise = unit_noise(range(100), (1, 2, 4), torch.float64)
+    errors = []
+    for table in (plan.tables[0], last.table):
+        end = converged(model(call), noise, table.sigmas[[0, -1]], 1e-6, 1e-6)[-1]
+        x = solve(table.rule(), model(call), noise, table.sigmas)
+        errors.append(float((x - end).square().mean().sqrt()))
+    assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize("call", BLIND)
+def test_adam_is_refused_without_true_gradients(call: Call) -> None:
+    with pytest.raises(ValueError, match="optimizer = 'adam', but gradients through blind .* use 'gauss-newton'"):
+        make_plan(model(call), toy_config(optimizer="adam"))
+
+
+@pytest.mark.parametrize("optimizer", ["auto", "adam"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "steps"}, "objective = 'steps' needs Adam, .* use objective = 'end', as Gauss-Newton"),
+        ({"objective": "both"}, "objective = 'both' needs Adam, .* use objective = 'end', as Gauss-Newton"),
+        ({"precision": "bf16"}, "precision = 'bf16' needs Adam, .* use precision = 'no', as Gauss-Newton"),
+    ],
+)
+def test_what_needs_adam_is_refused_without_true_gradients(
+    optimizer: str, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_plan(model(detached), toy_config(optimizer=optimizer, **changes))
+
+
+def test_gauss_newton_asks_for_no_gradient() -> None:
+    def refuse(x: Tensor, timestep: Tensor, rows: Rows) -> Tensor:
+        pytest.fail("the network was called")
+
+    assert make_plan(model(refuse), toy_config(optimizer="gauss-newton")).config.gauss_newton
