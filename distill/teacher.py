@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
-from ..formats.files import user_path, write_atomically
+from ..formats.files import require_regular, user_path, write_atomically
 from ..solvers import schedules
 from ..solvers.exact import converged
 from ..solvers.registry import most_accurate
@@ -27,6 +27,7 @@ from ..solvers.walk import Rule, plan
 from .config import DistillConfig
 
 log = logging.getLogger("epd")
+MAX_BLOCK = 2**40  # bytes in a file of trajectories
 POOL_SEEDS = 2**30  # training noise lies far above the seeds that people sample with
 VALIDATION_SEEDS = 2**30 + 2**29
 INTEGRATED = 33  # float64 states that `converged` keeps at once, counted
@@ -180,7 +181,7 @@ class Teacher:
         if not path.exists():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(require_regular(path, ValueError, MAX_BLOCK), framework="pt") as file:
                 states, probe = file.get_tensor("states"), file.get_tensor("probe")
         except (SafetensorError, OSError, ValueError) as error:
             log.warning("teacher cache %s is unreadable (%s): solving it again", path, error)

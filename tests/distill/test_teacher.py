@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,14 @@ def test_an_exact_teacher_of_ends_is_shared_by_tables_of_other_grids(tmp_path: P
     assert first.key() == second.key() and first.states(range(4)).shape == (1, 4, 1, 2, 2)
     rules = [Teacher(toy_mixture(), toy_config(teacher="heun"), grid, tmp_path, ends=True) for grid in grids]
     assert rules[0].key() != rules[1].key()
+
+
+def test_a_pipe_in_the_place_of_a_cached_block_is_solved_again_and_not_waited_for(tmp_path: Path) -> None:
+    model = toy_mixture()
+    teacher = Teacher(model, toy_config(), torch.tensor([20.0, 2.0, 0.02], dtype=torch.float64), tmp_path)
+    span = teacher.span(0)
+    solved = teacher.states([0])
+    teacher.path(*span).unlink()
+    os.mkfifo(teacher.path(*span))
+    assert torch.equal(teacher.states([0]), solved)
+    assert teacher.path(*span).is_file()
