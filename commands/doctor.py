@@ -38,14 +38,14 @@ class Finding:
     """One line: what was looked at, what was found, whether it is well, and what to do if not."""
 
     what: str
-    found: str
+    value: str
     verdict: Verdict = "ok"
     remedy: str = ""
 
     def line(self) -> str:
         """For a person."""
         remedy = f"\n      -> {self.remedy}" if self.remedy else ""
-        return f"{self.verdict:<4}  {self.what:<16} {self.found}{remedy}"
+        return f"{self.verdict:<4}  {self.what:<16} {self.value}{remedy}"
 
 
 def doctor(options: Doctor) -> int:
@@ -65,11 +65,11 @@ def checks(out: Path) -> list[Callable[[], Iterator[Finding]]]:
 
 
 def python() -> Iterator[Finding]:
-    found = f"{platform.python_version()} at {sys.executable}"
+    value = f"{platform.python_version()} at {sys.executable}"
     if sys.version_info < OLDEST:
-        yield Finding("python", found, "bad", f"epd needs {OLDEST[0]}.{OLDEST[1]} or newer")
+        yield Finding("python", value, "bad", f"epd needs {OLDEST[0]}.{OLDEST[1]} or newer")
     else:
-        yield Finding("python", found)
+        yield Finding("python", value)
 
 
 def installed(package: str) -> str | None:
@@ -82,14 +82,14 @@ def installed(package: str) -> str | None:
 
 def packages() -> Iterator[Finding]:
     for package in NEEDED:
-        found = installed(package)
-        if found is None:
+        value = installed(package)
+        if value is None:
             yield Finding(package, "not installed", "bad", f"pip install -c constraints.txt {package}")
         else:
-            yield Finding(package, found)
+            yield Finding(package, value)
     for package, remedy in EXTRAS.items():
-        found = installed(package)
-        yield Finding(package, found or "not installed", "ok" if found else "warn", "" if found else f"for {remedy}")
+        value = installed(package)
+        yield Finding(package, value or "not installed", "ok" if value else "warn", "" if value else f"for {remedy}")
 
 
 def torch_build() -> Iterator[Finding]:
@@ -109,8 +109,8 @@ def devices() -> Iterator[Finding]:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(i)
-            found = f"{torch.cuda.get_device_name(i)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-            yield Finding(f"cuda:{i}", found)
+            value = f"{torch.cuda.get_device_name(i)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+            yield Finding(f"cuda:{i}", value)
     elif torch.version.cuda is not None:
         yield Finding("cuda", "none visible", "warn", "check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES")
     else:
@@ -136,16 +136,16 @@ def run_import(statement: str) -> str:
 
 def torchvision() -> Iterator[Finding]:
     """A torchvision that does not fit torch breaks the import of transformers and of every diffusers pipeline."""
-    found = installed("torchvision")
-    if found is None:
+    value = installed("torchvision")
+    if value is None:
         yield Finding("torchvision", "not installed; nothing here needs it")
         return
     fault = run_import("import torchvision.ops; torchvision.ops.nms")
     if fault:
         remedy = "it breaks diffusers and transformers: pip uninstall torchvision, or install the build that fits torch"
-        yield Finding("torchvision", f"{found} does not fit torch: {fault}", "bad", remedy)
+        yield Finding("torchvision", f"{value} does not fit torch: {fault}", "bad", remedy)
     else:
-        yield Finding("torchvision", f"{found}, fits torch")
+        yield Finding("torchvision", f"{value}, fits torch")
 
 
 def imports() -> Iterator[Finding]:
@@ -163,11 +163,11 @@ def disk(out: Path) -> Iterator[Finding]:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free / 2**30
-    found = f"{free:.1f} GiB free at {place}"
+    value = f"{free:.1f} GiB free at {place}"
     if free < SPACE_GIB:
-        yield Finding("disk", found, "warn", f"runs may need {SPACE_GIB:g} GiB: choose another --out")
+        yield Finding("disk", value, "warn", f"runs may need {SPACE_GIB:g} GiB: choose another --out")
     else:
-        yield Finding("disk", found)
+        yield Finding("disk", value)
     yield writable("out", place, "choose another --out")
 
 

@@ -1,4 +1,4 @@
-"""What several verbs are given: a model with its options, tables by file, folder, name or hub id."""
+"""What several verbs take: a model with its options, tables from wherever they are."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ def fits(table: Table, model: Model, source: str) -> None:
     Raises:
         TableError: for a table of another path.
     """
-    known = table.provenance
-    if known.path and known.path != model.path:
-        raise TableError(f"{source} is for a {known.path} path, but {model.name} is {model.path}: learn one for it")
-    if known.model and known.model != model.name:
+    provenance = table.provenance
+    if provenance.path and provenance.path != model.path:
+        text = f"{source} is for a {provenance.path} path, but {model.name} is {model.path}: learn one for it"
+        raise TableError(text)
+    if provenance.model and provenance.model != model.name:
         text = "%s was learned for %s, not for %s: expect worse than its metrics say"
-        log.warning(text, source, known.model, model.name)
-    elif known.guidance is not None and known.guidance != model.guidance:
-        log.warning("%s was learned at guidance %g, this is %g", source, known.guidance, model.guidance)
+        log.warning(text, source, provenance.model, model.name)
+    elif provenance.guidance is not None and provenance.guidance != model.guidance:
+        log.warning("%s was learned at guidance %g, this is %g", source, provenance.guidance, model.guidance)
 
 
 def named(sources: Sequence[str]) -> dict[str, Table]:

@@ -67,9 +67,10 @@ def headline(table: Table) -> str:
 
 def describe(table: Table) -> str:
     """The whole table as text."""
-    known = table.provenance
-    told = [known.model, known.path, f"guidance {known.guidance:g}" if known.guidance is not None else ""]
-    lines = [headline(table), "for " + ", ".join(part for part in told if part)] if any(told) else [headline(table)]
+    learned = table.provenance
+    guidance = "" if learned.guidance is None else f"guidance {learned.guidance:g}"
+    purpose = [part for part in (learned.model, learned.path, guidance) if part]
+    lines = [headline(table), *(["for " + ", ".join(purpose)] if purpose else [])]
     lines += [f"digest {table.digest}", "", *aligned(steps(table)), "", verdict(table)]
     ahead = [*lookahead(table)]
     if ahead:
@@ -136,12 +137,12 @@ def lookahead(table: Table) -> Iterator[tuple[str, ...]]:
 
 def origin(table: Table) -> Iterator[str]:
     """Where it comes from, entry by entry."""
-    known = dataclasses.asdict(table.provenance)
+    entries = dataclasses.asdict(table.provenance)
     for name in ("schedule", "prediction", "resolution", "seed", "parent", "citation", "notes"):
-        if known[name] not in ("", None, ()):
-            yield f"{name:<11} {_text(known[name])}"
+        if entries[name] not in ("", None, ()):
+            yield f"{name:<11} {_text(entries[name])}"
     for name in ("metrics", "config", "metadata"):
-        for key, value in known[name].items():
+        for key, value in entries[name].items():
             if value is None:
                 continue
             yield f"{name:<11} {key} = {_text(value)}"

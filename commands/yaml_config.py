@@ -1,4 +1,4 @@
-"""YAML configs of the command: read, checked against its schema, every fault told with its path, value and hint."""
+"""YAML configs of the command: read, checked against its schema, every fault with its path, value and hint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..formats.files import read_text
-from ..formats.strict_json import require_bounded
+from ..formats.json_text import require_bounded
 
 M = TypeVar("M", bound=BaseModel)
 MAX_BYTES = 2**20
@@ -90,10 +90,10 @@ def describe(fault: ErrorDetails, schema: type[BaseModel]) -> str:
     return f"{where} = {value}: {message}{hint or f'; the default is {_short(default)}'}"
 
 
-def _perhaps(text: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(text, known, n=1, cutoff=0.5)
-    return f"; perhaps you meant {close[0]!r}" if close else f"; known are {', '.join(known)}"
+def _perhaps(text: str, choices: Iterable[str]) -> str:
+    names = list(choices)
+    close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
+    return f"; perhaps you meant {close[0]!r}" if close else f"; known are {', '.join(names)}"
 
 
 def _short(value: object) -> str:

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..formats.files import require_regular, user_path
-from ..formats.strict_json import read_json
+from ..formats.json_text import read_json
 from .networks import NetworkDenoiser, Rows
 from .preconditioning import edm
 

@@ -26,21 +26,32 @@ class DistillConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["default", "epd", "epd-plugin", "s4s", "ld3", "amed"] = "default"
-    """Which numbers exist and are learned: `epd --help` of the families is in the README."""
+    """Which numbers a solver has, and which of them are learned. default: two calls a step, the second of several
+    points at once; their places, weights and noise levels, the weights of the last step's slopes, the schedule. epd:
+    the published parallel solver (arXiv 2507.14797), on a fixed schedule; epd-plugin: the same, looking ahead along
+    the last three slopes. amed: one point in the second call (arXiv 2312.00094). s4s: one call a step, weights of all
+    earlier slopes and the schedule (arXiv 2502.17423). ld3: the schedule alone, for third-order multistep steps
+    (arXiv 2405.15506)."""
     calls: int = Field(default=5, ge=1, le=200)
-    """Sequential network calls of one sample."""
+    """Sequential network calls of one sample: what it costs in time where a call of a few rows costs as much as one."""
     points: int = Field(default=2, ge=1, le=16)
-    """K, rows per sample in the widest call."""
+    """Rows per sample in the widest call: points of a step that the network sees at once."""
     step_calls: Literal[1, 2] | None = None
-    """Sequential calls of a step; none: the family's."""
+    """Sequential calls of a step: 2 asks at the state, then ahead of it; 1 does both in one call, so that steps are
+    twice as many; none: the family's."""
     memory: int | None = Field(default=None, ge=0, le=200)
-    """How many earlier steps' slopes are remembered; none: the family's."""
+    """Earlier steps whose slopes are weighed into an update, at no call; none: the family's."""
     afs: bool | None = None
-    """Analytic first slope; none: where the path is variance exploding and the count of calls allows it."""
+    """Analytic first slope: at the first noise level the network knows no more than x / sqrt(1 + sigma^2), which saves
+    a call; none: where the path is variance exploding and the count of calls allows it."""
     learn: tuple[Learned, ...] | None = None
-    """What is learned; none: the family's."""
+    """What is learned. nodes: where a step's points lie; weights: of their slopes; slope_scale: a factor of each slope;
+    sigma_scale: of the noise level that the network is told; anchor: the weight of the slope at the state; memory: of
+    earlier slopes; lookahead: the directions to the points; sigmas: the schedule. None: the family's."""
     schedule: Schedule | None = None
-    """Where the sigmas start; none: several are tried, the best on held-out noise is trained on."""
+    """Where the sigmas start. polynomial: even in sigma^(1/rho) (EDM); logsnr: even in log sigma; time_uniform: even in
+    the time of a variance-preserving process; discrete: even in the model's training timesteps; flow: even in time,
+    shifted. None: several are tried, the best on held-out noise is trained on."""
     rho: float = Field(default=7.0, gt=0)
     """Exponent of the polynomial schedule."""
     shift: float = Field(default=1.0, gt=0)
@@ -50,13 +61,15 @@ class DistillConfig(BaseModel):
     sigma_max: float | None = Field(default=None, gt=0)
     """First sigma; none: the model's."""
     teacher: Teacher = "exact"
-    """The converged ODE, or a rule at `teacher_multiplier` times the steps."""
+    """exact: the converged ODE, solved to `teacher_tolerance`; or a hand-made rule of its highest order at
+    `teacher_multiplier` times the steps."""
     teacher_multiplier: int = Field(default=8, ge=1, le=1000)
     """Teacher steps per student step (a rule as teacher only)."""
     teacher_tolerance: float = Field(default=1e-3, gt=0, lt=1)
     """Of one step of the converged ODE (exact teacher only)."""
     objective: Literal["end", "steps", "both"] = "end"
-    """End point through the whole trajectory, the paper's per-step matching, or their sum."""
+    """What is brought near the teacher. end: the end point, through the whole trajectory; steps: the state after every
+    step, each begun from the teacher's (arXiv 2507.14797); both: their sum."""
     feature_weight: float = Field(default=0.0, ge=0)
     """Weight of the distance in the features of the network given to `distill`."""
     optimizer: Literal["auto", "gauss-newton", "adam"] = "auto"

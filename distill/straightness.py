@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
-from ..solvers import rules, schedules
+from ..solvers.registry import MULTISTEP, SIMPLEST, USUAL, Ends, RuleSettings, make_rule, make_sigmas
 from ..solvers.solve import solve
 
 log = logging.getLogger("epd")
@@ -49,16 +49,15 @@ def euler_distance(model: Model) -> float | None:
 def _distance(denoiser: Denoiser, noise: Tensor, model: Model) -> float | None:
     with torch.no_grad():
         began = time.perf_counter()
-        few = solve(rules.euler(), denoiser, noise, _sigmas(model, CALLS)).double()
+        few = solve(make_rule(SIMPLEST), denoiser, noise, _sigmas(model, CALLS)).double()
         if not few.isfinite().all():
             return None
         if (time.perf_counter() - began) * MORE_CALLS / CALLS > PATIENCE:
             return None
-        more = solve(rules.dpmpp(2, num_steps=MORE_CALLS), denoiser, noise, _sigmas(model, MORE_CALLS)).double()
+        multistep = make_rule(MULTISTEP, RuleSettings(num_steps=MORE_CALLS))
+        more = solve(multistep, denoiser, noise, _sigmas(model, MORE_CALLS)).double()
     return float((few - more).norm() / more.norm().clamp_min(1e-12))
 
 
 def _sigmas(model: Model, steps: int) -> Tensor:
-    if model.path == "flow":
-        return schedules.flow_shift(steps, 1.0, sigma_min=model.sigma_min, sigma_max=min(model.sigma_max, 1.0))
-    return schedules.polynomial(steps, model.sigma_min, model.sigma_max)
+    return make_sigmas(USUAL[model.path], steps, Ends.of(model))

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..denoisers.fingerprint import conditions_digest, model_digest
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
-from ..formats.files import write_atomically
+from ..formats.files import require_regular, user_path, write_atomically
 from ..solvers import schedules
 from ..solvers.exact import converged
 from ..solvers.registry import most_accurate
@@ -29,6 +29,7 @@ from ..solvers.walk import Rule, plan
 from .config import DistillConfig
 
 log = logging.getLogger("epd")
+MAX_BLOCK = 2**40  # bytes in a file of trajectories
 POOL_SEEDS = 2**30  # training noise lies far above the seeds that people sample with
 VALIDATION_SEEDS = 2**30 + 2**29
 INTEGRATED = 33  # float64 states that `converged` keeps at once, counted
@@ -48,7 +49,7 @@ def block_size(numbers: int) -> int:
 
 def cache_folder() -> Path:
     """$EPD_CACHE, or ~/.cache/epd."""
-    return Path(os.environ.get("EPD_CACHE") or Path.home() / ".cache" / "epd")
+    return user_path(os.environ.get("EPD_CACHE") or "~/.cache/epd")
 
 
 def _in_dtype(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
@@ -205,7 +206,7 @@ class Teacher:
         if not path.exists():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(require_regular(path, ValueError, MAX_BLOCK), framework="pt") as file:
                 states, probe = file.get_tensor("states"), file.get_tensor("probe")
         except (SafetensorError, OSError, ValueError) as error:
             log.warning("teacher cache %s is unreadable (%s): solving it again", path, error)

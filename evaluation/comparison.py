@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..formats.strict_json import parse_json
+from ..formats.json_text import parse_json
 
 
 @dataclass(frozen=True)

@@ -49,15 +49,15 @@ def handmade(path: Path) -> list[HandMade]:
 
 def ours(path: Path) -> list[HandMade]:
     """Our rules; the first orders of multistep rules are Euler."""
-    found = []
+    solvers = []
     for afs in (False, True) if path == "ve" else (False,):
         for name, row in RULES.items():
             for order in row.orders[1:] or (row.order,):
                 for uneven in (False, True) if row.uneven else (False,):
                     label = row.label.format(order=order) + " variable" * uneven + " AFS" * afs
                     make = partial(_rule_for, name, RuleSettings(order, None, afs, uneven))
-                    found.append(HandMade(label, row.group, make, row.step_calls, afs))
-    return found
+                    solvers.append(HandMade(label, row.group, make, row.step_calls, afs))
+    return solvers
 
 
 def _rule_for(name: str, settings: RuleSettings, sigmas: Tensor) -> Rule:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .json_text import parse_json
 from .pickle_machine import PublishedTableError, fault, shown
 from .published_contents import JSON, RAW, Contents, plain_values
-from .strict_json import parse_json
 
 MAX_ARCHIVE = 4 * 2**20  # a table has a few kB; more only serves archives with a million entries
 MAX_MEMBER = 16 * 2**20
@@ -94,10 +94,10 @@ def contents(arrays: dict[str, NDArray[Any]]) -> Contents:
     numbers = {k: v for k, v in arrays.items() if v.ndim}
     metadata = plain_values({**_json(scalars.pop("metadata", "{}")), **scalars})
     raw = "r_params" in numbers
-    known = (*(RAW if raw else EFFECTIVE), "sigmas")
+    allowed = (*(RAW if raw else EFFECTIVE), "sigmas")
     for name, value in numbers.items():
-        if name not in known or value.dtype.kind != "f":
-            raise fault(f"the array {shown(name)} of {value.dtype}", f"floats named {', '.join(known)}")
+        if name not in allowed or value.dtype.kind != "f":
+            raise fault(f"the array {shown(name)} of {value.dtype}", f"floats named {', '.join(allowed)}")
     sigmas = numbers.pop("sigmas", None)
     if raw:
         return Contents(numbers, {}, metadata, sigmas)

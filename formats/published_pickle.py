@@ -40,11 +40,11 @@ def load(data: bytes) -> object:
     return value
 
 
-def _arguments(found: tuple[object, ...], types: tuple[type, ...], what: str) -> tuple[Any, ...]:
-    if tuple(map(type, found)) != types:
-        got = ", ".join(type(v).__name__ for v in found[:8])
+def _arguments(values: tuple[object, ...], types: tuple[type, ...], what: str) -> tuple[Any, ...]:
+    if tuple(map(type, values)) != types:
+        got = ", ".join(type(v).__name__ for v in values[:8])
         raise fault(f"{what} called with ({got})", ", ".join(t.__name__ for t in types))
-    return found
+    return values
 
 
 def _reconstruct(arguments: tuple[object, ...]) -> object:
@@ -111,8 +111,8 @@ def _description(value: object) -> tuple[str, int]:
         raise fault(f"{shown(value)} as a description of a storage", allowed)
     kind, dtype, key, location, numel, view = value
     placed = type(location) is str and (location == "cpu" or location.startswith("cuda"))
-    known = kind == "storage" and type(dtype) is Name and view is None and placed
-    if not known or type(key) is not str or type(numel) is not int or numel < 1:
+    plain = kind == "storage" and type(dtype) is Name and view is None and placed
+    if not plain or type(key) is not str or type(numel) is not int or numel < 1:
         raise fault(f"({', '.join(map(shown, value))}) as a storage", allowed)
     return key, numel
 
@@ -168,13 +168,13 @@ def _state(meta: object, class_name: str) -> dict[str, Any]:
 
 
 def _parameters(state: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    found = state.get("_parameters")
-    if type(found) is not dict or set(found) != set(RAW):
+    parameters = state.get("_parameters")
+    if type(parameters) is not dict or set(parameters) != set(RAW):
         raise fault("other parameters than those of an EPD_predictor", ", ".join(RAW))
-    for name, tensor in found.items():
+    for name, tensor in parameters.items():
         if type(tensor) is not StoredTensor or not tensor.is_plain or len(tensor.size) != 2:
             raise fault(f"{name} as {shown(tensor)}", "a contiguous float32 tensor (num_steps - 1, num_points)")
-    return {name: found[name].array() for name in RAW}
+    return {name: parameters[name].array() for name in RAW}
 
 
 def _metadata(meta: dict[str, Any]) -> dict[str, JSON]:

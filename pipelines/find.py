@@ -44,13 +44,13 @@ def find_table(source: Table | str | Path, revision: str | None = None) -> Table
 
 def _inside(folder: Path) -> Path:
     places = (folder / SUBFOLDER / TABLE_FILE, folder / TABLE_FILE)
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
         raise TableError(
             f"{folder} has neither {SUBFOLDER}/{TABLE_FILE} nor {TABLE_FILE}: give a folder that epd distill or "
             "save_learned wrote"
         )
-    return found
+    return path
 
 
 def _download(repo_id: str, revision: str | None) -> str:

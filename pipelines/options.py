@@ -12,7 +12,7 @@ import tyro
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from ..formats.files import read_text, user_path
-from ..formats.strict_json import parse_json
+from ..formats.json_text import parse_json
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 UserPath: TypeAlias = Annotated[Path, AfterValidator(user_path)]

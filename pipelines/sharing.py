@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..formats.files import user_path, write_atomically
-from ..formats.strict_json import read_json
+from ..formats.json_text import read_json
 from ..solvers.table import Table
 from .card import MARK, card
 from .find import SUBFOLDER, TABLE_FILE, find_table

@@ -18,59 +18,12 @@ import torch
 from torch import Tensor
 
 from ..formats.published import JSON, PLUGIN, Published, read_published
+from ..formats.published_sources import Betas, Source, source_of
 from . import schedules
 from .registry import PUBLISHED_SCHEDULES, SCHEDULES, SHIFTED, Ends, make_sigmas
 from .table import Provenance, Table, TableError
 
 SAME_GRID = 0.01  # their float32 time_uniform ends on 0.002013 for 0.002; another schedule is farther away
-
-
-@dataclass(frozen=True)
-class Betas:
-    """Training noise of a latent model, linear in sqrt(beta) over 1,000 timesteps."""
-
-    first: float
-    last: float
-
-    def alphas_cumprod(self) -> Tensor:
-        """(1000,) float64. Reference: arXiv 2112.10752, Appendix."""
-        ramp = torch.linspace(self.first**0.5, self.last**0.5, 1000, dtype=torch.float64)
-        return torch.cumprod(1 - ramp**2, 0)
-
-
-@dataclass(frozen=True)
-class Source:
-    """What the name of a published data set or backend stands for: the model, its noise, what it predicts."""
-
-    model: str
-    betas: Betas | None = None
-    ends: tuple[float, float] | None = None
-    shift: float | None = None
-    prediction: str = "epsilon"
-    pixels: int | None = None  # where the file gives the size of the latent, or a wrong one
-
-    def sigma_range(self) -> tuple[float, float] | None:
-        """sigma_min, sigma_max."""
-        if self.betas is None:
-            return self.ends
-        noise = (1 - self.betas.alphas_cumprod()[[0, -1]]).div(self.betas.alphas_cumprod()[[0, -1]]).sqrt()
-        return noise[0].item(), noise[1].item()
-
-
-EDM = (0.002, 80.0)
-LATENT = Betas(0.0015, 0.0195)
-SOURCES: Mapping[str, Source] = {
-    "cifar10": Source("edm-cifar10-32x32-uncond-vp", ends=EDM, prediction="edm"),
-    "ffhq": Source("edm-ffhq-64x64-uncond-vp", ends=EDM, prediction="edm"),
-    "afhqv2": Source("edm-afhqv2-64x64-uncond-vp", ends=EDM, prediction="edm"),
-    "imagenet64": Source("edm-imagenet-64x64-cond-adm", ends=EDM, prediction="edm"),
-    "lsun_bedroom_ldm": Source("ldm-lsun-bedrooms256", LATENT, pixels=256),
-    "ffhq_ldm": Source("ldm-ffhq256", LATENT, pixels=256),
-    "ms_coco": Source("stable-diffusion-v1-5/stable-diffusion-v1-5", Betas(0.00085, 0.012), pixels=512),
-    # Both lower ends are of their diffusers schedulers; that of SD3 is shifted already, and is shifted once more.
-    "sd3": Source("stabilityai/stable-diffusion-3-medium-diffusers", None, (0.003 / 1.002, 1.0), 3.0, "flow"),
-    "flux": Source("black-forest-labs/FLUX.1-dev", None, (0.001, 1.0), 3.0, "flow"),
-}
 
 
 @dataclass(frozen=True)
@@ -108,49 +61,63 @@ def table_from_published(
         PublishedTableError: for a file that is none.
         TableError: where the noise levels cannot be known, or the numbers make no table.
     """
-    found = read_published(path)
-    steps = len(found.nodes)
-    levels, note = (np.asarray(sigmas, np.float64), "") if sigmas is not None else _levels(found, grid or Grid(), steps)
-    m = found.metadata
+    published = read_published(path)
+    levels, note = (np.asarray(sigmas, np.float64), "") if sigmas is not None else _levels(published, grid or Grid())
+    m = published.metadata
     plugin = m.get("sampler_stu") == PLUGIN
     order = m.get("max_order") if plugin else 1
     try:
         return Table(
             sigmas=levels,
-            nodes=found.nodes,
-            weights=found.weights,
-            slope_scale=found.slope_scale,
-            sigma_scale=found.sigma_scale,
+            nodes=published.nodes,
+            weights=published.weights,
+            slope_scale=published.slope_scale,
+            sigma_scale=published.sigma_scale,
             order=order if type(order) is int else 1,
             afs=m.get("afs") is True,
-            provenance=_provenance(found, Path(path).name, note, grid or Grid()),
+            provenance=_provenance(published, Path(path).name, note, grid or Grid()),
         )
     except TableError as error:
         raise TableError(f"{path}: {error}") from error
 
 
-def _levels(found: Published, wanted: Grid, steps: int) -> tuple[np.ndarray, str]:
-    stored = found.sigmas
-    if stored is not None and wanted == Grid() and "schedule_type" not in found.metadata:
+def _levels(published: Published, choice: Grid) -> tuple[np.ndarray, str]:
+    stored = published.sigmas
+    if stored is not None and choice == Grid() and "schedule_type" not in published.metadata:
         return stored, ""
     try:
-        rebuilt = rebuild_sigmas(found.metadata, steps, wanted)
+        rebuilt = rebuild_sigmas(published.metadata, len(published.nodes), choice)
     except ValueError as error:
-        if stored is None or wanted != Grid():
+        if stored is None or choice != Grid():
             raise TableError(f"the noise levels cannot be rebuilt: {error}") from error
         return stored, f"Sigmas as the file holds them: {error}."
-    if stored is None or wanted != Grid() or bool((np.abs(stored / rebuilt - 1) <= SAME_GRID).all()):
+    if stored is None or choice != Grid() or bool((np.abs(stored / rebuilt - 1) <= SAME_GRID).all()):
         return rebuilt, ""
     return stored, "Sigmas as the file holds them: its schedule gives others."
 
 
-def rebuild_sigmas(metadata: Mapping[str, JSON], steps: int, wanted: Grid = Grid()) -> np.ndarray:  # noqa: B008 - frozen
+def alphas_cumprod(betas: Betas) -> Tensor:
+    """(1000,) float64, of betas linear in their square roots. Reference: arXiv 2112.10752, Appendix."""
+    ramp = torch.linspace(betas.first**0.5, betas.last**0.5, 1000, dtype=torch.float64)
+    return torch.cumprod(1 - ramp**2, 0)
+
+
+def sigma_range(source: Source) -> tuple[float, float] | None:
+    """sigma_min, sigma_max of a model, where they are known."""
+    if source.betas is None:
+        return source.ends
+    ends = alphas_cumprod(source.betas)[[0, -1]]
+    low, high = ((1 - ends) / ends).sqrt().tolist()
+    return low, high
+
+
+def rebuild_sigmas(metadata: Mapping[str, JSON], steps: int, choice: Grid = Grid()) -> np.ndarray:  # noqa: B008 - frozen
     """(N+1,) noise levels of a published set-up, in float64 (its flow schedules: rounded to float32, as they were).
 
     Raises:
         ValueError: when the metadata do not say enough; it names what to give.
     """
-    g = known_grid(metadata, wanted)
+    g = completed(metadata, choice)
     source = source_of(metadata)
     if g.schedule is None:
         raise ValueError("the file names no schedule: give --schedule, or --sigmas")
@@ -168,26 +135,17 @@ def rebuild_sigmas(metadata: Mapping[str, JSON], steps: int, wanted: Grid = Grid
     if SCHEDULES[g.schedule].timesteps and betas is None:
         text = f"schedule = {g.schedule!r} needs a latent model whose training noise is known: give --sigmas"
         raise ValueError(text)
-    ends = Ends("ve", low, high, betas.alphas_cumprod() if betas else None)
+    ends = Ends("ve", low, high, alphas_cumprod(betas) if betas else None)
     return make_sigmas(g.schedule, steps, ends, rho).numpy()
 
 
-def source_of(metadata: Mapping[str, JSON]) -> Source | None:
-    """The model that a published file was trained for, where its names are known."""
-    for key in ("backend", "dataset_name"):
-        name = metadata.get(key)
-        if isinstance(name, str) and name in SOURCES:
-            return SOURCES[name]
-    return None
-
-
-def known_grid(metadata: Mapping[str, JSON], wanted: Grid) -> Grid:
-    """`wanted`, completed by the file's attributes, then its backend's, its training's, its model's."""
+def completed(metadata: Mapping[str, JSON], choice: Grid) -> Grid:
+    """`choice`, completed by the file's attributes, then its backend's, its training's, its model's."""
     source, spread = source_of(metadata), None
     loss, backend = metadata.get("loss_fn"), metadata.get("backend_config")
     places = [metadata, *(place for place in (backend, loss) if isinstance(place, dict))]
     if source is not None:
-        spread = source.sigma_range()
+        spread = sigma_range(source)
     # A discrete model's ends are exact only when computed; a file may hold them in float32.
     if source is not None and source.betas is not None and spread is not None:
         places.insert(0, {"sigma_min": spread[0], "sigma_max": spread[1]})
@@ -196,9 +154,9 @@ def known_grid(metadata: Mapping[str, JSON], wanted: Grid) -> Grid:
     names = {"schedule": "schedule_type", "rho": "schedule_rho", "shift": "flowmatch_shift", "mu": "flowmatch_mu"}
     out: dict[str, Any] = {}
     for item in dataclasses.fields(Grid):
-        given = getattr(wanted, item.name)
-        out[item.name] = given if given is not None else _first(places, names.get(item.name, item.name))
-    if wanted.shift is not None and wanted.mu is None:
+        value = getattr(choice, item.name)
+        out[item.name] = value if value is not None else _first(places, names.get(item.name, item.name))
+    if choice.shift is not None and choice.mu is None:
         out["mu"] = None  # a shift that is asked for is not outranked by the file's mu
     return Grid(**out)
 
@@ -209,9 +167,9 @@ def _first(places: Sequence[Mapping[str, JSON]], key: str) -> JSON:
     return next((v for v in values if isinstance(v, kinds) and not isinstance(v, bool)), None)
 
 
-def _provenance(found: Published, name: str, note: str, wanted: Grid) -> Provenance:
-    m, source = found.metadata, source_of(found.metadata)
-    g = known_grid(m, wanted)
+def _provenance(published: Published, name: str, note: str, choice: Grid) -> Provenance:
+    m, source = published.metadata, source_of(published.metadata)
+    g = completed(m, choice)
     # Only the refined release writes its backend's name.
     citation = "arXiv 2512.22796" if "backend" in m else "arXiv 2507.14797"
     rate, size = m.get("guidance_rate"), m.get("img_resolution")

@@ -24,9 +24,9 @@ def named_table(name: str) -> Table:
     Raises:
         TableError: for an unknown name; it lists the known ones.
     """
-    known = table_names()
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
+    names = table_names()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
         hint = f"perhaps you meant {close[0]!r}; " if close else ""
-        raise TableError(f"no published table is named {name!r}: {hint}there are {', '.join(known)}")
+        raise TableError(f"no published table is named {name!r}: {hint}there are {', '.join(names)}")
     return Table.load(FOLDER / f"{name}.json")

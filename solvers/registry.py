@@ -74,6 +74,7 @@ RULES: Mapping[str, RuleRow] = {
 }  # fmt: skip
 
 SIMPLEST = "euler"  # it asks where it is and nowhere else
+MULTISTEP = "dpmpp2"  # second order at one call a step
 
 # `ipndm3` is `ipndm` of order 3: where a name is all that is given, it says the order, too.
 NUMBERED: Mapping[str, tuple[str, int]] = {

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -19,43 +19,10 @@ from torch import Tensor
 
 from ..formats.files import read_text, write_atomically
 from .parallel import Coefficients, Used, availability, parallel
+from .provenance import Provenance
 from .rules import uniform_adams_bashforth
 from .table_checks import Array, TableError, check, check_sigmas, checked_calls, field_of
 from .walk import Rule
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a table comes from and what it is for; recorded, never interpreted by the solver.
-
-    Args:
-        model: the denoiser's name.
-        path: `ve` or `flow`; empty when unknown.
-        schedule: name of the schedule that training started from.
-        guidance: guidance scale that the table was learned at.
-        prediction: what the network predicts (`epsilon`, `v_prediction`, `sample`, `flow`).
-        resolution: picture size, pixels.
-        seed: training seed.
-        config: the training configuration.
-        metrics: name -> number, measured after training.
-        parent: digest of the table that this one was made from.
-        citation: whom to cite.
-        notes: anything else, one text; `metadata` keeps an imported file's own entries.
-    """
-
-    model: str = ""
-    path: str = ""
-    schedule: str = ""
-    guidance: float | None = None
-    prediction: str = ""
-    resolution: tuple[int, ...] = ()
-    seed: int | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    parent: str = ""
-    citation: str = ""
-    notes: str = ""
-    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,9 +121,8 @@ class Table:
     @property
     def num_parallel(self) -> int:
         """K, rows per sample in the widest call: J in two-call steps, J + 1 where the anchor is in the same call."""
-        return max(
-            len([1 for inside in u.lookahead if inside]) + (c == 1) for u, c in zip(self.used, self.calls, strict=True)
-        )
+        steps = zip(self.used, self.calls, strict=True)
+        return max(sum(map(bool, used.lookahead)) + (calls == 1) for used, calls in steps)
 
     @property
     def depth(self) -> int:
@@ -209,8 +175,7 @@ class Table:
 
     @property
     def _padded_memory(self) -> Array:
-        own = self.memory
-        return np.pad(own, ((0, 0), (0, self.columns - own.shape[1])))
+        return np.pad(self.memory, ((0, 0), (0, self.columns - self.memory.shape[1])))
 
     def coefficients(self, device: torch.device | str = "cpu") -> Coefficients:
         """The numbers as float64 tensors on a device; on the network's own device a trajectory needs no transfers."""
@@ -245,13 +210,11 @@ class Table:
         A step is consistent when the first is 1 and second order when the second is 1/2 (with unit sigma_scale).
         """
         sigmas, nodes = self.sigmas, self.nodes
-        weights = self.weights * self.slope_scale
         out = np.zeros((self.num_steps, 2))
         for n in range(self.num_steps):
             step = sigmas[n + 1] - sigmas[n]
-            where = [*self._sigmas_of(n)[1:]]
-            u = (np.array(where) - sigmas[n]) / step
-            w = weights[n]
+            u = (self._sigmas_of(n)[1:] - sigmas[n]) / step
+            w = self.weights[n] * self.slope_scale[n]
             total = [self.anchor[n] + w.sum(), float(w @ u)]
             for k in self.used[n].memory:
                 past, slot = divmod(k, 1 + nodes.shape[1])
@@ -289,9 +252,8 @@ class Table:
         changes["memory"] = np.array([self.memory[n][columns(n, m)] for n in range(self.num_steps)])
         if self.lookahead is not None:
             ahead = [self.lookahead[n][order[n]] for n in range(self.num_steps)]
-            changes["lookahead"] = np.array(
-                [row[:, [0, *(1 + k for k in columns(n, m))]] for n, row in enumerate(ahead)]
-            )
+            order_of = [[0, *(1 + k for k in columns(n, m))] for n in range(self.num_steps)]
+            changes["lookahead"] = np.array([row[:, order_of[n]] for n, row in enumerate(ahead)])
         return dataclasses.replace(self, **changes)
 
     @functools.cached_property

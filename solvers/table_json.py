@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from typing import Any
 
-from ..formats.strict_json import parse_json
+from ..formats.json_text import parse_json, rows_of_json
 from .table import Provenance, Table, TableError
 
 FORMAT, VERSION = "epd-table", 1
@@ -44,18 +43,9 @@ def _is_default(table: Table, name: str) -> bool:
 def dumps(table: Table) -> str:
     """JSON with one line per row of numbers, so that a diff shows which step changed."""
     try:
-        lines = [f"  {json.dumps(key)}: {_value(value)}" for key, value in to_dict(table).items()]
+        return rows_of_json(to_dict(table))
     except (TypeError, ValueError) as error:  # the numbers are proven: only the provenance can hold such a thing
         raise TableError(f"provenance cannot be JSON: {error}; keep to finite numbers, texts, lists, dicts") from error
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _value(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    if isinstance(value, list) and value and isinstance(value[0], list):
-        return "[\n" + ",\n".join(f"    {json.dumps(row)}" for row in value) + "\n  ]"
-    if isinstance(value, dict):
-        return json.dumps(value, indent=2, allow_nan=False).replace("\n", "\n  ")
-    return json.dumps(value, allow_nan=False)
 
 
 def loads(text: str, source: str = "table") -> Table:
@@ -118,8 +108,8 @@ def _is_finite(item: float) -> bool:
 def _provenance(data: Any) -> Provenance:  # noqa: ANN401
     if not isinstance(data, dict):
         raise TableError(f"provenance must be an object, not {type(data).__name__}")
-    known = {f.name: f for f in dataclasses.fields(Provenance)}
-    unknown = sorted(set(data) - set(known))
+    fields = {f.name: f for f in dataclasses.fields(Provenance)}
+    unknown = sorted(set(data) - set(fields))
     if unknown:
         raise TableError(f"unknown provenance key {unknown[0]!r}; put foreign entries into 'metadata'")
     texts = ("model", "path", "schedule", "prediction", "parent", "citation", "notes")

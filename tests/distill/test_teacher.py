@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,3 +181,14 @@ def test_a_run_is_not_continued_with_other_features_or_weights(tmp_path: Path, m
     next(other.networks[0].parameters())[1, 2] = 0.25
     with pytest.raises(RunError, match="weights was"):
         run_distill(other, config, tmp_path / "run", resume=True, features=features)
+
+
+def test_a_pipe_in_the_place_of_a_cached_block_is_solved_again_and_not_waited_for(tmp_path: Path) -> None:
+    model = toy_mixture()
+    teacher = Teacher(model, toy_config(), torch.tensor([20.0, 2.0, 0.02], dtype=torch.float64), tmp_path)
+    span = teacher.span(0)
+    solved = teacher.states([0])
+    teacher.path(*span).unlink()
+    os.mkfifo(teacher.path(*span))
+    assert torch.equal(teacher.states([0]), solved)
+    assert teacher.path(*span).is_file()

@@ -14,6 +14,7 @@ import epd
 from epd.commands.options import Distill
 from epd.commands.yaml_config import load_config
 from epd.denoisers.edm_checkpoint import load_edm
+from epd.distill.teacher import cache_folder
 from epd.formats.files import read_text, user_path, write_atomically
 from epd.formats.published import read_published
 from epd.pipelines.options import read_prompts
@@ -95,6 +96,13 @@ def test_a_tilde_is_the_home_folder_wherever_a_file_is_read_or_written(home: Pat
     write_atomically(Path("~/c.yaml"), b"calls: 7\n")
     assert load_config(Path("~/c.yaml"), Distill).calls == 7
     assert list(Path().iterdir()) == []
+
+
+def test_the_cache_of_teachers_may_be_named_from_the_home_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EPD_CACHE", "~/cache")
+    assert cache_folder() == home / "cache"
+    monkeypatch.delenv("EPD_CACHE")
+    assert cache_folder() == home / ".cache" / "epd"
 
 
 def test_a_tilde_of_a_user_without_a_home_folder_is_an_error(home: Path) -> None:

@@ -40,3 +40,11 @@ def test_no_test_imports_another_test() -> None:
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 imported = [name for name in names if name.split(".")[-1].startswith("test_")]
                 assert not imported, f"{path}:{node.lineno} imports {imported[0]}: move what both need to tests/helpers"
+
+
+def test_no_room_holds_more_than_a_quarter_of_the_source() -> None:
+    files = {room: (ROOT / room).rglob("*.py") for room in (*ROOMS, "experiments")}
+    files["epd"] = (ROOT / "epd").glob("*.py")  # not what its links lead to
+    lines = {room: sum(len(p.read_text(encoding="utf-8").splitlines()) for p in paths) for room, paths in files.items()}
+    largest = max(lines, key=lambda room: lines[room])
+    assert 4 * lines[largest] < sum(lines.values()), f"{largest} has {lines[largest]} of {sum(lines.values())} lines"

@@ -13,7 +13,7 @@ from helpers.tables import PLAIN
 import epd
 from epd.commands.options import Distill
 from epd.commands.yaml_config import ConfigError, load_config
-from epd.formats.strict_json import MAX_DEPTH, MAX_VALUES, parse_json, require_bounded, unique
+from epd.formats.json_text import MAX_DEPTH, MAX_VALUES, parse_json, require_bounded, unique
 
 
 class Counted(str):

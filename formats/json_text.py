@@ -1,9 +1,10 @@
-"""JSON of unknown origin: no key twice, finite numbers only, and bounds on how much and how deep."""
+"""JSON: read as if an enemy wrote it, written so that people can compare two versions of it."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,21 @@ def _refuse(name: str) -> float:
 def _finite(text: str) -> float:
     value = float(text)  # 1e999 is infinite
     return value if math.isfinite(value) else _refuse(text)
+
+
+def rows_of_json(data: Mapping[str, Any]) -> str:
+    """An object as text, one line per entry and per row of numbers.
+
+    Raises:
+        TypeError, ValueError: for what JSON cannot hold.
+    """
+    lines = [f"  {json.dumps(key)}: {_entry(value)}" for key, value in data.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _entry(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return "[\n" + ",\n".join(f"    {json.dumps(row)}" for row in value) + "\n  ]"
+    if isinstance(value, dict):
+        return json.dumps(value, indent=2, allow_nan=False).replace("\n", "\n  ")
+    return json.dumps(value, allow_nan=False)

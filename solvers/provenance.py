@@ -1,0 +1,40 @@
+"""Where a table comes from: recorded with it, never interpreted by the solver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a table comes from and what it is for; recorded, never interpreted by the solver.
+
+    Args:
+        model: the denoiser's name.
+        path: `ve` or `flow`; empty when unknown.
+        schedule: name of the schedule that training started from.
+        guidance: guidance scale that the table was learned at.
+        prediction: what the network predicts (`epsilon`, `v_prediction`, `sample`, `flow`).
+        resolution: picture size, pixels.
+        seed: training seed.
+        config: the training configuration.
+        metrics: name -> number, measured after training.
+        parent: digest of the table that this one was made from.
+        citation: whom to cite.
+        notes: anything else, one text; `metadata` keeps an imported file's own entries.
+    """
+
+    model: str = ""
+    path: str = ""
+    schedule: str = ""
+    guidance: float | None = None
+    prediction: str = ""
+    resolution: tuple[int, ...] = ()
+    seed: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    parent: str = ""
+    citation: str = ""
+    notes: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
