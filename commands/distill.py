@@ -14,7 +14,9 @@ log = logging.getLogger("epd")
 def distill(options: Distill) -> int:
     """Learns a table into `options.out`."""
     from ..distill.run import run_distill
+    from ..runs.processes import Workers
 
+    Workers.of_accelerate()  # before there is a model: each process takes a device of its own
     init = load_table(options.init) if options.init else None
     asked = model_options(options)
     model, config = load_model(options.model, asked), options.distill_config()

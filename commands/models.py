@@ -18,6 +18,7 @@ from torch import Tensor
 from ..denoisers.digits import EMBEDDED, classes_of, digits, digits_exact
 from ..denoisers.protocol import Denoiser, Model
 from ..denoisers.protocol import Path as OdePath
+from ..runs.processes import own_device
 
 if TYPE_CHECKING:
     from ..denoisers.mixture import GaussianMixture
@@ -198,7 +199,7 @@ def _pipeline(name: str, options: ModelOptions) -> Model:
             dtype=options.network_dtype,
             variant=options.variant,
             revision=options.revision,
-            device=options.device,
+            device=own_device(options.device) if options.device_map is None else options.device,
             device_map=options.device_map,
             offload=options.offload,  # type: ignore[arg-type] - checked there
         ),

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
 from ..formats.files import write_atomically
+from ..runs.progress import bar
 from ..solvers import rules, schedules
 from ..solvers.solve import solve
 from ..solvers.walk import Rule
@@ -169,10 +170,8 @@ def draw(
     take: Callable[[int, Tensor], None],
 ) -> float:
     """Solves for every seed, batch by batch, and hands (first row, states) to `take`; seconds spent in the solver."""
-    from tqdm import tqdm
-
-    spent, bar = 0.0, tqdm(total=len(seeds), unit="sample", disable=None if log.isEnabledFor(logging.INFO) else True)
-    with torch.no_grad(), bar:
+    spent = 0.0
+    with torch.no_grad(), bar(len(seeds), "sample", "sample") as shown:
         for first in range(0, len(seeds), batch):
             part = list(seeds[first : first + batch])
             noise = unit_noise(part, model.shape, dtype, model.device)
@@ -182,7 +181,7 @@ def draw(
                 torch.cuda.synchronize()
             spent += time.perf_counter() - began
             take(first, x)
-            bar.update(len(part))
+            shown.update(len(part))
     return spent
 
 

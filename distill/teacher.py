@@ -19,6 +19,7 @@ from torch import Tensor
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
 from ..formats.files import write_atomically
+from ..runs.progress import progress
 from ..solvers import rules, schedules
 from ..solvers.exact import converged
 from ..solvers.solve import trajectory
@@ -101,7 +102,7 @@ class Teacher:
     def prepare(self, first: int, count: int, rank: int = 0, ranks: int = 1) -> None:
         """Makes sure that the blocks of seeds first..first+count-1 are on disk; processes share the work."""
         starts = range(first - first % self.together, first + count, self.together)
-        for start in list(starts)[rank::ranks]:
+        for start in progress(starts[rank::ranks], f"teacher ({self.together} a block)", "block"):
             seeds, path = self.block(start)
             if self._read(path, seeds) is None:
                 self._write(path, seeds)

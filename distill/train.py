@@ -117,8 +117,7 @@ class _Run:
         grid = grid if self.config.objective != "end" else grid[[0, -1]]
         self.teacher = Teacher(model, self.config, grid, cache)
         for first, count in ((POOL_SEEDS, self.config.pool), (VALIDATION_SEEDS, self.config.validation)):
-            self.teacher.prepare(first, count, workers.rank, workers.count)
-        workers.wait()
+            workers.together(lambda at=first, n=count: self.teacher.prepare(at, n, workers.rank, workers.count))
         seeds = range(POOL_SEEDS, POOL_SEEDS + self.config.pool)
         self.pool, self.noise = self.teacher.states(seeds), self.teacher.noise(seeds)
         self.held_out = self._held_out()
