@@ -23,7 +23,8 @@ def compare(options: Compare) -> int:
     from ..evaluation.judges import judges_of
 
     tables = named(options.tables)
-    model = load_model(options.model, model_options(options))
+    conditioning = model_options(options)
+    model = load_model(options.model, conditioning)
     for name, table in tables.items():
         fits(table, model, name)
     found = measure(
@@ -38,6 +39,8 @@ def compare(options: Compare) -> int:
         tolerance=options.tolerance,
         alphas_cumprod=model.alphas_cumprod,
         solvers=options.solvers or None,
+        keep=options.out / "cells",
+        conditions=conditioning.conditions(),
     )
     paths = write_comparison(found, options.out)
     print(markdown(found))

@@ -16,11 +16,12 @@ def distill(options: Distill) -> int:
     from ..distill.run import run_distill
     from ..runs.processes import Workers
 
-    Workers.of_accelerate()  # before there is a model: each process takes a device of its own
+    workers = Workers.of_accelerate()  # before there is a model: each process takes a device of its own
     init = load_table(options.init) if options.init else None
     asked = model_options(options)
     model, config = load_model(options.model, asked), options.distill_config()
     path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=asked.conditions())
+    workers.end()
     if path is not None:
         log.info("look:    epd table show %s", path)
         log.info("sample:  epd sample --model %s --table %s --out %s", options.model, path, options.out / "samples")

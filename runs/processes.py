@@ -122,6 +122,13 @@ class Workers:
             self._fail(error, states)
         return total.reshape(values.shape)
 
+    def end(self) -> None:
+        """Takes leave of the others: a process that exits while connected can abort those that are not done yet."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().destroy_process_group()
+
     def _fail(self, error: Exception | None, states: Tensor) -> NoReturn:
         """Raises the same kind of error in every process: the worst there is."""
         messages, worst = self._messages("" if error is None else f"{type(error).__name__}: {error}"), states.max()

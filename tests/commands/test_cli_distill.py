@@ -66,7 +66,7 @@ def test_processes_start_before_the_model_is_loaded_onto_a_device(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(Workers, "of_accelerate", lambda: happened.append("processes"))
+    monkeypatch.setattr(Workers, "of_accelerate", lambda: happened.append("processes") or Workers())
     monkeypatch.setattr(loading, "load_model", loaded)
     for words, device in (((), "cuda:1"), (("--device", "cpu"), "cpu"), (("--device-map", "balanced"), None)):
         code, _, err = run("distill", "--model", tmp_path, *words, "--out", tmp_path / "x")

@@ -21,3 +21,4 @@ if __name__ == "__main__":
     train.run_distill(toy_mixture(), toy_config(family="epd", calls=5, **json.loads(sys.argv[2])), Path(sys.argv[1]))
     workers = train.Workers.of_accelerate()
     os.write(1, f"{workers.rank}/{workers.count}\n".encode())  # at once: print's newline may land in another's line
+    workers.end()
