@@ -17,6 +17,7 @@ from ..runs.follow import Entry, follow
 from ..runs.processes import Workers
 from ..solvers.table import Table
 from ..solvers.table_json import dumps
+from .budget import decided, foreseen
 from .config import DistillConfig
 from .cost import Cost, estimate
 from .plan import Plan, make_plan
@@ -50,7 +51,11 @@ def run_distill(
     workers, plan = Workers.of_accelerate(), make_plan(model, config, init)
     if dry_run:
         if workers.rank == 0:
-            print(describe(model, plan, estimate(model, plan)))
+            cost = estimate(model, plan)
+            if plan.config.minutes is not None:
+                plan = foreseen(plan, cost)
+                cost = estimate(model, plan)
+            print(describe(model, plan, cost))
         return None
     folder = Folder(Path(out), {**_identity(model, plan), "conditions": dict(conditions or {})})
     held = workers.together(lambda: folder.held(resume))
@@ -60,10 +65,15 @@ def run_distill(
     if resume and held.checkpoint is None:
         log.info("%s has no checkpoint yet: starting from the beginning", folder.path)
     workers.together(folder.begin if workers.rank == 0 else lambda: None)
-    state = state_of(held.checkpoint, folder.checkpoint) if held.checkpoint else None
+    state = None
+    if held.checkpoint is not None:
+        state, lengths = state_of(held.checkpoint, folder.checkpoint)
+        if plan.config.minutes is not None:
+            plan = decided(plan, *lengths)
     updates = distill(model, plan, state, features, workers=workers)
     last = follow(updates, entry, folder, workers, state.iteration if state else 0, plan.total)
-    state = last.state if last else state
+    if last is not None:
+        state, plan = last.state, last.plan
     assert state is not None, "a plan has an update at least"
     table = table_at(model, plan, state)
     workers.together(lambda: folder.finish(dumps(table)) if workers.rank == 0 else None)
@@ -83,21 +93,24 @@ def _identity(model: Model, plan: Plan) -> dict[str, object]:
     }
 
 
-def checkpoint_of(state: State) -> Checkpoint:
-    """A state as tensors and numbers."""
+def checkpoint_of(state: State, plan: Plan) -> Checkpoint:
+    """A state, and the plan's lengths: where they were fitted to a time, a resumed run has to keep to them."""
     values = asdict(state)
-    return Checkpoint({name: values.pop(name) for name in TENSORS}, values)
+    tensors = {name: values.pop(name) for name in TENSORS}
+    return Checkpoint(tensors, {"state": values, "lengths": [plan.config.screening, plan.iterations]})
 
 
-def state_of(checkpoint: Checkpoint, path: Path) -> State:
-    """The state in a checkpoint.
+def state_of(checkpoint: Checkpoint, path: Path) -> tuple[State, tuple[int, int]]:
+    """The state in a checkpoint and the plan's lengths: updates of screening one start, and of training.
 
     Raises:
         RunError: where it is not that of a distillation; `path` says which file it was.
     """
     try:
-        return State(**{name: checkpoint.tensors[name] for name in TENSORS}, **checkpoint.numbers)
-    except (KeyError, TypeError) as error:
+        screening, iterations = checkpoint.numbers["lengths"]
+        tensors = {name: checkpoint.tensors[name] for name in TENSORS}
+        return State(**checkpoint.numbers["state"], **tensors), (screening, iterations)
+    except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path} is not of a distillation ({error}): choose another --out") from error
 
 
@@ -118,7 +131,7 @@ def entry(update: Update) -> Entry:
         line={"loss": update.loss, "validation": update.validation, "start": update.state.start,
               "accepted": update.accepted},
         shown={"loss": f"{update.loss:.4g}", "best": f"{update.state.best_rmse:.4g}"},
-        checkpoint=lambda: checkpoint_of(update.state),
+        checkpoint=lambda: checkpoint_of(update.state, update.plan),
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from ..runs.processes import Workers
 from ..solvers.parallel import Coefficients
 from ..solvers.table import Provenance, Table
 from . import adam, gauss_newton
+from .budget import Speed, fitted
 from .objective import Chunk, end_residual
 from .parameters import Parameters
 from .plan import Plan, finished, parts_at
@@ -97,7 +98,13 @@ def distill(
     Raises:
         FloatingPointError: when the network returns NaN or infinity.
     """
-    return _Run(model, plan, features, cache or cache_folder(), workers or Workers()).updates(state)
+    if state is not None and plan.config.minutes is not None:
+        raise ValueError(f"minutes = {plan.config.minutes} with a state: give the plan of its update, too")
+    began = time.perf_counter()
+    run = _Run(model, plan, features, cache or cache_folder(), workers or Workers())
+    if plan.config.minutes is not None:
+        run.fit(60 * plan.config.minutes - (time.perf_counter() - began))
+    return run.updates(state)
 
 
 class _Run:
@@ -121,6 +128,24 @@ class _Run:
         seeds = range(POOL_SEEDS, POOL_SEEDS + self.config.pool)
         self.pool, self.noise = self.teacher.states(seeds), self.teacher.noise(seeds)
         self.held_out = self._held_out()
+
+    def fit(self, seconds: float) -> None:
+        """Fits the plan to what is left of its time. The updates that are timed for that are thrown away, so that the
+        run is the one of a plan that had these lengths from the beginning.
+        """
+        start, trial = time.perf_counter(), self.updates(None)
+        first = next(trial)  # warms up what the second one is timed with
+        second = next(trial, first)
+        began = time.perf_counter()
+        self._validate(second.state)
+        measurement = time.perf_counter() - began
+        update = max(second.seconds - (0.0 if second.validation is None else measurement), 0.0)
+        left = seconds - (time.perf_counter() - start)
+        here = torch.tensor([left, update / parts_at(self.plan, second.iteration - 1), measurement])
+        # The first process's numbers, as all have to decide alike.
+        left, part, measurement = self.workers.mean(1, 3, lambda _: here).tolist()
+        self.plan = fitted(self.plan, left, Speed(part, measurement))
+        self.config, self.iterations = self.plan.config, self.plan.iterations
 
     def updates(self, state: State | None) -> Iterator[Update]:
         state = state or self._first()
