@@ -20,6 +20,7 @@ from helpers.toy_models import toy_config, toy_mixture
 
 from epd import Table
 from epd.distill import run as train
+from epd.distill import train as training
 from epd.distill.config import DistillConfig
 from epd.distill.plan import make_plan
 from epd.distill.train import distill
@@ -138,3 +139,27 @@ def test_a_trial_step_that_overflows_in_one_process_is_refused_by_all(
 
     first, second = in_processes(learn)
     assert first == second and len(first) == 2 and isinstance(first[0], int)  # type: ignore[arg-type, index]
+
+
+def test_processes_of_different_speed_decide_on_one_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process's clock runs thrice as fast; the first one's counts."""
+    monkeypatch.setenv("EPD_CACHE", str(tmp_path))
+
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self) -> float:
+            self.now += 0.03 if os.environ.get("RANK") == "1" else 0.01
+            return self.now
+
+    def learn() -> object:
+        workers = Workers.of_accelerate()
+        plan = make_plan(toy_mixture(), toy_config(family="epd", minutes=0.01))
+        *_, last = distill(toy_mixture(), plan, workers=workers)
+        return [last.plan.config.screening, last.plan.iterations, last.iteration, last.state.vector.tolist()]
+
+    monkeypatch.setattr(training, "time", Clock())
+    first, second = in_processes(learn)
+    monkeypatch.setattr(training, "time", Clock())
+    monkeypatch.delenv("RANK", raising=False)
+    assert first == second == in_processes(learn, count=1)[0]
