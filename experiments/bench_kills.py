@@ -141,7 +141,8 @@ def main() -> None:
         rows.append({"optimizer": optimizer, "kills": bench.kills, "runs": bench.finished, "bit_equal": bench.equal,
                      "seconds_undisturbed": round(bench.seconds, 2), "killed": dict(bench.phases)})  # fmt: skip
         print(json.dumps(rows[-1]), flush=True)
-    result = {"kills": args.kills, "seed": SEED, "config": CONFIG, "lengths": LENGTHS, "rows": rows, "environment": environment()}
+    configs = {name: {**CONFIG, **lengths} for name, lengths in LENGTHS.items()}
+    result = {"kills": args.kills, "seed": SEED, "configs": configs, "rows": rows, "environment": environment()}
     write_atomically(args.out, (json.dumps(result, indent=1) + "\n").encode())
     if any(row["runs"] != row["bit_equal"] for row in rows):
         sys.exit("a resumed run ended with other bits")
