@@ -51,11 +51,7 @@ def run_distill(
     workers, plan = Workers.of_accelerate(), make_plan(model, config, init)
     if dry_run:
         if workers.rank == 0:
-            cost = estimate(model, plan)
-            if plan.config.minutes is not None:
-                plan = foreseen(plan, cost)
-                cost = estimate(model, plan)
-            print(describe(model, plan, cost))
+            print(forecast(model, plan))
         return None
     folder = Folder(Path(out), {**_identity(model, plan), "conditions": dict(conditions or {})})
     held = workers.together(lambda: folder.held(resume))
@@ -65,11 +61,7 @@ def run_distill(
     if resume and held.checkpoint is None:
         log.info("%s has no checkpoint yet: starting from the beginning", folder.path)
     workers.together(folder.begin if workers.rank == 0 else lambda: None)
-    state = None
-    if held.checkpoint is not None:
-        state, lengths = state_of(held.checkpoint, folder.checkpoint)
-        if plan.config.minutes is not None:
-            plan = decided(plan, *lengths)
+    plan, state = _resumed(plan, held.checkpoint, folder)
     updates = distill(model, plan, state, features, workers=workers)
     last = follow(updates, entry, folder, workers, state.iteration if state else 0, plan.total)
     if last is not None:
@@ -79,6 +71,14 @@ def run_distill(
     workers.together(lambda: folder.finish(dumps(table)) if workers.rank == 0 else None)
     log.info("learned %s: %s", folder.table, _verdict(table))
     return folder.table
+
+
+def _resumed(plan: Plan, checkpoint: Checkpoint | None, folder: Folder) -> tuple[Plan, State | None]:
+    """The plan and the state to go on with; a plan that was fitted to a time keeps the lengths that were decided."""
+    if checkpoint is None:
+        return plan, None
+    state, lengths = state_of(checkpoint, folder.checkpoint)
+    return decided(plan, *lengths) if plan.config.minutes is not None else plan, state
 
 
 def _identity(model: Model, plan: Plan) -> dict[str, object]:
@@ -153,6 +153,15 @@ def numbers_of(table: Table) -> dict[str, float]:
         for j in range(ahead.shape[1]):
             out |= {f"lookahead/step{n}/point{j}/{k}": float(v) for k, v in enumerate(ahead[n, j])}
     return out
+
+
+def forecast(model: Model, plan: Plan) -> str:
+    """What --dry-run prints; a plan that is to be fitted to a time is shown at the estimated speed."""
+    cost = estimate(model, plan)
+    if plan.config.minutes is None:
+        return describe(model, plan, cost)
+    likely = foreseen(plan, cost)
+    return describe(model, likely, estimate(model, likely))
 
 
 def describe(model: Model, plan: Plan, cost: Cost) -> str:
