@@ -24,7 +24,8 @@ def compare(options: Compare) -> int:
     from ..evaluation.judges import judges_of
 
     tables = named(options.tables)
-    model = limit_rows(load_model(options.model, model_options(options)), options.rows)
+    conditioning = model_options(options)
+    model = limit_rows(load_model(options.model, conditioning), options.rows)
     for name, table in tables.items():
         fits(table, model, name)
     found = measure(
@@ -39,6 +40,8 @@ def compare(options: Compare) -> int:
         tolerance=options.tolerance,
         alphas_cumprod=model.alphas_cumprod,
         solvers=options.solvers or None,
+        keep=options.out / "cells",
+        conditions=conditioning.conditions(),
     )
     paths = write_comparison(found, options.out)
     print(markdown(found))

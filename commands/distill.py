@@ -19,12 +19,15 @@ log = logging.getLogger("epd")
 def distill(options: Distill) -> int:
     """Learns a table into `options.out`."""
     from ..distill.run import run_distill
+    from ..runs.processes import Workers
 
+    workers = Workers.of_accelerate()  # before there is a model: each process takes a device of its own
     init = find_table(options.init) if options.init else None
     asked = model_options(options)
     model, config = limit_rows(load_model(options.model, asked), options.rows), options.distill_config()
     check_model(model, getattr(torch, options.dtype))
     path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=asked.conditions())
+    workers.end()
     if path is not None:
         log.info("look:    epd table show %s", path)
         log.info("sample:  epd sample --model %s --table %s --out %s", options.model, path, options.out / "samples")

@@ -7,6 +7,8 @@ import os
 import sys
 import warnings
 
+from ..runs.progress import rank, silent
+
 LEVELS = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG}
 
 
@@ -17,17 +19,17 @@ class _Format(logging.Formatter):
 
 
 class _Here(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to what is stderr now, not to what it was when logging was set up."""
+    """Writes to what is stderr now, not to what it was when logging was set up, and above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
-        super().emit(record)
+        if silent():
+            super().emit(record)
+            return
+        from tqdm import tqdm
 
-
-def rank() -> int:
-    """This process's number, as torchrun tells it; 0 where there is one."""
-    text = os.environ.get("RANK", "0")
-    return int(text) if text.isdigit() else 0
+        with tqdm.external_write_mode(file=sys.stderr):
+            super().emit(record)
 
 
 def set_up_logging(verbosity: int) -> None:

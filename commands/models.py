@@ -15,6 +15,7 @@ from ..denoisers.digits import EMBEDDED, classes_of, digits, digits_exact
 from ..denoisers.protocol import Denoiser, Model, Path
 from ..formats.files import user_path
 from ..pipelines.options import ModelOptions
+from ..runs.processes import own_device
 from .own_model import is_own_model, load_own_model
 
 if TYPE_CHECKING:
@@ -120,4 +121,6 @@ def _pipeline(name: str, options: ModelOptions) -> Model:
         )
     from ..pipelines import loading
 
+    if options.device_map is None:
+        options = options.model_copy(update={"device": own_device(options.device)})
     return loading.load_model(name, options)

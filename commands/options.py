@@ -95,7 +95,8 @@ class Sample(ModelArguments):
 class Compare(ModelArguments):
     """Hold tables against every hand-made solver on its best schedule.
 
-    Leaves a Markdown table, JSON and plots in --out.
+    Leaves a Markdown table, JSON and plots in --out. Ctrl-C or a crash cost one cell: the same command again goes on
+    from what is kept in --out/cells, where comparisons under other options lie beside it.
     """
 
     out: UserPath = Path("runs/compare")

@@ -21,6 +21,7 @@ from ..denoisers.protocol import Model
 from ..denoisers.rows import limit_rows, samples_together
 from ..formats.files import write_atomically
 from ..pipelines.find import find_table
+from ..runs.progress import bar
 from ..solvers.registry import NUMBERED, RULES, SCHEDULES, USUAL, Ends, RuleSettings, make_rule, make_sigmas
 from ..solvers.solve import solve
 from ..solvers.walk import Rule
@@ -162,10 +163,8 @@ def draw(
     take: Callable[[int, Tensor], None],
 ) -> float:
     """Solves for every seed, batch by batch, and hands (first row, states) to `take`; seconds spent in the solver."""
-    from tqdm import tqdm
-
-    spent, bar = 0.0, tqdm(total=len(seeds), unit="sample", disable=None if log.isEnabledFor(logging.INFO) else True)
-    with torch.no_grad(), bar:
+    spent = 0.0
+    with torch.no_grad(), bar(len(seeds), "sample", "sample") as shown:
         for first in range(0, len(seeds), batch):
             part = list(seeds[first : first + batch])
             noise = unit_noise(part, model.shape, dtype, model.device)
@@ -175,7 +174,7 @@ def draw(
                 torch.cuda.synchronize()
             spent += time.perf_counter() - began
             take(first, x)
-            bar.update(len(part))
+            shown.update(len(part))
     return spent
 
 

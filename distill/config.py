@@ -80,6 +80,9 @@ class DistillConfig(BaseModel):
     """Optimiser updates after screening; none: 1200 of Adam; of Gauss-Newton 6 after several starts, 32 with one."""
     screening: int | None = Field(default=None, ge=1)
     """Updates that each start gets, where several are tried; none: 200 of Adam, 28 of Gauss-Newton."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Time for the run, teacher included: makes updates, screening and training alike, fewer or more, so that they fit
+    into it at the speed of the first ones; none: as many as the other options say, whatever they take."""
     batch: int | None = Field(default=None, ge=1)
     """Samples per update, over all processes and accumulation parts; none: 128 with Adam, 2048 with Gauss-Newton,
     which grows up to it."""

@@ -21,6 +21,7 @@ from ..denoisers.fingerprint import conditions_digest, model_digest
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
 from ..formats.files import require_regular, user_path, write_atomically
+from ..runs.progress import progress
 from ..solvers import schedules
 from ..solvers.exact import converged
 from ..solvers.registry import most_accurate
@@ -130,7 +131,7 @@ class Teacher:
     def prepare(self, first: int, count: int, rank: int = 0, ranks: int = 1) -> None:
         """Makes sure that the blocks of seeds first..first+count-1 are on disk; processes share the work."""
         spans = sorted({self.span(seed) for seed in range(first, first + count)})
-        for span in spans[rank::ranks]:
+        for span in progress(spans[rank::ranks], f"teacher ({self.together} a block)", "block"):
             seeds, path = list(range(*span)), self.path(*span)
             if self._read(path, seeds) is None:
                 self._write(path, seeds)

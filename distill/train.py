@@ -21,6 +21,7 @@ from ..runs.processes import Workers
 from ..solvers.parallel import Coefficients
 from ..solvers.table import Provenance, Table
 from . import adam, gauss_newton
+from .budget import Speed, fitted
 from .objective import Chunk, end_residual
 from .parameters import Parameters
 from .plan import Plan, finished, parts_at
@@ -104,7 +105,13 @@ def distill(
     Raises:
         FloatingPointError: when the network returns NaN or infinity.
     """
-    return Trainer(model, plan, features, cache or cache_folder(), workers or Workers()).updates(state)
+    if state is not None and plan.config.minutes is not None:
+        raise ValueError(f"minutes = {plan.config.minutes} with a state: give the plan of its update, too")
+    began = time.perf_counter()
+    trainer = Trainer(model, plan, features, cache or cache_folder(), workers or Workers())
+    if plan.config.minutes is not None:
+        trainer.fit(60 * plan.config.minutes - (time.perf_counter() - began))
+    return trainer.updates(state)
 
 
 class Trainer:
@@ -124,14 +131,31 @@ class Trainer:
         sigmas = torch.tensor(plan.tables[0].sigmas)
         self.teacher = Teacher(self.model, self.config, sigmas, cache, ends=self.config.objective == "end")
         for first, count in ((POOL_SEEDS, self.config.pool), (VALIDATION_SEEDS, self.config.validation)):
-            self.teacher.prepare(first, count, workers.rank, workers.count)
-        workers.wait()
+            workers.together(lambda at=first, n=count: self.teacher.prepare(at, n, workers.rank, workers.count))
         seeds = range(POOL_SEEDS, POOL_SEEDS + self.config.pool)
         # The pool may be larger than an accelerator's memory: it stays in main memory, chunks are moved.
         self.pool = self.teacher.states(seeds)
         self.noise = unit_noise(seeds, model.shape, getattr(torch, self.config.dtype))
         self.held_out = self._held_out()
         self.scale = adam.first_scale(self.noise[0].numel() * self.config.batch // self.config.accumulate)
+
+    def fit(self, seconds: float) -> None:
+        """Fits the plan to what is left of its time. The updates that are timed for that are thrown away, so that the
+        run is the one of a plan that had these lengths from the beginning.
+        """
+        start, trial = time.perf_counter(), self.updates(None)
+        first = next(trial)  # warms up what the second one is timed with
+        second = next(trial, first)
+        began = time.perf_counter()
+        self._validate(second.state)
+        measurement = time.perf_counter() - began
+        update = max(second.seconds - (0.0 if second.validation is None else measurement), 0.0)
+        left = seconds - (time.perf_counter() - start)
+        here = torch.tensor([left, update / parts_at(self.plan, second.iteration - 1), measurement])
+        # The first process's numbers, as all have to decide alike.
+        left, part, measurement = self.workers.mean(1, 3, lambda _: here).tolist()
+        self.plan = fitted(self.plan, left, Speed(part, measurement))
+        self.config, self.iterations = self.plan.config, self.plan.iterations
 
     def updates(self, state: State | None) -> Iterator[Update]:
         state = state or self._first()

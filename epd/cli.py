@@ -36,6 +36,9 @@ COMMANDS = {
     "doctor": Command("Doctor", "doctor:doctor", "check this machine, with verdicts and remedies"),
 }
 
+# How a command that was interrupted is continued.
+GO_ON = {"distill": "; add --resume to continue the run", "compare": "; the same command again continues it"}
+
 HELP = """usage: epd [-h] [--version] [-v | -q] COMMAND ...
 
 Learned parallel ODE solvers for diffusion and flow models.
@@ -88,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # tyro has said what is wrong
         return stop.code if isinstance(stop.code, int) else FAILED if stop.code else OK
     except KeyboardInterrupt:
-        hint = "; add --resume to continue the run" if words[:1] == ["distill"] else ""
+        hint = GO_ON.get(words[0] if words else "", "")
         print(f"epd: interrupted{hint}", file=sys.stderr)
         return FAILED
 

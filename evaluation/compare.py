@@ -7,24 +7,29 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..denoisers.checks import check_members, check_model
+from ..denoisers.fingerprint import model_digest
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
 from ..denoisers.rows import limit_rows
 from ..formats.files import write_atomically
 from ..runs.environment import environment
+from ..runs.progress import progress
 from ..solvers.exact import converged
 from ..solvers.solve import solve
 from ..solvers.table import Table
 from ..solvers.walk import Rule
 from .comparison import Cell, Comparison, every_cell, family_names, markdown
 from .handmade import HandMade, Schedule, candidate_schedules, handmade
+from .kept import Kept
 from .metrics import Features, extract, frechet_distance, rmse
 
 log = logging.getLogger("epd")
@@ -44,7 +49,7 @@ class Counting:
 
 
 @dataclass(frozen=True)
-class Run:
+class Solved:
     """End points of one solver and what they cost, recorded."""
 
     end: Tensor
@@ -75,7 +80,7 @@ class Judges:
         return out
 
 
-def run(rule: Rule, sigmas: Tensor, batches: Batches, timings: int = 1) -> Run:
+def run(rule: Rule, sigmas: Tensor, batches: Batches, timings: int = 1) -> Solved:
     """Solves every batch, and full ones again until there are this many timings of them.
 
     Raises:
@@ -93,7 +98,7 @@ def run(rule: Rule, sigmas: Tensor, batches: Batches, timings: int = 1) -> Run:
         if len(noise) == len(batches[0][1]):
             seconds.append(time.perf_counter() - began)
         calls, rows = counting.calls, counting.rows // len(noise)
-    return Run(torch.cat(ends[: len(batches)]), calls, rows, statistics.median(seconds))
+    return Solved(torch.cat(ends[: len(batches)]), calls, rows, statistics.median(seconds))
 
 
 def compare(
@@ -112,6 +117,8 @@ def compare(
     tolerance: float = 1e-5,
     alphas_cumprod: Tensor | None = None,
     solvers: Sequence[str] | None = None,
+    keep: Path | None = None,
+    conditions: Mapping[str, object] | None = None,
 ) -> Comparison:
     """Measures tables and all hand-made solvers at equal sequential calls and at equal total evaluations.
 
@@ -127,6 +134,8 @@ def compare(
         tolerance: of the converged end points; a float32 network supports 1e-5.
         alphas_cumprod: (T,) of the model's training schedule, which adds the discrete schedule.
         solvers: names or groups of hand-made solvers to measure; None is all of them.
+        keep: folder in which cells are kept as they are measured, and from which a later call takes them.
+        conditions: what else the model was asked for, ready for JSON; cells under others are not taken.
 
     Raises:
         ValueError: for counts below 1, or names of solvers that do not exist.
@@ -136,28 +145,66 @@ def compare(
             f"samples = {samples}, batch = {batch}, tuning = {tuning}, calls = {list(calls)}: all at least 1, samples 2"
         )
     check_members(model)
-    model, span = limit_rows(model), (model.sigma_max, model.sigma_min)
+    model = limit_rows(model)
     check_model(model, dtype)
+    families = family_names([*tables])
+    rivals = chosen(handmade(model.path), solvers)
+    settings = {"samples": samples, "batch": batch, "seed": seed, "tuning": tuning, "tolerance": tolerance}
+    views = {"features": features is not None, "classifier": classifier is not None, "data": data is not None}
+    described = _identity(model, dtype, alphas_cumprod) | settings | views | {"conditions": dict(conditions or {})}
+    kept = Kept(keep, described)
     with torch.no_grad():
         batches = list(_batches(model, range(seed, seed + samples), batch, dtype))
+        end = torch.cat(list(_ends(model, batches, tolerance, kept)))
+        of_data = None if data is None or features is None else extract(features, data)
+        judges = Judges(end, features, classifier, of_data)
         few = list(_batches(model, range(seed, seed + min(tuning, samples)), batch, dtype))
-        end = torch.cat([converged(d, x, span, tolerance, tolerance)[-1] for d, x in batches])
-        told = None if data is None or features is None else extract(features, data)
-        judges = Judges(end, features, classifier, told)
-        families = family_names([*tables])
-        cells = [_table_cell(name, families[name], table, batches, judges) for name, table in tables.items()]
-        counts = sorted({*calls, *(table.nfe for table in tables.values())})
         candidates = candidate_schedules(model.path, model.sigma_min, model.sigma_max, alphas_cumprod)
-        for solver in chosen(handmade(model.path), solvers):
-            found = [_handmade_cell(solver, at, candidates, few, batches, judges) for at in counts]
-            cells += [cell for cell in found if cell is not None]
+        jobs: dict[str, Callable[[], Cell | None]] = {
+            f"{name} {table.digest}": partial(_table_cell, name, families[name], table, batches, judges)
+            for name, table in tables.items()
+        }
+        jobs |= {
+            f"{solver.name} at {at}": partial(_handmade_cell, solver, at, candidates, few, batches, judges)
+            for solver in rivals
+            for at in sorted({*calls, *(table.nfe for table in tables.values())})
+        }
+        measured = [kept.cell(key, job) for key, job in progress([*jobs.items()], "comparing", "cell")]
+    # A table's family depends on the others' names, which may not be those of when it was measured.
+    cells = [replace(c, group=families[c.solver]) if c.learned else c for c in measured if c is not None]
     reference = {}
-    if features is not None and told is not None:
-        reference["frechet_data"] = frechet_distance(extract(features, end), told)
+    if features is not None and of_data is not None:
+        reference["frechet_data"] = frechet_distance(extract(features, end), of_data)
     return Comparison(
         model.name, model.path, model.guidance, samples, batch, seed, str(dtype).removeprefix("torch."), tolerance,
         min(tuning, samples), tuple(calls), tuple(cells), reference, environment(),
     )  # fmt: skip
+
+
+def _identity(model: Model, dtype: torch.dtype, alphas_cumprod: Tensor | None) -> dict[str, object]:
+    """What a measured cell depends on beside its solver: the model, and the machine that its seconds are of."""
+    here = {key: value for key, value in environment().items() if key != "date"}
+    schedule = None if alphas_cumprod is None else sha256(alphas_cumprod.cpu().numpy().tobytes()).hexdigest()[:12]
+    return {
+        "model": model.name,
+        "path": model.path,
+        "shape": list(model.shape),
+        "guidance": model.guidance,
+        "sigmas": [model.sigma_min, model.sigma_max],
+        "weights": model_digest(model),
+        "alphas_cumprod": schedule,
+        "dtype": str(dtype).removeprefix("torch."),
+        "environment": here,
+    }
+
+
+def _ends(model: Model, batches: Batches, tolerance: float, kept: Kept) -> Iterator[Tensor]:
+    """The converged end points, batch by batch."""
+    span = (model.sigma_max, model.sigma_min)
+    middle = math.sqrt(model.sigma_max * model.sigma_min)
+    for number, (denoiser, noise) in enumerate(progress(batches, "converged end points", "batch")):
+        solving = partial(converged, denoiser, noise, span, tolerance, tolerance)
+        yield kept.end(number, denoiser, noise, middle, lambda solving=solving: solving()[-1])
 
 
 def _batches(model: Model, seeds: Sequence[int], batch: int, dtype: torch.dtype) -> Iterator[tuple[Denoiser, Tensor]]:

@@ -1,14 +1,41 @@
-"""Several processes that work as one: parts are dealt out, results are summed in one fixed order."""
+"""Several processes that work as one: parts are dealt out, results are summed in one fixed order, failures shared."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from datetime import timedelta
+from typing import NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
+# A process may wait for another one's teacher block, which takes long for a large model; a process that dies is
+# noticed by its closed connection, whatever this is.
+PATIENCE = timedelta(hours=6)
+NOT_FINITE, BROKEN = 1, 2  # how a process failed: trainers go on after the first, and must do so together
+MESSAGE_BYTES = 500
+
+
+class ProcessError(ValueError):
+    """Another process failed: the message says which one, and how."""
+
+
+def own_device(device: str | None) -> str | None:
+    """Where this process computes: `device`, but one of its own where a launcher started several on CUDA.
+
+    Raises:
+        ValueError: for an index that belongs to another process.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and torch.cuda.is_available()
+    if not several or device not in (None, "cuda") and not device.startswith("cuda:"):
+        return device
+    own = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+    if device not in (None, "cuda", own):
+        raise ValueError(f"device = {device!r}, but this process of several computes on {own}: leave the device out")
+    return own
 
 
 @dataclass(frozen=True)
@@ -16,7 +43,8 @@ class Workers:
     """The processes of this run: one by default, or those of torchrun through accelerate.
 
     Every part is computed with the same shapes wherever it lands, and sums run over parts in order, not over
-    processes: the number of processes does not change the result.
+    processes: the number of processes does not change the result. An exception in one process is raised in all of
+    them, so that nobody waits for a process that has gone on to something else.
     """
 
     rank: int = 0
@@ -24,7 +52,9 @@ class Workers:
 
     @classmethod
     def of_accelerate(cls) -> Workers:
-        """From accelerate's PartialState, which also starts the process group.
+        """From accelerate's PartialState, which also starts the process group and takes the process's own device.
+
+        Call it before a model is loaded, or all processes load theirs onto the first device.
 
         Raises:
             ValueError: where a launcher started several processes that accelerate does not join, as each would then
@@ -32,7 +62,8 @@ class Workers:
         """
         from accelerate import PartialState
 
-        state, world = PartialState(cpu=not torch.cuda.is_available()), int(os.environ.get("WORLD_SIZE", "1"))
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+        world = int(os.environ.get("WORLD_SIZE", "1"))
         if state.num_processes != world:
             raise ValueError(
                 f"WORLD_SIZE = {world}, but accelerate joins {state.num_processes} processes: start with torchrun and "
@@ -41,24 +72,84 @@ class Workers:
         return cls(state.process_index, state.num_processes)
 
     def mean(self, parts: int, size: int, work: Callable[[int], Tensor]) -> Tensor:
-        """Mean over parts 0..parts-1 of work(part) (size,), float64, each part computed by one process."""
-        rows = torch.zeros(parts, size, dtype=torch.float64)
-        for part in range(self.rank, parts, self.count):
-            rows[part] = work(part).cpu()
-        if self.count > 1:
-            from accelerate import PartialState
-            from accelerate.utils import reduce
+        """Mean over parts 0..parts-1 of work(part) (size,), float64, each part computed by one process.
 
-            # Everybody's zeros but for the rows of one: the sum is exact, whatever order it is taken in.
-            rows = cast(Tensor, reduce(rows.to(PartialState().device), "sum")).cpu()
+        Raises:
+            FloatingPointError: in every process, where `work` raised it in one and nothing worse in another.
+            ProcessError: where `work` raised anything else in another process; its own error is raised there.
+        """
+        rows = torch.zeros(parts, size, dtype=torch.float64)
+
+        def own() -> None:
+            for part in range(self.rank, parts, self.count):
+                rows[part] = work(part).cpu()
+
+        _, error = self._attempt(own)
+        # Everybody's zeros but for the rows of one: the sum is exact, whatever order it is taken in.
+        rows = self._shared(rows, error)
         total = rows[0]
         for row in rows[1:]:
             total = total + row
         return total / parts
 
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` returns in this process, once all are done with theirs; raises what `mean` does."""
+        value, error = self._attempt(work)
+        self._shared(torch.zeros(0, dtype=torch.float64), error)
+        return cast(T, value)
+
     def wait(self) -> None:
         """Until everybody is here."""
+        self.together(lambda: None)
+
+    def _attempt(self, work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+        """What `work` returns, or how it failed where others have to hear of that first."""
+        if self.count == 1:
+            return work(), None
+        try:
+            return work(), None
+        except Exception as error:
+            return None, error
+
+    def _shared(self, values: Tensor, error: Exception | None) -> Tensor:
+        """The sum of everybody's values; how each of them fared travels along, so that all learn of a failure at once.
+        """
+        states = torch.zeros(self.count, dtype=torch.float64)
+        if error is not None:
+            states[self.rank] = NOT_FINITE if isinstance(error, FloatingPointError) else BROKEN
+        total, states = self._sum(torch.cat([values.flatten(), states])).split([values.numel(), self.count])
+        if bool(states.any()):
+            self._fail(error, states)
+        return total.reshape(values.shape)
+
+    def end(self) -> None:
+        """Takes leave of the others: a process that exits while connected can abort those that are not done yet."""
         if self.count > 1:
             from accelerate import PartialState
 
-            PartialState().wait_for_everyone()
+            PartialState().destroy_process_group()
+
+    def _fail(self, error: Exception | None, states: Tensor) -> NoReturn:
+        """Raises the same kind of error in every process: the worst there is."""
+        messages, worst = self._messages("" if error is None else f"{type(error).__name__}: {error}"), states.max()
+        if error is not None and states[self.rank] == worst:
+            raise error
+        first = int((states == worst).nonzero()[0])
+        text = f"process {first} of {self.count} failed: {messages[first]}"
+        raise (FloatingPointError if int(worst) == NOT_FINITE else ProcessError)(text)
+
+    def _messages(self, text: str) -> list[str]:
+        """What each process has to say."""
+        own = text.encode()[:MESSAGE_BYTES]
+        rows = torch.zeros(self.count, MESSAGE_BYTES, dtype=torch.float64)
+        rows[self.rank, : len(own)] = torch.tensor(list(own), dtype=torch.float64)
+        return [bytes(row[row > 0].int().tolist()).decode(errors="ignore") for row in self._sum(rows)]
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Over all processes."""
+        if self.count == 1:
+            return values
+        from accelerate import PartialState
+        from accelerate.utils import reduce
+
+        return cast(Tensor, reduce(values.to(PartialState().device), "sum")).cpu()

@@ -13,7 +13,7 @@ import pytest
 from helpers.command import Run
 
 from epd import __version__, cli
-from epd.commands import distill, doctor
+from epd.commands import compare, distill, doctor
 from epd.commands.logs import set_up_logging
 
 
@@ -134,6 +134,8 @@ def test_ctrl_c_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(distill, "distill", interrupted)
     monkeypatch.setattr(doctor, "doctor", interrupted)
+    monkeypatch.setattr(compare, "compare", interrupted)
+    assert run("compare") == (cli.FAILED, "", "epd: interrupted; the same command again continues it\n")
     assert run("distill") == (cli.FAILED, "", "epd: interrupted; add --resume to continue the run\n")
     assert run("doctor") == (cli.FAILED, "", "epd: interrupted\n")
 

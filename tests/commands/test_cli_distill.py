@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.command import Run
 
 from epd import cli
+from epd.pipelines import loading
 from epd.pipelines.options import ModelOptions
+from epd.runs.processes import Workers
 from epd.solvers.table import Table
 
 QUICK = ["--model", "digits-exact", "--calls", "3", "--pool", "64", "--batch", "64", "--accumulate", "1"]
@@ -47,6 +50,29 @@ def test_a_run_is_not_continued_under_other_conditions(run: Run, cache: Path, tm
     assert code == cli.FAILED and "conditions.labels was [1, 2], is [1, 3]; use the same options" in err
     assert run("distill", *QUICK, "--labels", "1", "2", "--device", "cpu", "--out", out, "--resume")[0] == cli.OK
     assert (out / "solver.json").read_bytes() == before
+
+
+def test_processes_start_before_the_model_is_loaded_onto_a_device(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two processes on two devices: the second loads its model onto the second device, not onto the first."""
+    happened: list[object] = []
+
+    def loaded(name: str, options: ModelOptions) -> None:
+        happened.append(options.device)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(Workers, "of_accelerate", lambda: happened.append("processes") or Workers())
+    monkeypatch.setattr(loading, "load_model", loaded)
+    for words, device in (((), "cuda:1"), (("--device", "cpu"), "cpu"), (("--device-map", "balanced"), None)):
+        code, _, err = run("distill", "--model", tmp_path, *words, "--out", tmp_path / "x")
+        assert code == cli.FAILED and "enough" in err
+        assert happened == ["processes", device]
+        happened.clear()
 
 
 def test_prompts_count_by_what_they_say(tmp_path: Path) -> None:

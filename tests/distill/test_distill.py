@@ -6,7 +6,7 @@ import dataclasses
 import errno
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,10 +22,11 @@ from epd.distill.config import DistillConfig
 from epd.distill.objective import end_residual
 from epd.distill.parameters import Parameters
 from epd.distill.plan import make_plan
-from epd.distill.run import RunError, run_distill
+from epd.distill.run import run_distill
 from epd.distill.state import State
 from epd.distill.teacher import Teacher
 from epd.distill.train import POOL_SEEDS, Trainer, Update, distill
+from epd.runs.checkpoint import Checkpoint, RunError
 from epd.runs.processes import Workers
 from epd.solvers.exact import converged
 
@@ -278,8 +279,26 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "solver.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("lost", ["checkpoint.safetensors", "config.json", "both"])
+def test_resume_with_a_missing_file_never_overwrites_a_finished_table(tmp_path: Path, lost: str) -> None:
+    """A lost checkpoint, a lost identity, a lost pair, each with the same options and with others."""
+    before = run(tmp_path / "a").read_bytes()
+    for name in ("checkpoint.safetensors", "config.json") if lost == "both" else (lost,):
+        (tmp_path / "a" / name).unlink()
+    files = sorted((p.name, p.read_bytes()) for p in (tmp_path / "a").iterdir() if p.is_file())
+    message = "nothing says which run this is: choose another --out" if lost == "both" else "config.seed was 0, is 1"
+    with pytest.raises(RunError, match=message):
+        run(tmp_path / "a", seed=1, resume=True)
+    if lost == "both":
+        with pytest.raises(RunError, match=message):
+            run(tmp_path / "a", resume=True)
+    else:
+        assert run(tmp_path / "a", resume=True).read_bytes() == before
+    assert sorted((p.name, p.read_bytes()) for p in (tmp_path / "a").iterdir() if p.is_file()) == files
+
+
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty", "nan", "text"])
-def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_one_clear_error_that_asks_for_no_deletion(tmp_path: Path, damage: str) -> None:
     before = run(tmp_path / "a").read_bytes()
     path = tmp_path / "a" / "checkpoint.safetensors"
     data = path.read_bytes()
@@ -293,25 +312,28 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path, damage: str) ->
             "text": b"{}" * 500,
         }[damage]
     )
-    with pytest.raises(RunError, match="damaged|not finite"):
+    assert run(tmp_path / "a", resume=True).read_bytes() == before  # finished: nobody needs the checkpoint
+    (tmp_path / "a" / "solver.json").unlink()
+    with pytest.raises(RunError, match="damaged .*another --out") as error:
         run(tmp_path / "a", resume=True)
-    assert (tmp_path / "a" / "solver.json").read_bytes() == before
+    assert "delete" not in str(error.value)
+    assert not (tmp_path / "a" / "solver.json").exists()
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from epd.distill import run as train
+    from epd.runs import follow
 
     whole = run(tmp_path / "whole").read_bytes()
-    real, written = train.save_state, []
+    real, written = follow.save_checkpoint, []
 
-    def full(path: Path, state: object, identity: dict[str, object]) -> None:
+    def full(path: Path, checkpoint: Checkpoint, identity: Mapping[str, object]) -> None:
         written.append(path)
         if len(written) > 1:
             monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
-        real(path, state, identity)  # type: ignore[arg-type]
+        real(path, checkpoint, identity)
 
-    monkeypatch.setattr(train, "save_state", full)
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(follow, "save_checkpoint", full)
+    monkeypatch.setattr(follow, "CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(OSError, match="could not write .* what was there before is unchanged"):
         run(tmp_path / "a")
     monkeypatch.undo()

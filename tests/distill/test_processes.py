@@ -15,11 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.forked import in_processes
 from helpers.toy_models import toy_config, toy_mixture
 
 from epd import Table
 from epd.distill import run as train
+from epd.distill import train as training
 from epd.distill.config import DistillConfig
+from epd.distill.plan import make_plan
+from epd.distill.train import distill
+from epd.runs import follow
+from epd.runs.processes import Workers
 
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 
@@ -43,7 +49,7 @@ def test_killed_at_random_moments_and_resumed_the_table_is_bit_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     """kill -9 at ten random moments of each optimiser's run, teacher, screening and writes included."""
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(follow, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setenv("EPD_CACHE", str(tmp_path / "cache-whole"))
     config = toy_config(family="epd", calls=5, optimizer=optimizer, iterations=12)
     began = time.monotonic()
@@ -93,10 +99,6 @@ def test_two_processes_learn_the_table_of_one(tmp_path: Path, changes: dict[str,
 
 
 def test_processes_without_a_part_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    from epd.distill.plan import make_plan
-    from epd.distill.train import distill
-    from epd.runs.processes import Workers
-
     class Alone(Workers):
         """The first of two, of whom the other has nothing to add."""
 
@@ -112,9 +114,52 @@ def test_processes_without_a_part_are_told(caplog: pytest.LogCaptureFixture) -> 
     assert all(map(torch.equal, shared, (u.state.vector for u in distill(toy_mixture(), plan))))
 
 
-def test_means_are_taken_in_one_order() -> None:
-    from epd.runs.processes import Workers
+def test_a_trial_step_that_overflows_in_one_process_is_refused_by_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third loss of the second process overflows, which Gauss-Newton takes for a step too long, and goes on."""
+    monkeypatch.setenv("EPD_CACHE", str(tmp_path))
+    losses: list[int] = []
 
-    values = torch.tensor([1e16, 1.0, -1e16, 1.0], dtype=torch.float64)
-    expected = (((values[0] + values[1]) + values[2]) + values[3]) / 4
-    assert torch.equal(Workers().mean(4, 1, lambda i: values[i].reshape(1)), expected.reshape(1))
+    class Overflowing(Workers):
+        def mean(self, parts: int, size: int, work: Callable[[int], torch.Tensor]) -> torch.Tensor:
+            losses.extend([size] * (size == 1))
+            return super().mean(parts, size, overflow if size == 1 and len(losses) % 3 == 0 else work)
+
+    def overflow(part: int) -> torch.Tensor:
+        if os.environ["RANK"] == "1":
+            raise FloatingPointError("the state is not finite")
+        return torch.zeros(1)
+
+    def learn() -> object:
+        Workers.of_accelerate()
+        plan = make_plan(toy_mixture(), toy_config(family="epd", iterations=3))
+        *_, last = distill(toy_mixture(), plan, workers=Overflowing(int(os.environ["RANK"]), 2))
+        return [last.iteration, last.state.vector.tolist()]
+
+    first, second = in_processes(learn)
+    assert first == second and len(first) == 2 and isinstance(first[0], int)  # type: ignore[arg-type, index]
+
+
+def test_processes_of_different_speed_decide_on_one_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process's clock runs thrice as fast; the first one's counts."""
+    monkeypatch.setenv("EPD_CACHE", str(tmp_path))
+
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self) -> float:
+            self.now += 0.03 if os.environ.get("RANK") == "1" else 0.01
+            return self.now
+
+    def learn() -> object:
+        workers = Workers.of_accelerate()
+        plan = make_plan(toy_mixture(), toy_config(family="epd", minutes=0.01))
+        *_, last = distill(toy_mixture(), plan, workers=workers)
+        return [last.plan.config.screening, last.plan.iterations, last.iteration, last.state.vector.tolist()]
+
+    monkeypatch.setattr(training, "time", Clock())
+    first, second = in_processes(learn)
+    monkeypatch.setattr(training, "time", Clock())
+    monkeypatch.delenv("RANK", raising=False)
+    assert first == second == in_processes(learn, count=1)[0]

@@ -13,10 +13,12 @@ import torch
 from toy_models import toy_config, toy_mixture
 
 from epd.distill import run as train
+from epd.runs import follow
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train.CHECKPOINT_SECONDS = 0.0  # kill it as often as it writes
+    follow.CHECKPOINT_SECONDS = 0.0  # kill it as often as it writes
     train.run_distill(toy_mixture(), toy_config(family="epd", calls=5, **json.loads(sys.argv[2])), Path(sys.argv[1]))
     workers = train.Workers.of_accelerate()
     os.write(1, f"{workers.rank}/{workers.count}\n".encode())  # at once: print's newline may land in another's line
+    workers.end()
