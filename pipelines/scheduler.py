@@ -14,9 +14,11 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from torch import Tensor
 
 from ..solvers.table import Table
-from .exchange import EPDSchedulerOutput, Fan, evaluated, noised, points_of, position, rows_of
+from .calls_in_progress import pipeline_call
+from .exchange import EPDSchedulerOutput, WideCall, evaluated, moved_points, noised, position, rows_of, spread
 from .frames import Frame, frame_of
 from .layout import Asked, Layout, Placement, moved, overruled, require_fit, rule_layout, table_layout
+from .placement import placed
 from .run import Run
 
 RULES = ("euler", "heun", "dpm2", "ipndm", "dpmpp", "table")
@@ -95,7 +97,10 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
                 f"rule = {rule!r} with{'out' * (table is None)} a table: EPDScheduler.from_table sets both"
             )
         self.table = None if table is None else Table.from_dict(dict(table))
-        self.placement: Placement = "bare"
+        self.placement: Placement = "bare"  # of a loop that is not a pipeline's
+        self.parallel = True  # the points of a fan in one call, in pipelines that can
+        self.laid_out_in: int | None = None  # number of the pipeline's call that the run belongs to
+        self._placement: Placement = "bare"  # of this run
         self.alphas_cumprod = DDIMScheduler(
             num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas,  # type: ignore[arg-type]
             rescale_betas_zero_snr=rescale_betas_zero_snr,
@@ -215,11 +220,12 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         if self.table is None:
             self._layout = rule_layout(self.config, self.frame, asked)
         else:
-            if self.placement not in self._layouts:  # a table is the same in every run
-                self._layouts[self.placement] = table_layout(self.table, self.frame, self.placement)
-            self._layout = self._layouts[self.placement]
+            self._place()
+            if self._placement not in self._layouts:  # a table is the same in every run
+                self._layouts[self._placement] = table_layout(self.table, self.frame, self._placement)
+            self._layout = self._layouts[self._placement]
             self._say(overruled(self._layout, asked))
-            if self.placement == "bare" and moved(self.table):
+            if self._placement == "bare" and moved(self.table):
                 self._say(MOVED)
         steps, calls = self._layout.steps, self._layout.calls
         self.order = self._layout.order if num_inference_steps == steps else 1
@@ -229,6 +235,20 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         ends = [*(c.sigma[0] for c in calls), float(self._layout.levels[-1])]
         self.sigmas = torch.tensor(ends, dtype=torch.float32)
         self._run, self._handed, self._begin_index, self._noised = None, None, None, False
+
+    def _place(self) -> None:
+        """Where the points of this run are evaluated: the pipeline that runs decides, not the one that was enabled."""
+        call = pipeline_call()
+        mine = call is not None and vars(call.pipe).get("scheduler") is self
+        self.laid_out_in = call.number if call is not None and mine else None
+        self._placement = self.placement
+        if call is not None:  # a pipeline that steps by a copy of its scheduler has states that no hook knows
+            self._placement, note = placed(call.pipe, self.parallel) if mine else ("bare", "")
+            self._say(note if self._placement == "serial" else "")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy begins a run of its own: one that is under way cannot be copied, nor continued by two."""
+        return {**vars(self), "_run": None, "_handed": None, "laid_out_in": None}
 
     def _say(self, text: str) -> None:
         if text and self.first_time(text):
@@ -255,20 +275,22 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         return self.add_noise(sample, noise, timestep)
 
     @property
-    def fan(self) -> Fan | None:
+    def wide_call(self) -> WideCall | None:
         """What the next network call needs beside what the pipeline gives it; None when nothing."""
-        if self.placement == "bare" or self._layout is None:
+        if self._placement == "bare" or self._layout is None:
             return None
         run = self._run if self._run is not None else self._layout.run(self._begin_index or 0)
         unscaled = self._run is None and self._first_scale != 1.0  # DDPM's and DiT's pipelines pass bare noise
         if run.finished or not (run.rows > 1 or run.ahead or unscaled):
             return None
-        return Fan(run.rows, self._told[run.index], run.call.timestep[0], run.ahead or unscaled)
+        return WideCall(run.rows, self._told[run.index], run.call.timestep[0])
 
-    def ahead(self, latents: Tensor) -> Tensor:
-        """The rows of a first call that is a fan already, R x K sample-major, of the R rows that the pipeline made."""
-        run = self._required().run(self._begin_index or 0)
-        return rows_of(run.open(self._state(latents)), run.call.c_in, latents.dtype)
+    def spread(self, rows: Tensor) -> Tensor:
+        """The rows of a wide call, R x K sample-major, of the R that the pipeline has, one per sample and copy."""
+        if self._run is None or self._run.points is None:
+            run = self._required().run(self._begin_index or 0)
+            return rows_of(run.open(self._state(rows)), run.call.c_in, rows.dtype)
+        return spread(rows, self._run.points, self._run.call.c_in)
 
     @property
     def steps_done(self) -> int:
@@ -278,11 +300,9 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         return layout.steps if finished else 0 if self._run is None else self._run.call.step
 
     @property
-    def state_width(self) -> int:
-        """K where the rows handed out last hold states (one in every K rows, the first); 0 inside a step."""
-        if self._run is None or self._run.finished:
-            return 1
-        return self._run.rows if self._run.call.opens else 0
+    def at_state(self) -> bool:
+        """Whether what was handed out last is a state, and not a point inside a step."""
+        return self._run is None or self._run.finished or self._run.call.opens
 
     def step(
         self,
@@ -292,12 +312,14 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         generator: object = None,
         return_dict: bool = True,
     ) -> EPDSchedulerOutput | tuple[Tensor, Tensor]:
-        """Takes the network's output for the rows that were handed out last and hands out the next ones.
+        """Takes the network's output at all points of this call and hands out the first point of the next one.
+
+        A pipeline always holds one row per sample, also between the calls of a step, and whenever it is stopped.
 
         Args:
-            model_output: (R, *S), guided; a learned variance behind it is dropped.
+            model_output: (B x K, *S), sample-major, guided; a learned variance behind it is dropped.
             timestep: one of `timesteps`.
-            sample: (R, *S), or (B, *S) where the first call was moved ahead of the pipeline's latents.
+            sample: (B, *S), what was handed out last. Where it was changed since, all points move as far.
             generator: not used: nothing here is random.
 
         Raises:
@@ -310,10 +332,10 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         elif self._handed is not None and sample is self._handed[0] and sample._version == self._handed[1]:
             points = run.points
         else:
-            points = points_of(sample, run.points, call.c_in)
+            points = moved_points(sample, run.points, call.c_in)
         denoised, slopes = evaluated(call, points, model_output)
         after = run.advance(points, slopes)
-        rows = rows_of(after, self._last_scale if run.finished else run.call.c_in, sample.dtype)
+        rows = rows_of(after[:1], self._last_scale if run.finished else run.call.c_in, sample.dtype)
         self._handed = None if rows.is_inference() or run.finished else (rows, rows._version)
         original = denoised.transpose(0, 1).flatten(0, 1).to(sample.dtype)
         return EPDSchedulerOutput(rows, original) if return_dict else (rows, original)
