@@ -45,6 +45,7 @@ def attach(network: Module, name: str, change: Change, user: object) -> weakref.
     """
     owner = _owners.get(network)
     if owner is None:
+        _drop_copied(network)
         owner = _owners[network] = _Owner(network.register_forward_pre_hook(_before, with_kwargs=True))
     owner.changes[name] = change
     owner.users[name] += 1
@@ -57,6 +58,12 @@ def attached(network: Module, name: str) -> bool:
     """Whether this change sees the calls of a network, or of what a wrapper (a compiled module) holds directly."""
     owners = (_owners.get(module) for module in (network, *network.children()))
     return any(owner is not None and name in owner.changes for owner in owners)
+
+
+def _drop_copied(network: Module) -> None:
+    """A copy of a hooked network brings a hook along that nobody owns; a second one would apply all changes twice."""
+    for key in [key for key, hook in network._forward_pre_hooks.items() if hook is _before]:
+        del network._forward_pre_hooks[key], network._forward_pre_hooks_with_kwargs[key]
 
 
 def _release(network: weakref.ref[Module], name: str) -> None:

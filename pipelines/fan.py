@@ -74,12 +74,19 @@ def units(seen: float, timestep: float, count: float, dtype: torch.dtype) -> str
     exact = torch.tensor(timestep, dtype=torch.float64)
     errors = {name: abs(float(convert(exact, count)) - seen) for name, convert in TIMES.items()}
     best = min(errors, key=lambda name: errors[name])
-    if errors[best] > (4 * torch.finfo(dtype).eps * max(1.0, abs(seen)) if dtype.is_floating_point else 1.0):
+    if errors[best] > _rounding(seen, dtype):
         raise ValueError(
             f"the scheduler's timestep {timestep:g} reaches the network as {seen:g}, none of {', '.join(TIMES)}: "
             "use epd.enable(pipe, table, parallel=False)"
         )
     return best
+
+
+def _rounding(seen: float, dtype: torch.dtype) -> float:
+    """How far a time that went through the scheduler's float32 and this type may be off; integers lose up to 1."""
+    if not dtype.is_floating_point:
+        return 1.0
+    return 4 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) * max(1.0, abs(seen))
 
 
 def _repeated(name: str, value: Any, lengths: tuple[int, int], width: int, listed: bool) -> Any:  # noqa: ANN401

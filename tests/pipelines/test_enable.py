@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import tiny_pipelines
+from helpers.enabled import SMALL, assert_same, picture, seeds, table_for, variant
 from helpers.tiny_pipelines import build, diffusers, network, run
-from test_enable_company import SMALL, picture, seeds, variant
-from test_families import assert_same, table_for
 from torch import Tensor
 
 import epd

@@ -2,54 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from helpers.enabled import SMALL, TABLES, assert_same, both, picture, seeds, states_and_rows, table_for, variant
 from helpers.tiny_pipelines import PROMPTS, arguments, build, diffusers, network, run
-from test_families import TABLES, assert_same, states_and_rows, table_for
 from torch import Tensor
 
 import epd
-
-SMALL: dict[str, Any] = {"prompt": list(PROMPTS[:2]), "output_type": "latent", "return_dict": False}
-
-
-def seeds() -> dict[str, Any]:
-    return {"generator": [torch.Generator().manual_seed(i) for i in range(2)]}
-
-
-def picture(channels: int = 3, seed: int = 3) -> Tensor:
-    return torch.rand(2, channels, 64, 64, generator=torch.Generator().manual_seed(seed))
-
-
-def both(pipe: Any, table: epd.Table, call: Callable[[], Any]) -> tuple[Tensor, list[int]]:  # noqa: ANN401
-    """The result with fans in one call, which is that with single calls; and the rows of the network's calls."""
-    rows: list[int] = []
-
-    def count(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rows.append(len(args[0] if args else kwargs["sample"]))
-
-    results = []
-    for parallel in (False, True):
-        epd.enable(pipe, table, parallel=parallel)
-        rows.clear()
-        handle = network(pipe).register_forward_pre_hook(count, with_kwargs=True)
-        with torch.no_grad():
-            results.append(torch.as_tensor(call()[0]))
-        handle.remove()
-    epd.disable(pipe)
-    assert_same(results[1], results[0])
-    return results[1], rows
-
-
-def variant(kind: Any, **changes: Any) -> Any:  # noqa: ANN401
-    """Another pipeline of Stable Diffusion's tiny components."""
-    components = build("sd").components
-    pipe = kind(**{**components, **changes}, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def random_like(parameters: Any, scale: float = 0.1) -> None:  # noqa: ANN401

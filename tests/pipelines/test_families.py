@@ -2,66 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from typing import Any
 
 import pytest
 import torch
-from helpers import tables, tiny_pipelines
+from helpers import tiny_pipelines
+from helpers.enabled import TABLES, assert_same, states_and_rows, table_for
 from helpers.tiny_pipelines import diffusers
-from torch import Tensor
 
 import epd
-
-FLOW_SIGMAS, DIFFUSION_SIGMAS = [1.0, 0.8, 0.5, 0.2, 0.02], [14.0, 6.0, 2.0, 0.6, 0.05]
-TABLES = {  # table, and rows per sample of each network call
-    "epd": (tables.epd_table(), [1, 3] * 4),
-    "plugin with afs": (tables.epd_table(afs=True, order=3), [3, 1, 3, 1, 3, 1, 3]),
-    "memory": (tables.full_table(), [1, 2] * 4),
-    "one-call with afs": (tables.full_table(calls=1, afs=True), [3] * 4),
-    "mixed": (tables.full_table(calls=[1, 2, 1, 2]), [1, 1, 2, 3, 1, 2]),
-}
-
-
-def table_for(name: str, kind: str) -> epd.Table:
-    sigmas = FLOW_SIGMAS if name in tiny_pipelines.FLOWS else DIFFUSION_SIGMAS
-    return dataclasses.replace(TABLES[kind][0], sigmas=sigmas)
-
-
-def states_and_rows(pipe: Any, name: str, steps: int, **changes: Any) -> tuple[Tensor, list[int]]:  # noqa: ANN401
-    """The last state that the pipeline had, and the rows of its network calls."""
-    rows: list[int] = []
-    last: list[Tensor] = []
-
-    def count(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        state = kwargs.get("sample", kwargs.get("hidden_states"))
-        rows.append(len(args[0] if state is None else state))
-
-    inner = pipe.scheduler.step
-
-    def step(
-        model_output: Tensor, timestep: Tensor, sample: Tensor, generator: object = None, return_dict: bool = True
-    ) -> Any:  # noqa: ANN401
-        out = inner(model_output, timestep, sample, return_dict=return_dict)
-        last.append(out[0])
-        return out
-
-    pipe.scheduler.step = step
-    handle = tiny_pipelines.network(pipe).register_forward_pre_hook(count, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            pipe(**{**tiny_pipelines.arguments(name, steps), **changes})
-    finally:
-        handle.remove()
-        del pipe.scheduler.step
-    return last[-1], rows
-
-
-def assert_same(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:
-    """To a fraction of the largest value: states of untrained networks reach hundreds."""
-    assert torch.isfinite(one).all()
-    torch.testing.assert_close(one, other, rtol=0, atol=tolerance * float(other.abs().max()))
 
 
 def network_calls(name: str, width: int, guided: bool, batch: int = 2) -> list[int]:
