@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .preconditioning import Preconditioning
-from .protocol import Denoiser, Path, rows_per_condition
+from .protocol import Denoiser, Path, beside, coefficient_device, rows_per_condition
 
 Rows = Mapping[str, Tensor]  # conditioning by name, one row per sample
 Call = Callable[[Tensor, Tensor, Rows], Tensor]  # (scaled x (R, *S), timestep (R,), rows) -> output (R, *S)
@@ -32,12 +32,12 @@ def guided(denoise: Denoiser, x: Tensor, sigma: Tensor, guidance: float) -> Tens
 
 
 def noise_levels(x: Tensor, sigma: Tensor | float) -> Tensor:
-    """sigma as float64 on x's device, 0-d or (B,).
+    """sigma as float64 beside x (on the CPU where x's device has no float64), 0-d or (B,).
 
     Raises:
         ValueError: for another shape.
     """
-    sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)
+    sigma = torch.as_tensor(sigma, dtype=torch.float64, device=coefficient_device(x.device))
     if sigma.ndim and sigma.shape != (len(x),):
         raise ValueError(f"sigma must be 0-d or have one entry per row of x, {len(x)}, got shape {tuple(sigma.shape)}")
     return sigma
@@ -156,11 +156,12 @@ class NetworkDenoiser:
 
     def _evaluate(self, x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
         c_skip, c_out, c_in, c_noise = self.precondition(sigma)
-        timestep = c_noise.to(torch.float64 if self.dtype == torch.float64 else torch.float32).expand(len(x))
+        times = torch.float64 if self.dtype == torch.float64 else torch.float32
+        timestep = c_noise.to(times).to(x.device).expand(len(x))
         column = (-1, *[1] * len(self.shape))
-        output = self.call((c_in.to(x.dtype).reshape(column) * x).to(self.dtype), timestep, rows)
+        output = self.call((beside(c_in, x).reshape(column) * x).to(self.dtype), timestep, rows)
         output = self._checked(output, x).to(x.dtype)
-        return c_skip.to(x.dtype).reshape(column) * x + c_out.to(x.dtype).reshape(column) * output
+        return beside(c_skip, x).reshape(column) * x + beside(c_out, x).reshape(column) * output
 
     def _checked(self, output: Tensor, x: Tensor) -> Tensor:
         if output.shape != x.shape and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 Path = Literal["ve", "flow"]
@@ -19,7 +20,7 @@ class Denoiser(Protocol):
 
     Args:
         x: state (B, *S), any floating dtype; the result has its shape and dtype.
-        sigma: noise level, 0-d or (B,), float64.
+        sigma: noise level, 0-d or (B,), float64; beside x, or on the CPU where x's device has no float64 (MPS).
     """
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor: ...
@@ -73,6 +74,19 @@ class Model(Denoiser, Protocol):
     def decode(self, x: Tensor) -> Tensor:
         """Pictures (B, C, H, W) in [0, 1] of finished states."""
         ...
+
+
+def coefficient_device(device: torch.device | str) -> torch.device:
+    """Where float64 coefficients for tensors on this device live: beside them, or on the CPU where the device has no
+    float64 (MPS).
+    """
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def beside(coefficients: Tensor, x: Tensor) -> Tensor:
+    """Coefficients in x's dtype, on x's device; rounded first, as the device may have no float64."""
+    return coefficients.to(x.dtype).to(x.device)
 
 
 def rows_per_condition(rows: int, conditions: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,38 +19,17 @@ from torch import Tensor
 from ..denoisers.digits import CLASSIFIER_FILE, MODEL_FOLDER, digits, digits_classifier, digits_data, held_out
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser
+from ..runs.environment import environment
+from ..solvers import rules, schedules
+from ..solvers.solve import solve
 
 RESULT = Path(__file__).resolve().parent / "results" / "digits_training.json"
 
 
-def cpu_name() -> str:
-    """Model name of the processor, as Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def environment() -> dict[str, str | int]:
-    """Where the numbers were measured."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cpu": cpu_name(),
-    }
-
-
-@torch.no_grad()
-def heun(denoiser: Denoiser, noise: Tensor, sigma_max: float, sigma_min: float, steps: int) -> Tensor:
-    """A fine reference solution on the polynomial schedule (rho 7). Reference: arXiv 2206.00364, Algorithm 1."""
-    ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    sigmas = (sigma_max ** (1 / 7) + ramp * (sigma_min ** (1 / 7) - sigma_max ** (1 / 7))) ** 7
-    x = noise * sigmas[0]
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
-        d = (x - denoiser(x, sigma)) / sigma
-        ahead = x + (following - sigma) * d
-        x = x + (following - sigma) * (d + (ahead - denoiser(ahead, following)) / following) / 2
-    return x
+def reference(denoiser: Denoiser, noise: Tensor, sigma_max: float, sigma_min: float, steps: int) -> Tensor:
+    """A fine reference solution: Heun on the polynomial schedule (rho 7)."""
+    with torch.no_grad():
+        return solve(rules.heun(), denoiser, noise, schedules.polynomial(steps, sigma_min, sigma_max))
 
 
 def samples(count: int, steps: int, guidance: float = 1.0) -> Tensor:
@@ -59,7 +37,10 @@ def samples(count: int, steps: int, guidance: float = 1.0) -> Tensor:
     model = digits(guidance)
     parts = [range(first, min(first + 100, count)) for first in range(0, count, 100)]
     return torch.cat(
-        [heun(model.for_seeds(p), unit_noise(p, model.shape), model.sigma_max, model.sigma_min, steps) for p in parts]
+        [
+            reference(model.for_seeds(p), unit_noise(p, model.shape), model.sigma_max, model.sigma_min, steps)
+            for p in parts
+        ]
     )
 
 

@@ -94,7 +94,8 @@ def spread(rows: Tensor, points: Tensor, scales: Sequence[float]) -> Tensor:
     own = rows_of(points, scales, rows.dtype).unflatten(0, (-1, len(points)))
     own = own.repeat(copies, *[1] * (own.ndim - 1)).reshape(len(rows), len(points), *rows.shape[1:])
     moved = rows - own[:, 0]  # 0 where the pipeline left the state alone
-    return torch.stack([own[:, k] + moved * (c / scales[0]) for k, c in enumerate(scales)], dim=1).flatten(0, 1)
+    shares = (own[:, k] + moved * (scales[k] / scales[0]) for k in range(len(points)))
+    return torch.stack(list(shares), dim=1).flatten(0, 1)
 
 
 def noised(frame: Frame, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..denoisers.protocol import beside, coefficient_device
 from ..solvers.named import named_table
 from ..solvers.table import Table
-from ..solvers.walk import Ask, drive, expand
+from ..solvers.walk import Ask, drive, walk
 
 Callback = Callable[[dict[str, Any]], None]
 
@@ -45,27 +46,28 @@ def sample_epd(
     Raises:
         ValueError: for sigmas that are not the table's.
     """
-    from tqdm.auto import trange
+    from tqdm.auto import tqdm
 
     table = named_table(table) if isinstance(table, str) else table
     first, last = (0, table.num_steps) if sigmas is None else _part_of(table, sigmas)
-    levels = torch.tensor(table.sigmas, dtype=torch.float64, device=x.device)
-    rule, history = table.rule(x.device), ()
-    for n in trange(first, last, disable=disable):
-        seen: list[Tensor] = []
+    levels = torch.tensor(table.sigmas[: last + 1], dtype=torch.float64, device=coefficient_device(x.device))
+    seen: list[Tensor] = []  # the denoised state at the first point that the present step asked for
 
-        def answer(ask: Ask, seen: list[Tensor] = seen) -> Tensor:
-            denoised = _denoised(model, ask, extra_args or {}, parallel)
-            if not seen:
-                seen.append(denoised[0])
-            divisor = ask.sigma.reshape(-1, *[1] * (denoised.ndim - 1)).to(denoised.dtype)
-            return (ask.points - denoised) / divisor
+    def answer(ask: Ask) -> Tensor:
+        denoised = _denoised(model, ask, extra_args or {}, parallel)
+        if ask.site.stage == 0:
+            seen[:] = [denoised[0]]
+        divisor = beside(ask.sigma, denoised).reshape(-1, *[1] * (denoised.ndim - 1))
+        return (ask.points - denoised) / divisor
 
-        mean_slope, history = drive(rule(x, levels[n], levels[n + 1], n, history), answer)
-        if callback is not None:
-            sigma = levels[n].to(x.dtype)
-            callback({"x": x, "i": n - first, "sigma": sigma, "sigma_hat": sigma, "denoised": seen[0]})
-        x = x + expand(levels[n + 1] - levels[n], x) * mean_slope
+    with tqdm(total=last - first, disable=disable) as bar:
+        for state in drive(walk(table.rule(), x, levels, first), answer):
+            bar.update()
+            if callback is not None:
+                n = state.step - 1
+                sigma = levels[n].to(x.dtype)
+                callback({"x": x, "i": n - first, "sigma": sigma, "sigma_hat": sigma, "denoised": seen[0]})
+            x = state.x
     return x
 
 
@@ -95,7 +97,8 @@ def _part_of(table: Table, sigmas: Tensor) -> tuple[int, int]:
 def _denoised(model: Callable[..., Tensor], ask: Ask, extra_args: Mapping[str, Any], parallel: bool) -> Tensor:
     """(K, B, *S)."""
     count, batch = ask.points.shape[:2]
-    told = ask.told.reshape(count, -1).expand(count, batch).to(ask.points.dtype)
+    told = ask.network_sigma.reshape(count, -1).expand(count, batch)
+    told = beside(told, ask.points)
     if not parallel:
         return torch.stack([model(p, t, **extra_args) for p, t in zip(ask.points, told, strict=True)])
     tiled = {name: _tiled(value, batch, count) for name, value in extra_args.items()}

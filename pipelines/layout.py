@@ -14,7 +14,7 @@ from ..solvers.table import Table
 from ..solvers.walk import Rule
 from .frames import Frame
 from .grids import is_placeholder, stock_levels
-from .run import Call, Run, calls_of, named_rule
+from .run import Call, PipelineWalk, calls_of, named_rule
 
 Placement = Literal["bare", "serial", "batched"]
 
@@ -69,9 +69,9 @@ class Layout:
         up = math.ceil(len(self.calls) / self.steps)
         return up if (self.steps - 1) * up < len(self.calls) else len(self.calls) // self.steps
 
-    def run(self, begin: int = 0) -> Run:
+    def run(self, begin: int = 0) -> PipelineWalk:
         """One trajectory from the call with this index."""
-        return Run(self.rule, self.levels, self.calls, begin, self.columns)
+        return PipelineWalk(self.rule, self.levels, self.calls, begin, self.columns)
 
 
 def rule_layout(config: Mapping[str, Any], frame: Frame, asked: Asked) -> Layout:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..denoisers.preconditioning import Preconditioning
 from ..solvers import rules
-from ..solvers.walk import Ask, History, Rule, Steps, expand, plan
+from ..solvers.walk import Ask, Restart, Rule, Site, Walk, plan, walk
 
 
 def named_rule(name: str, order: int | None, levels: Tensor) -> Rule:
@@ -73,36 +73,83 @@ def calls_of(rule: Rule, levels: Tensor, precondition: Preconditioning, batched:
 
 
 def _calls(step: int, index: int, ask: Ask, precondition: Preconditioning, batched: bool) -> Iterator[Call]:
-    coefficients = [c.tolist() for c in precondition(ask.told)]
+    coefficients = [c.tolist() for c in precondition(ask.network_sigma)]
     width = len(ask.sigma)
     for slots in [tuple(range(width))] if batched else [(k,) for k in range(width)]:
         sigma, *rest = (tuple(float(column[k]) for k in slots) for column in (ask.sigma, *coefficients))
         yield Call(step, index, slots, sigma, *rest)
 
 
-class Run:
-    """One trajectory. `points` (K, B, *S) are what the next call evaluates; `advance` takes the slopes there.
+def resumed(rule: Rule, x: Tensor, levels: Tensor, calls: Sequence[Call], begin: int = 0, columns: int = 0) -> Walk:
+    """The walk of a run that may begin at any of its network calls (image-to-image), from the state there.
 
-    A run may begin anywhere (image-to-image). In the middle of a step it goes on by Euler steps to the step's end. A
-    rule that remembers slopes finds none then: the first slope stands in for all of them.
+    In the middle of a step it goes on by Euler steps to the step's end. A rule that remembers slopes finds none when a
+    run begins after the first step: the first slope stands in for all of them.
+
+    Args:
+        begin: index of the first call.
+        columns: remembered slopes that the rule cannot do without.
+    """
+    step = calls[begin].step
+    if not calls[begin].opens:
+        x = yield from _rest_of_step(x, levels, [call for call in calls[begin:] if call.step == step])
+        step += 1
+    if step == 0 or columns == 0 or step == len(levels) - 1:
+        return (yield from walk(rule, x, levels, step))
+    while isinstance(reply := (yield Ask(x[None], levels[step][None], site=Site(step, 0))), Restart):
+        x = reply.x
+    assert reply is not None, "an Ask is answered by slopes"
+    onwards = walk(rule, x, levels, step, (reply[0],) * columns)
+    question = next(onwards)
+    assert isinstance(question, Ask)
+    # Where the first question is a fan it was not evaluated: with the state's slope in its place the step is Euler's.
+    reply = reply.expand_as(question.points)
+    while True:
+        try:
+            event = onwards.send(reply)
+        except StopIteration as stop:
+            return stop.value
+        reply = yield event
+
+
+def _rest_of_step(x: Tensor, levels: Tensor, calls: Sequence[Call]) -> Walk:
+    """Euler steps through the noise levels of the calls that are left of a step, to its end."""
+    end = levels[calls[0].step + 1]
+    points = torch.stack([*torch.tensor([call.sigma[0] for call in calls], dtype=levels.dtype).unbind(), end])
+    asking = walk(rules.euler(), x, points)
+    reply: Tensor | Restart | None = None
+    while True:
+        try:
+            event = asking.send(reply)
+        except StopIteration as stop:
+            return stop.value
+        reply = None
+        if isinstance(event, Ask):
+            call = calls[event.site.step]
+            reply = yield replace(event, site=Site(call.step, call.ask))
+
+
+class PipelineWalk:
+    """One walk, answered by a pipeline's network calls.
+
+    `points` (K, B, *S) are what the next call evaluates; `advance` takes the slopes there.
 
     Args:
         rule: a hand-made one or a table's.
         levels: (N+1,) float64 on the CPU, so that no coefficient is ever read back from a device.
         calls: of `calls_of`.
-        begin: index of the first call.
+        begin: index of the first call, see `resumed`.
         columns: remembered slopes that the rule cannot do without.
     """
 
     def __init__(self, rule: Rule, levels: Tensor, calls: Sequence[Call], begin: int = 0, columns: int = 0) -> None:
         self.index = begin
         self.points: Tensor | None = None
-        self._rule, self._levels, self._calls, self._columns = rule, levels, calls, columns
-        self._floor = levels.tolist()
-        self._midway = not calls[begin].opens
-        self._cold = not self._midway and calls[begin].step > 0 and columns > 0
-        self._history: History = ()
-        self._asking: Steps | None = None
+        self._start = lambda x: resumed(rule, x, levels, calls, begin, columns)
+        self._calls, self._starts_of_steps = calls, levels.tolist()
+        self._midway = calls[begin].step if not calls[begin].opens else None
+        self._alone = self._midway is not None or (calls[begin].step > 0 and columns > 0)
+        self._walk: Walk | None = None
         self._ask: Ask | None = None
         self._answers: list[Tensor] = []
 
@@ -118,38 +165,25 @@ class Run:
     @property
     def rows(self) -> int:
         """K, points of the next call."""
-        return 1 if self._midway or self._cold else len(self.call.slots)
+        if self.points is not None:
+            return len(self.points)
+        return 1 if self._alone else len(self.call.slots)
 
     @property
     def ahead(self) -> bool:
         """The first call is not at the state that the run starts from, or not only there: `open` makes its points."""
-        return self.points is None and not self._midway and not self._cold and not self._only_state(self.call)
+        only_state = self._at_state(self.call) and len(self.call.slots) == 1
+        return self.points is None and not self._alone and not only_state
 
     def _at_state(self, call: Call) -> bool:
-        return call.opens and call.sigma[0] == self._floor[call.step]
-
-    def _only_state(self, call: Call) -> bool:
-        return self._at_state(call) and len(call.slots) == 1
+        """Whether the call's first point is the state itself."""
+        return self._midway == call.step or (call.opens and call.sigma[0] == self._starts_of_steps[call.step])
 
     def open(self, x: Tensor) -> Tensor:
         """The points of the first call, from the state (B, *S)."""
-        self.points = self._first_points(x)
-        return self.points
-
-    def _first_points(self, x: Tensor) -> Tensor:
-        call = self.call
-        if self._midway or self._cold or self._only_state(call):
-            self._x = x
-            return x[None]
-        return self._question(x).points[call.slots[0] : call.slots[-1] + 1]
-
-    def _question(self, x: Tensor) -> Ask:
-        """Starts the step from x: its first question."""
-        n = self.call.step
-        self._x, self._answers = x, []
-        self._asking = self._rule(x, self._levels[n], self._levels[n + 1], n, self._history)
-        self._ask = next(self._asking)
-        return self._ask
+        self._walk = self._start(x)
+        self._go_on(None)
+        return self._next_points(x[None])
 
     def advance(self, points: Tensor, slopes: Tensor) -> Tensor:
         """The points of the next call, or the last state as (1, B, *S).
@@ -158,57 +192,42 @@ class Run:
             points: (K, B, *S) where the call was made: `self.points`, unless somebody changed the state in between.
             slopes: (K, B, *S) there.
         """
-        call = self.call
-        if self._midway:
-            return self._euler(call, points[0], slopes[0])
-        if self._at_state(call):
-            # Again, from the state as it came back: callbacks and inpainting change it between calls.
-            if self._cold:
-                self._history = (slopes[0],) * self._columns
-                # A fan was not evaluated: with the state's slope in its place this is an Euler step.
-                slopes = slopes[:1].expand(len(call.slots), *slopes.shape[1:])
-                self._cold = False
-            self._question(points[0])
-        self._answers += slopes.unbind()
-        if self._ask is not None and len(self._answers) == len(self._ask.points):
-            self._answer()
-        return self._onwards()
-
-    def _answer(self) -> None:
-        """Everything that the rule asked is known: it asks on, or its step ends."""
-        assert self._asking is not None
-        slopes, self._answers = torch.stack(self._answers), []
-        try:
-            self._ask = self._asking.send(slopes)
-        except StopIteration as stop:
-            mean, self._history = stop.value
-            n = self.call.step
-            self._x = self._x + expand(self._levels[n + 1] - self._levels[n], self._x) * mean
-            self._asking = self._ask = None
-
-    def _onwards(self) -> Tensor:
-        self.index += 1
-        if self.finished:
-            self.points, self._history = None, ()
-            return self._x[None]
-        call = self.call
-        if call.opens:
-            self.points = self._first_points(self._x)
-        else:
+        # A run that began with one slope for a whole fan has calls left for the fan's other points: nobody asks there.
+        if self._expects(self.call):
+            if points is not self.points and self._at_state(self.call):
+                self._go_on(Restart(points[0]))  # callbacks and inpainting change the state between calls
+            self._answers += slopes.unbind()
             assert self._ask is not None
-            self.points = self._ask.points[call.slots[0] : call.slots[-1] + 1]
-        return self.points
-
-    def _euler(self, call: Call, x: Tensor, slope: Tensor) -> Tensor:
-        """From a point inside a step to the step's next point, or to its end."""
-        following = self._calls[self.index + 1] if self.index + 1 < len(self._calls) else None
-        inside = following is not None and following.step == call.step
-        target = following.sigma[0] if following is not None and inside else self._floor[call.step + 1]
-        self._x = x + (target - call.sigma[0]) * slope
-        self._midway = inside
-        self._cold = not inside and self._columns > 0
-        if not inside:
-            return self._onwards()
+            if len(self._answers) == len(self._ask.points):
+                answer, self._answers = torch.stack(self._answers), []
+                self._go_on(answer)
         self.index += 1
-        self.points = self._x[None]
+        return self._next_points(points)
+
+    def _expects(self, call: Call) -> bool:
+        return self._ask is not None and self._ask.site == Site(call.step, call.ask)
+
+    def _go_on(self, reply: Tensor | Restart | None) -> None:
+        """To the next question, or to the end."""
+        assert self._walk is not None, "open comes first"
+        while True:
+            try:
+                event = self._walk.send(reply)
+            except StopIteration as stop:
+                self._ask, self._last = None, stop.value
+                return
+            if isinstance(event, Ask):
+                self._ask = event
+                return
+            reply = None
+
+    def _next_points(self, present: Tensor) -> Tensor:
+        if self.finished:
+            self.points = None
+            return self._last[None]
+        self.points = present
+        if self._expects(self.call):
+            assert self._ask is not None
+            points, slots = self._ask.points, self.call.slots
+            self.points = points if len(points) == 1 else points[slots[0] : slots[-1] + 1]
         return self.points

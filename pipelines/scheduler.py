@@ -19,7 +19,7 @@ from .exchange import EPDSchedulerOutput, WideCall, evaluated, moved_points, noi
 from .frames import Frame, frame_of
 from .layout import Asked, Layout, Placement, moved, overruled, require_fit, rule_layout, table_layout
 from .placement import placed
-from .run import Run
+from .run import PipelineWalk
 
 RULES = ("euler", "heun", "dpm2", "ipndm", "dpmpp", "table")
 FLOW = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "EDMEulerScheduler"]
@@ -106,7 +106,7 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         ).alphas_cumprod  # fmt: skip
         self._said: set[str] = set()
-        self._run: Run | None = None
+        self._run: PipelineWalk | None = None
         self._begin_index: int | None = None
         self._noised = False
         self.num_inference_steps: int | None = None
@@ -345,7 +345,7 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("no timesteps are set: call set_timesteps first")
         return self._layout
 
-    def _started(self, timestep: Tensor | float) -> Run:
+    def _started(self, timestep: Tensor | float) -> PipelineWalk:
         layout = self._required()
         if self._run is None:
             if self._begin_index is None:

@@ -1,33 +1,66 @@
-"""Who answers an Ask, and where: one batched network call, or several."""
+"""Who answers a question, and where: all K points in one network call, or one call for each."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from ..denoisers.protocol import Denoiser
-from .walk import Ask
+from ..denoisers.protocol import Denoiser, beside, coefficient_device
+from .walk import Answer, Ask
+
+Placement: TypeAlias = Callable[[Denoiser], Answer]
 
 
 def slope(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
-    """dx/dsigma = (x - D(x, sigma)) / sigma, for x (B, *S), on every path."""
-    return slopes(denoiser, Ask(x[None], torch.as_tensor(sigma, dtype=torch.float64)[None]))[0]
+    """dx/dsigma = (x - D(x, sigma)) / sigma, for x (B, *S) and sigma 0-d or (B,), on every path."""
+    sigma = torch.as_tensor(sigma, dtype=torch.float64, device=coefficient_device(x.device))
+    return batched(denoiser)(Ask(x[None], sigma[None]))[0]
 
 
-def slopes(denoiser: Denoiser, ask: Ask) -> Tensor:
-    """Answers an Ask with one call of K x B rows, sample-major (row = b K + k): slopes (K, B, *S).
+def batched(denoiser: Denoiser) -> Answer:
+    """Answers a question with one call of K x B rows, sample-major (row = b K + k)."""
+
+    def answer(ask: Ask) -> Tensor:
+        k, b = ask.points.shape[:2]
+        rows = ask.points.transpose(0, 1).flatten(0, 1)
+        sigma = ask.network_sigma
+        spread = sigma.expand(b, k) if sigma.ndim == 1 else sigma.T
+        denoised = _denoised(denoiser, rows, spread.flatten())
+        return _slopes(ask, denoised.reshape(b, k, *denoised.shape[1:]).transpose(0, 1))
+
+    return answer
+
+
+def serial(denoiser: Denoiser) -> Answer:
+    """Answers a question with one call of B rows for each of its K points: the same slopes with less memory."""
+
+    def answer(ask: Ask) -> Tensor:
+        b = ask.points.shape[1]
+        pairs = zip(ask.points, ask.network_sigma, strict=True)
+        return _slopes(ask, torch.stack([_denoised(denoiser, x, sigma.expand(b)) for x, sigma in pairs]))
+
+    return answer
+
+
+def _denoised(denoiser: Denoiser, rows: Tensor, sigma: Tensor) -> Tensor:
+    """D at these rows, checked.
 
     Raises:
         ValueError: when the denoiser returns another shape than it was given.
     """
-    k, b = ask.points.shape[:2]
-    rows = ask.points.transpose(0, 1).flatten(0, 1)
-    told = ask.told
-    denoised = denoiser(rows, told.expand(b, k).flatten() if told.ndim == 1 else told.T.flatten())
+    denoised = denoiser(rows, sigma)
     if denoised.shape != rows.shape:
         raise ValueError(
             f"the denoiser returned shape {tuple(denoised.shape)} for a state of shape {tuple(rows.shape)}: "
             "it must return E[x0 | x] of the same shape (drop learned-variance channels in its adapter)"
         )
-    away = ask.points - denoised.reshape(b, k, *denoised.shape[1:]).transpose(0, 1)
-    return away / ask.sigma.to(away).reshape(k, -1, *[1] * (away.ndim - 2))
+    return denoised
+
+
+def _slopes(ask: Ask, denoised: Tensor) -> Tensor:
+    """(x - D) / sigma, all (K, B, *S)."""
+    away = ask.points - denoised
+    return away / beside(ask.sigma, away).reshape(len(away), -1, *[1] * (away.ndim - 2))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -21,11 +21,27 @@ from .walk import Ask, History, Rule, Steps, expand
 
 
 @dataclass(frozen=True)
+class Used:
+    """Which weights of one step can be non-zero: known beforehand, so that zeros cost nothing.
+
+    Args:
+        anchor: whether the update weighs the anchor slope.
+        memory: indices of the memory columns that the update weighs.
+        lookahead: per fan point, indices into [anchor, memory] that point to it; empty: no such point.
+    """
+
+    anchor: bool
+    memory: tuple[int, ...]
+    lookahead: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class Coefficients:
-    """A table's numbers as float64 tensors, unchecked and differentiable; each may end in a sample axis B.
+    """A table's numbers as float64 tensors, differentiable; every one may end in a sample axis B.
 
     N steps, J fan points, m remembered steps. A step's slopes are kept as 1 + J slots (anchor, fan points), so memory
-    has M = m (1 + J) columns, newest step first.
+    has M = m (1 + J) columns, newest step first. Where one field has a sample axis, construction gives it to all but
+    the sigmas, so that each sample of a batch may have a table of its own and one network call serves them all.
 
     Args:
         sigmas: (N+1,).
@@ -38,6 +54,9 @@ class Coefficients:
         calls: per step, 2 (anchor, then fan) or 1 (anchor and fan together).
         afs: analytic first slope; in a two-call step it replaces the anchor, in a one-call step it is the first memory.
         used: per step, which of [update memory (M,), look-ahead of each point (J, 1 + M)] can be non-zero.
+
+    Raises:
+        ValueError: for a field of another shape, or two numbers of samples.
     """
 
     sigmas: Tensor
@@ -51,14 +70,29 @@ class Coefficients:
     afs: bool
     used: tuple[Used, ...]
 
+    def __post_init__(self) -> None:
+        n, j, m = len(self.calls), *self.nodes.shape[1:2], *self.memory.shape[1:2]
+        shapes = {"sigmas": (n + 1,), "nodes": (n, j), "weights": (n, j), "sigma_scale": (n, j)}
+        shapes |= {"anchor": (n,), "memory": (n, m), "lookahead": (n, j, 1 + m)}
+        samples: dict[str, int] = {}
+        for name, shape in shapes.items():
+            own = tuple(getattr(self, name).shape)
+            if own[: len(shape)] != shape or len(own) > len(shape) + 1:
+                raise ValueError(f"{name} has shape {own}, needed {shape}, or {shape} with a sample axis behind it")
+            samples |= {name: own[-1]} if len(own) > len(shape) else {}
+        if len(set(samples.values())) > 1:
+            raise ValueError(f"the sample axes differ, {samples}: every one must be as long as the batch")
+        if not samples:
+            return
+        (count,) = set(samples.values())
+        for name, shape in shapes.items():
+            if name != "sigmas" and name not in samples:
+                object.__setattr__(self, name, getattr(self, name)[..., None].expand(*shape, count))
 
-@dataclass(frozen=True)
-class Used:
-    """Which weights of one step can be non-zero: known beforehand, so that zeros cost nothing."""
-
-    anchor: bool
-    memory: tuple[int, ...]
-    lookahead: tuple[tuple[int, ...], ...]  # per fan point, indices into [anchor, memory]; empty: no such point
+    def to(self, device: torch.device) -> Coefficients:
+        """The same numbers on another device."""
+        names = ("sigmas", "nodes", "weights", "sigma_scale", "anchor", "memory", "lookahead")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -124,18 +158,19 @@ def parallel(c: Coefficients) -> Rule:
     mean = anchor[n] d + sum_j weights[n, j] slope(p_j, tau_j) + sum memory[n] memory.
     """
     columns, width = c.memory.shape[1], c.nodes.shape[1]
-    update = torch.cat([c.anchor[:, None], c.weights, c.memory], 1).unbind()  # per step, of [anchor, fan, memory]
-    fans = [_Fan.of(*row) for row in zip(c.used, c.nodes, 1 - c.nodes, c.sigma_scale, c.lookahead, strict=True)]
-    wanted = [
-        [0] * used.anchor + [1 + j for j in fan.slots] + [1 + width + k for k in used.memory]
-        for used, fan in zip(c.used, fans, strict=True)
-    ]
+    per_device: dict[torch.device, list[_Step]] = {}
+
+    def steps_on(device: torch.device) -> list[_Step]:
+        """The steps' numbers where the noise levels are, moved there once."""
+        if device not in per_device:
+            per_device[device] = _steps(c if c.nodes.device == device else c.to(device))
+        return per_device[device]
 
     def rule(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
         if n >= len(c.used):
             raise ValueError(f"the table has {len(c.used)} steps, step {n} is asked for: drive it with table.sigmas")
-        fan = fans[n]
-        analytic = c.afs and n == 0
+        step = steps_on(sigma.device)[n]
+        fan, analytic = step.fan, c.afs and n == 0
         if c.calls[n] == 2:
             anchor = analytic_slope(x, sigma) if analytic else (yield Ask(x[None], sigma[None]))[0]
             ahead = (yield fan.ask(x, sigma, sigma_next, (anchor, *history))).unbind()
@@ -147,10 +182,36 @@ def parallel(c: Coefficients) -> Rule:
             anchor, *ahead = (yield ask).unbind()
         evaluated = dict(zip(fan.slots, ahead, strict=True))
         # A point that was not evaluated leaves its slot unused; the anchor only fills the place.
-        known = (anchor, *(evaluated.get(j, anchor) for j in range(width)), *history)
-        return combine(update[n], known, wanted[n]), known[:columns]
+        slopes = (anchor, *(evaluated.get(j, anchor) for j in range(width)), *history)
+        return combine(step.update, slopes, step.terms), slopes[:columns]
 
     return rule
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What is known of one step before the state is.
+
+    Args:
+        fan: its look-ahead points.
+        update: (1 + J + M,) or (1 + J + M, B), weights of [anchor, fan, memory] in the mean slope.
+        terms: which of them are used.
+    """
+
+    fan: _Fan
+    update: Tensor
+    terms: list[int]
+
+
+def _steps(c: Coefficients) -> list[_Step]:
+    width = c.nodes.shape[1]
+    updates = torch.cat([c.anchor[:, None], c.weights, c.memory], 1).unbind()
+    steps = []
+    for used, update, *rows in zip(c.used, updates, c.nodes, 1 - c.nodes, c.sigma_scale, c.lookahead, strict=True):
+        fan = _Fan.of(used, *rows)
+        terms = [0] * used.anchor + [1 + j for j in fan.slots] + [1 + width + k for k in used.memory]
+        steps.append(_Step(fan, update, terms))
+    return steps
 
 
 @dataclass(frozen=True)
@@ -184,17 +245,21 @@ class _Fan:
         """The question for these points; with `here` for the state itself, too, first."""
         if not self.slots:
             return Ask(x[None], sigma[None])
-        mids = sigma_next**self.nodes * sigma**self.others
-        weights = ((mids - sigma) * self.lookahead).unbind(1)
-        points = [x + combine(w, directions, inside) for w, inside in zip(weights, self.inside, strict=True)]
-        scale = self.scale
-        if mids.ndim != scale.ndim:  # only one of them is per sample
-            mids, scale = torch.broadcast_tensors(mids.reshape(len(mids), -1), scale.reshape(len(mids), -1))
+        fan = self.per_sample() if sigma.ndim > self.nodes.ndim - 1 else self
+        mids = sigma_next**fan.nodes * sigma**fan.others
+        weights = ((mids - sigma) * fan.lookahead).unbind(1)
+        points = [x + combine(w, directions, inside) for w, inside in zip(weights, fan.inside, strict=True)]
+        scale = fan.scale.expand_as(mids)
         if here:
             points.insert(0, x)
             mids = torch.cat([sigma.expand(mids.shape[1:])[None], mids])
             scale = torch.cat([torch.ones_like(scale[:1]), scale])
         return Ask(torch.stack(points), mids, scale)
+
+    def per_sample(self) -> _Fan:
+        """The same numbers for every sample, beside noise levels that each sample has of its own."""
+        nodes, others, scale, lookahead = (t[..., None] for t in (self.nodes, self.others, self.scale, self.lookahead))
+        return _Fan(self.slots, self.inside, nodes, others, scale, lookahead)
 
 
 def availability(num_steps: int, width: int, columns: int, calls: Sequence[int], afs: bool) -> tuple[Used, ...]:

@@ -79,11 +79,14 @@ def uniform_adams_bashforth(order: int) -> list[float]:
 def adams_bashforth(sigmas: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """Weights (p,) for which sum_j w_j f(sigmas_j) is the mean of f over [sigma, sigma'], f of degree < p.
 
-    A Vandermonde system in (sigma_j - sigma) / (sigma' - sigma), solved in float64; exact for any grid.
+    A Vandermonde system in (sigma_j - sigma) / (sigma' - sigma), solved in float64; exact for any grid. With sigmas
+    (p, B), sigma and sigma' (B,), the weights are (p, B).
     """
-    u = (sigmas - sigma) / (sigma_next - sigma)
-    powers = torch.arange(len(u), dtype=torch.float64, device=u.device)
-    return torch.linalg.solve(u[None] ** powers[:, None], 1 / (powers + 1))
+    u = ((sigmas - sigma) / (sigma_next - sigma)).movedim(0, -1)
+    powers = torch.arange(u.shape[-1], dtype=torch.float64, device=u.device)
+    rhs = (1 / (powers + 1)).expand_as(u)[..., None]
+    # solve itself would read back whether the matrix is singular: distinct sigmas never are.
+    return torch.linalg.solve_ex(u[..., None, :] ** powers[:, None], rhs)[0][..., 0].movedim(-1, 0)
 
 
 def ipndm(order: int = 4, weights: Literal["uniform", "computed"] = "uniform", afs: bool = False) -> Rule:
@@ -100,9 +103,10 @@ def ipndm(order: int = 4, weights: Literal["uniform", "computed"] = "uniform", a
     def rule(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
         d = yield from current_slope(x, sigma, n, afs)
         past = ((sigma, d), *history)[:order]
-        w = fixed[len(past) - 1]
         if weights == "computed":
-            w = adams_bashforth(torch.stack([s for s, _ in past]), sigma, sigma_next)
+            w = [expand(c, x) for c in adams_bashforth(torch.stack([s for s, _ in past]), sigma, sigma_next)]
+        else:
+            w = fixed[len(past) - 1]
         mean = w[0] * d
         for coefficient, (_, earlier) in zip(w[1:], past[1:], strict=True):
             mean = mean + coefficient * earlier

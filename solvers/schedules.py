@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ..denoisers.protocol import coefficient_device
 from ..denoisers.timesteps import Timesteps
 
 
@@ -31,24 +33,30 @@ def _pinned(sigmas: Tensor, first: float, last: float) -> Tensor:
 
 
 def given(sigmas: Tensor | ArrayLike) -> Tensor:
-    """Any given sigmas, checked: (N+1,), finite, strictly decreasing, > 0 (the last may be 0).
+    """Any given sigmas as float64, checked: (N+1,) or (N+1, B), finite, strictly decreasing, > 0 (the last may be 0).
+
+    Numbers on an accelerator and those that require gradients are not read: that would wait for the device, and be
+    done again for every update of a training.
 
     Raises:
         ValueError: naming the first offending index and both values.
     """
-    out = torch.tensor(sigmas, dtype=torch.float64) if not isinstance(sigmas, Tensor) else sigmas.to(torch.float64)
-    if out.ndim != 1 or len(out) < 2:
-        raise ValueError(f"sigmas must be one row of at least 2 numbers, got shape {tuple(out.shape)}")
-    rows = out.tolist()
-    for i, value in enumerate(rows):
-        if not math.isfinite(value) or value < 0 or (value == 0 and i < len(rows) - 1):
+    if isinstance(sigmas, Tensor) and (sigmas.requires_grad or sigmas.device.type != "cpu"):
+        return sigmas.to(coefficient_device(sigmas.device)).to(torch.float64)
+    values = np.array(sigmas.tolist() if isinstance(sigmas, Tensor) else sigmas, dtype=np.float64)
+    if values.ndim not in (1, 2) or len(values) < 2 or values.size == 0:
+        raise ValueError(f"sigmas must be one row of at least 2 numbers, got shape {values.shape}")
+    for row in values[None].tolist() if values.ndim == 1 else values.T.tolist():
+        _check_decreasing(row)
+    return torch.from_numpy(values)
+
+
+def _check_decreasing(row: list[float]) -> None:
+    for i, value in enumerate(row):
+        if not math.isfinite(value) or value < 0 or (value == 0 and i < len(row) - 1):
             raise ValueError(f"sigmas[{i}] = {value} must be finite and positive (only the last may be 0)")
-    for i in range(1, len(rows)):
-        if rows[i] >= rows[i - 1]:
-            raise ValueError(
-                f"sigmas must decrease: sigmas[{i - 1}] = {rows[i - 1]}, sigmas[{i}] = {rows[i]}; sort them"
-            )
-    return out
+        if i and value >= row[i - 1]:
+            raise ValueError(f"sigmas must decrease: sigmas[{i - 1}] = {row[i - 1]}, sigmas[{i}] = {value}; sort them")
 
 
 def polynomial(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:

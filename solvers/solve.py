@@ -5,75 +5,96 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..denoisers.protocol import Denoiser
-from .answers import slopes
+from ..denoisers.protocol import Denoiser, coefficient_device
+from .answers import Placement, batched
 from .schedules import given
-from .walk import History, Rule, drive, expand
+from .walk import History, Rule, Steps, drive, expand, walk
 
 
 def trajectory(
-    rule: Rule, denoiser: Denoiser, noise: Tensor, sigmas: Tensor | ArrayLike, detach: bool = False
+    rule: Rule,
+    denoiser: Denoiser,
+    noise: Tensor,
+    sigmas: Tensor | ArrayLike,
+    detach: bool = False,
+    answer: Placement = batched,
+    check: bool = True,
 ) -> Iterator[Tensor]:
     """The N + 1 states x_0 = noise * sigmas[0], ..., x_N, one by one, each (B, *S) in the dtype of the noise.
 
-    x_{n+1} = x_n + (sigma_{n+1} - sigma_n) * rule(...). Reference: arXiv 2206.00364, Eq. 1 with sigma as time.
+    x_{n+1} = x_n + (sigma_{n+1} - sigma_n) * mean slope, see `walk`.
 
     Args:
         noise: unit variance, (B, *S).
-        sigmas: (N+1,), decreasing; a tensor that requires gradients is differentiated through.
+        sigmas: (N+1,), or (N+1, B) when each sample has its own, decreasing. Numbers that lie on an accelerator or
+            require gradients are taken as they are; all others are checked.
         detach: each step starts from a detached state and history, so that gradients stay within a step.
+        answer: `batched` (a question is one network call) or `serial` (one call for each of its points).
+        check: at the end read one number for each step back from the device and raise where a state is not finite;
+            without it nothing here waits for the device.
 
     Raises:
         ValueError: for sigmas that do not decrease, or a denoiser that changes the shape.
         FloatingPointError: at the end, when a state is not finite, naming the first step after which it was not.
     """
-    levels = sigmas if isinstance(sigmas, Tensor) and sigmas.requires_grad else given(sigmas)
-    each, strides = levels.unbind(), levels.diff(dim=0).unbind()
-    x = noise * expand(each[0], noise)
-    history: History = ()
-    sums = []
+    levels = given(sigmas).to(coefficient_device(noise.device))
+    x = noise * expand(levels[0], noise)
     yield x
-    for n, stride in enumerate(strides):
-        step = rule(x, each[n], each[n + 1], n, history)
-        mean_slope, history = drive(step, lambda ask: slopes(denoiser, ask))
-        x = x + expand(stride, x) * mean_slope
-        sums.append(x.sum(dtype=torch.float64))  # finite when all of x is
-        yield x
-        if detach:
-            x, history = x.detach(), _detached(history)
-    if not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        _require_finite(sums, levels)
+    totals = []
+    asking = walk(_forgetful(rule) if detach else rule, x, levels)
+    for state in drive(asking, answer(denoiser), detach):
+        if check:  # a sum is finite when all of x is
+            totals.append(state.x.sum(dtype=torch.promote_types(x.dtype, torch.float32)))
+        yield state.x
+    if check:
+        _require_finite(totals, levels)
 
 
-def _detached(value: Any) -> Any:  # noqa: ANN401 - a history is the rule's own: tensors, tuples of them, or neither
-    if isinstance(value, tuple):
-        return tuple(map(_detached, value))
-    return value.detach() if isinstance(value, Tensor) else value
+def solve(
+    rule: Rule,
+    denoiser: Denoiser,
+    noise: Tensor,
+    sigmas: Tensor | ArrayLike,
+    answer: Placement = batched,
+    check: bool = True,
+) -> Tensor:
+    """The last state of `trajectory`: x at sigmas[-1], (B, *S)."""
+    states = trajectory(rule, denoiser, noise, sigmas, answer=answer, check=check)
+    (last,) = collections.deque(states, maxlen=1)
+    return last
 
 
-def _require_finite(sums: list[Tensor], levels: Tensor) -> None:
+def _forgetful(rule: Rule) -> Rule:
+    """The rule with every step's history detached from its gradients."""
+
+    def detached(value: object) -> object:  # a history is the rule's own: tensors, tuples of them, or neither
+        if isinstance(value, tuple):
+            return tuple(map(detached, value))
+        return value.detach() if isinstance(value, Tensor) else value
+
+    def forgetting(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
+        return rule(x, sigma, sigma_next, n, tuple(map(detached, history)))
+
+    return forgetting
+
+
+def _require_finite(totals: list[Tensor], levels: Tensor) -> None:
     # One read for the whole trajectory: a check per step would stall a GPU at every step.
-    flags = [math.isfinite(total) for total in torch.stack(sums).tolist()]
+    flags = [math.isfinite(total) for total in torch.stack(totals).tolist()]
     if not all(flags):
         n = flags.index(False)
-        if float(levels[n + 1]) == 0:
+        here, there = (float(level.max()) for level in levels[n : n + 2])
+        if there == 0:
             raise FloatingPointError(
-                f"the state is not finite after step {n} (sigma {float(levels[n]):.6g} -> 0): this rule asks for a "
+                f"the state is not finite after step {n} (sigma {here:.6g} -> 0): this rule asks for a "
                 "slope at sigma 0, where there is none; end on a positive sigma, or use euler, ipndm or dpmpp"
             )
         raise FloatingPointError(
-            f"the state is not finite after step {n} (sigma {float(levels[n]):.6g} -> {float(levels[n + 1]):.6g}): "
+            f"the state is not finite after step {n} (sigma {here:.6g} -> {there:.6g}): "
             "the denoiser returned NaN or infinity there; in half precision try bfloat16 or float32 for the network"
         )
-
-
-def solve(rule: Rule, denoiser: Denoiser, noise: Tensor, sigmas: Tensor | ArrayLike) -> Tensor:
-    """The last state of `trajectory`: x at sigmas[-1], (B, *S)."""
-    (last,) = collections.deque(trajectory(rule, denoiser, noise, sigmas), maxlen=1)
-    return last

@@ -1,76 +1,175 @@
-"""The one loop: a rule asks for slopes, somebody answers, every step is x += (sigma' - sigma) * mean_slope."""
+"""The one walk along a trajectory: a rule asks for slopes, somebody answers, the state moves.
+
+Every driver runs this generator: `solve` answers with a denoiser, a diffusers pipeline with its own network calls,
+the k-diffusion sampler with a k-diffusion model, `plan` with zeros. The state is updated here and nowhere else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ..denoisers.protocol import beside
 from .schedules import given
 
-T = TypeVar("T")
+
+@dataclass(frozen=True)
+class Site:
+    """Where on a trajectory a question is asked; the point index is the row axis of the question itself.
+
+    Args:
+        step: solver step, 0 to N - 1.
+        stage: which of the step's questions, from 0.
+    """
+
+    step: int
+    stage: int
 
 
 @dataclass(frozen=True)
 class Ask:
-    """ "The slopes at these K points, please": independent of each other, so one batched network call.
+    """A question: the slopes at K points that are independent of each other, so that one network call can answer.
 
     Args:
         points: (K, B, *S).
-        sigma: (K,), or (K, B) when each sample has its own table: where the slope is defined (the divisor), float64.
-        sigma_scale: like sigma: the network is told sigma * sigma_scale; None is 1.
+        sigma: (K,), or (K, B) when each sample has its own noise levels: where the slope is defined (the divisor),
+            float64.
+        sigma_scale: same shape as sigma: the network is told sigma * sigma_scale; None is 1.
+        site: where on the trajectory; `walk` fills it in.
+
+    Raises:
+        ValueError: for a sigma or sigma_scale of another shape.
     """
 
     points: Tensor
     sigma: Tensor
     sigma_scale: Tensor | None = None
+    site: Site = Site(0, 0)
+
+    def __post_init__(self) -> None:
+        # (K,) beside (K, B) would be multiplied along the wrong axis, silently where B = K.
+        scale = self.sigma if self.sigma_scale is None else self.sigma_scale
+        if self.sigma.shape != scale.shape or self.sigma.shape != self.points.shape[: self.sigma.ndim]:
+            raise ValueError(
+                f"sigma has shape {tuple(self.sigma.shape)} and sigma_scale {tuple(scale.shape)} for points of shape "
+                f"{tuple(self.points.shape)}: both must be (K,) = {tuple(self.points.shape[:1])} or (K, B) = "
+                f"{tuple(self.points.shape[:2])}"
+            )
 
     @property
-    def told(self) -> Tensor:
-        """The noise levels that the network is told."""
+    def network_sigma(self) -> Tensor:
+        """The noise levels that the network is told: sigma * sigma_scale."""
         return self.sigma if self.sigma_scale is None else self.sigma * self.sigma_scale
 
 
-# A rule's answer to "which mean slope over [sigma, sigma']?": it yields what it must know and returns
-# (mean slope, history for the next step). The history is the rule's own; nobody else looks inside.
-History = tuple[Any, ...]
-Steps = Generator[Ask, Tensor, tuple[Tensor, History]]
-Rule = Callable[[Tensor, Tensor, Tensor, int, History], Steps]
+@dataclass(frozen=True)
+class State:
+    """The state (B, *S) after `step` solver steps."""
+
+    step: int
+    x: Tensor
+
+
+@dataclass(frozen=True)
+class Restart:
+    """An answer that puts another state (B, *S) in the place of the present one: the step begins again from there."""
+
+    x: Tensor
+
+
+Answer: TypeAlias = Callable[[Ask], Tensor]  # slopes (K, B, *S) at the K points of a question
+
+# A rule says which mean slope holds over [sigma, sigma']: it yields questions, receives slopes, and returns (mean
+# slope, history for the next step). The history is the rule's own; nobody else looks inside.
+History: TypeAlias = tuple[Any, ...]
+Steps: TypeAlias = Generator[Ask, Tensor, tuple[Tensor, History]]
+Rule: TypeAlias = Callable[[Tensor, Tensor, Tensor, int, History], Steps]
+Walk: TypeAlias = Generator[Ask | State, Tensor | Restart | None, Tensor]
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """A coefficient, 0-d or one per sample (B,), ready to multiply x (B, *S) without changing its dtype."""
     if coefficient.ndim == 0:
         return coefficient
-    return coefficient.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return beside(coefficient, x).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def drive(asking: Generator[Ask, Tensor, T], answer: Callable[[Ask], Tensor]) -> T:
-    """Runs a rule's generator to its return value, answering everything that it asks."""
-    try:
-        ask = next(asking)
-        while True:
-            ask = asking.send(answer(ask))
-    except StopIteration as stop:
-        return stop.value
+def walk(rule: Rule, x: Tensor, sigmas: Tensor, begin: int = 0, history: History = ()) -> Walk:
+    """Walks along a trajectory, x_{n+1} = x_n + (sigma_{n+1} - sigma_n) * mean slope, as a generator.
+
+    It yields an `Ask` for every question and expects slopes (K, B, *S), or a `Restart`; after every step it yields the
+    new `State` and expects None, or a `Restart` that replaces it. It returns the last state. Nothing waits for a
+    device. Reference: arXiv 2206.00364, Eq. 1 with sigma as time.
+
+    Args:
+        x: the state (B, *S) at sigmas[begin].
+        sigmas: (N+1,), or (N+1, B) when each sample has its own; float64, beside the state.
+        begin: the first step.
+        history: what the rule remembers of the steps before `begin`.
+    """
+    levels, strides = sigmas.unbind(), sigmas.diff(dim=0).unbind()
+    for n in range(begin, len(strides)):
+        x, mean_slope, history = yield from _step(rule, x, levels[n], levels[n + 1], n, history)
+        x = x + expand(strides[n], x) * mean_slope
+        reply = yield State(n + 1, x)
+        if isinstance(reply, Restart):
+            x = reply.x
+    return x
+
+
+def _step(
+    rule: Rule, x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History
+) -> Generator[Ask, Tensor | Restart | None, tuple[Tensor, Tensor, History]]:
+    """One step's questions: the state that it began from, the mean slope and the rule's new history."""
+    while True:  # once, and again from every state that somebody puts in the place of ours
+        asking, stage = rule(x, sigma, sigma_next, n, history), 0
+        try:
+            ask = next(asking)
+            while True:
+                reply = yield replace(ask, site=Site(n, stage))
+                if isinstance(reply, Restart):
+                    x = reply.x
+                    break
+                assert reply is not None, "an Ask is answered by slopes"
+                ask, stage = asking.send(reply), stage + 1
+        except StopIteration as stop:
+            return (x, *stop.value)
+
+
+def drive(asking: Walk, answer: Answer, detach: bool = False) -> Iterator[State]:
+    """Runs a walk, every question answered, and yields its states.
+
+    Args:
+        detach: each step starts from a detached state (the rule's history: see `forgetful`).
+    """
+    reply: Tensor | Restart | None = None
+    while True:
+        try:
+            event = asking.send(reply)
+        except StopIteration:
+            return
+        if isinstance(event, Ask):
+            reply = answer(event)
+        else:
+            yield event
+            reply = Restart(event.x.detach()) if detach else None
 
 
 def plan(rule: Rule, sigmas: Tensor | ArrayLike) -> list[list[Ask]]:
-    """Per step, what the rule will ask for: a dry run on a state of zeros (the sigmas asked for do not depend on x)."""
+    """Per step, the questions that a rule will ask: a dry run on a state of zeros, since they do not depend on x."""
     levels = given(sigmas)
-    x = torch.zeros(1, 1, dtype=torch.float64)
-    history: History = ()
-    asks: list[list[Ask]] = []
-    for n in range(len(levels) - 1):
-        asks.append([])
+    asks: list[list[Ask]] = [[] for _ in range(len(levels) - 1)]
 
-        def answer(ask: Ask, step: list[Ask] = asks[-1]) -> Tensor:
-            step.append(ask)
-            return torch.zeros_like(ask.points)
+    def answer(ask: Ask) -> Tensor:
+        asks[ask.site.step].append(ask)
+        return torch.zeros_like(ask.points)
 
-        _, history = drive(rule(x, levels[n], levels[n + 1], n, history), answer)
+    samples = 1 if levels.ndim == 1 else levels.shape[1]
+    for _ in drive(walk(rule, levels.new_zeros(samples, 1), levels), answer):
+        pass
     return asks

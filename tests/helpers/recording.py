@@ -16,7 +16,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def elementwise(x: Tensor, sigma: Tensor) -> Tensor:
     """A nonlinear denoiser of exactly rounded operations only, so that equal inputs give equal bits in any batch."""
-    level = sigma.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    level = sigma.to(x.dtype).to(x.device).reshape(-1, *[1] * (x.ndim - 1))
     return x / (1 + level * level) + x / (2 + x * x)
 
 

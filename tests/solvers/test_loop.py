@@ -14,7 +14,7 @@ from helpers.tables import FAMILIES, SIGMAS, epd_table, full_table
 from torch import Tensor
 
 import epd
-from epd.solvers.answers import slopes
+from epd.solvers.answers import batched
 from epd.solvers.parallel import Coefficients, parallel
 from epd.solvers.walk import History, Steps
 
@@ -116,7 +116,7 @@ def test_sequential_calls_and_their_plan(name: str) -> None:
         assert x.shape == (len(NOISE) * width, 2, 3)
         assert told.dtype == torch.float64
         # Sample-major: the K points of sample 0, then those of sample 1, ...
-        assert torch.equal(told.reshape(len(NOISE), width), ask.told.expand(len(NOISE), width))
+        assert torch.equal(told.reshape(len(NOISE), width), ask.network_sigma.expand(len(NOISE), width))
 
 
 @every_family
@@ -152,7 +152,7 @@ def test_the_told_sigma_is_not_the_divisor() -> None:
 def test_points_of_one_call_are_sample_major() -> None:
     points, sigma = normal(3, 5, 2, seed=4), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     recorder = Recorder()
-    answer = slopes(recorder, epd.Ask(points, sigma, sigma / 2))
+    answer = batched(recorder)(epd.Ask(points, sigma, sigma / 2))
     ((rows, told),) = recorder.calls
     for b in range(5):
         for k in range(3):
@@ -227,16 +227,6 @@ def test_a_node_may_be_split_in_two_halves() -> None:
 
 
 ARRAYS = ("nodes", "weights", "sigma_scale", "anchor", "memory", "lookahead")
-
-
-@pytest.mark.parametrize(("calls", "afs"), [(2, False), (2, True), (1, False), (1, True)])
-def test_per_sample_tables_are_per_sample_solves(calls: int, afs: bool) -> None:
-    tables = [full_table(calls, afs, seed=seed) for seed in range(len(NOISE))]
-    parts = [table.coefficients() for table in tables]
-    stacked = {name: torch.stack([getattr(part, name) for part in parts], -1) for name in ARRAYS}
-    together = states(parallel(dataclasses.replace(parts[0], **stacked)))
-    for b, table in enumerate(tables):
-        assert torch.equal(together[:, b], states(table.rule(), NOISE[b : b + 1])[:, 0])
 
 
 Numbers = Callable[..., Tensor]

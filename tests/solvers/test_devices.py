@@ -1,0 +1,169 @@
+"""The loop on an accelerator, without one: fake tensors refuse mixed devices and every value that is read back.
+
+A fake tensor has a device and a shape but no numbers, so whatever would wait for a GPU is an error here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers.recording import elementwise
+from helpers.tables import FAMILIES, SIGMAS
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+import epd
+from epd.denoisers.networks import NetworkDenoiser
+from epd.denoisers.preconditioning import edm, epsilon, flow, v_prediction
+from epd.denoisers.protocol import Path
+from epd.denoisers.timesteps import Timesteps, linear_beta
+from epd.pipelines.kdiffusion import sample_epd
+from epd.solvers.answers import Placement, batched, serial
+from epd.solvers.parallel import Coefficients, parallel
+
+rules = epd.rules
+RULES: dict[str, Callable[[], epd.Rule]] = {
+    "euler": rules.euler,
+    "euler, AFS": lambda: rules.euler(afs=True),
+    "heun": rules.heun,
+    "dpm2": lambda: rules.dpm2(0.3),
+    "ipndm": rules.ipndm,
+    "ipndm, computed": lambda: rules.ipndm(4, "computed"),
+    "dpmpp": lambda: rules.dpmpp(3, num_steps=4),
+    "dpm": lambda: rules.dpmpp(3, predict_x0=False),
+    "dpmpp, exact": lambda: rules.dpmpp(3, weights="exact"),
+    **{name: functools.partial(table.rule) for name, table in FAMILIES.items()},
+}
+GRID = torch.tensor(SIGMAS, dtype=torch.float64)
+TIMES = Timesteps(linear_beta(1000))
+KINDS = {"edm": edm(), "epsilon": epsilon(TIMES), "v": v_prediction(TIMES), "flow": flow()}
+DEVICES = ("cuda", "mps")
+on_devices = pytest.mark.parametrize("device", DEVICES)
+
+
+class FakeDevices(FakeTensorMode):
+    """Also refuses float64 on MPS, which has none."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        for value in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(value, Tensor):
+                assert value.device.type != "mps" or value.dtype != torch.float64, f"{func} makes float64 on MPS"
+        return out
+
+
+class Unlinked(TorchFunctionMode):
+    """x[...] and x.to(device) in operations of their own: a build without CUDA asks for the device's guard there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        if func is Tensor.to and len(args) == 2 and isinstance(args[1], (str, torch.device)):
+            return args[0].to(torch.empty(0, dtype=args[0].dtype, device=args[1]))
+        if func is not Tensor.__getitem__:
+            return func(*args, **(kwargs or {}))
+        x, key = args
+        keys = list(key) if isinstance(key, tuple) else [key]
+        if ... in keys:
+            place = keys.index(...)
+            keys[place : place + 1] = [slice(None)] * (x.ndim - sum(k is not None and k is not ... for k in keys))
+        at = 0
+        for k in keys:
+            if k is None:
+                x, at = x.unsqueeze(at), at + 1
+            elif isinstance(k, int):
+                x = x.select(at, k)
+            elif isinstance(k, slice):
+                x, at = torch.ops.aten.slice.Tensor(x, at, k.start, k.stop, k.step or 1), at + 1
+            else:
+                index = k if isinstance(k, Tensor) else torch.empty(len(k), dtype=torch.long, device=x.device)
+                x, at = x.index_select(at, index), at + 1
+        return x
+
+
+@pytest.fixture
+def fake() -> Iterator[None]:
+    with FakeDevices(allow_non_fake_inputs=True), Unlinked():
+        yield
+
+
+def levels(device: str, samples: int | None = None) -> Tensor:
+    """Noise levels on the device itself, where nobody may read them (MPS: float32)."""
+    dtype = torch.float32 if device == "mps" else torch.float64
+    return torch.empty(len(SIGMAS), *[] if samples is None else [samples], dtype=dtype, device=device)
+
+
+def test_a_fake_device_shows_both_faults(fake: None) -> None:
+    x = torch.empty(3, device="cuda")
+    with pytest.raises(Exception, match="[Dd]evice"):
+        torch.cat([x, torch.empty(3)])
+    with pytest.raises(Exception, match="item|data|local_scalar|linked"):
+        float(x.sum())
+    with pytest.raises(AssertionError, match="float64 on MPS"):
+        torch.empty(3, device="mps", dtype=torch.float64)
+
+
+@on_devices
+@pytest.mark.parametrize("answer", [batched, serial])
+@pytest.mark.parametrize("name", RULES)
+def test_no_rule_waits_for_the_device_or_mixes_devices(name: str, answer: Placement, device: str, fake: None) -> None:
+    noise = torch.empty(5, 2, 3, device=device)
+    for sigmas in (SIGMAS, GRID, levels(device), levels(device, 5)):
+        x = epd.solve(RULES[name](), elementwise, noise, sigmas, answer=answer, check=False)
+        assert (x.device.type, x.dtype, x.shape) == (device, torch.float32, noise.shape)
+
+
+def per_sample(c: Coefficients, device: str) -> Coefficients:
+    """Five tables at once, on the device (MPS: beside the CPU's noise levels)."""
+    home = "cpu" if device == "mps" else device
+    names = ("nodes", "weights", "sigma_scale", "anchor", "memory", "lookahead")
+    changes = {name: torch.empty(*getattr(c, name).shape, 5, dtype=torch.float64, device=home) for name in names}
+    return Coefficients(c.sigmas.to(home), **changes, calls=c.calls, afs=c.afs, used=c.used)
+
+
+@on_devices
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_table_of_every_sample_does_either(name: str, device: str, fake: None) -> None:
+    rule = parallel(per_sample(FAMILIES[name].coefficients(), device))
+    x = epd.solve(rule, elementwise, torch.empty(5, 2, 3, device=device), SIGMAS, check=False)
+    assert x.device.type == device
+
+
+@on_devices
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_network_denoiser_does_either(kind: str, guidance: float, device: str, fake: None) -> None:
+    path: Path = "flow" if kind == "flow" else "ve"
+
+    def network(x: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> Tensor:
+        assert timestep.device == x.device == rows["class_labels"].device
+        return x * timestep[:, None, None] + rows["class_labels"][:, None, None]
+
+    null = {"class_labels": torch.empty(1, dtype=torch.long, device=device)}
+    model = NetworkDenoiser(network, KINDS[kind], (2, 3), 0.1, 40.0, path, device=device, null=null)  # type: ignore[arg-type]
+    bound = model.bind(torch.empty(5, dtype=torch.long), guidance)
+    for family in ("epd", "one call, AFS"):
+        x = epd.solve(FAMILIES[family].rule(), bound, torch.empty(5, 2, 3, device=device), SIGMAS, check=False)
+        assert x.device.type == device
+
+
+@on_devices
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_k_diffusion_sampler_does_not_either(name: str, device: str, fake: None) -> None:
+    x = torch.empty(5, 2, 3, device=device)
+    assert sample_epd(elementwise, x, disable=True, table=FAMILIES[name]).device.type == device
+
+
+def test_solve_with_its_check_reads_back_once_and_at_the_end(fake: None) -> None:
+    calls: list[int] = []
+
+    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+        calls.append(len(x))
+        return elementwise(x, sigma)
+
+    with pytest.raises(Exception, match="item|data|local_scalar"):
+        epd.solve(rules.heun(), denoiser, torch.empty(5, 2, 3, device="cuda"), SIGMAS)
+    assert len(calls) == 8
