@@ -14,8 +14,7 @@ def calls_before(end: float, times: Sequence[float], count: float) -> int:
 
 
 def require_whole_steps(end: object, calls: Sequence[Call], count: float) -> None:
-    """Refuses a `denoising_end` at which the pipeline holds anything but the state: inside a step, or before a call
-    whose rows are a whole fan.
+    """Refuses a `denoising_end` inside a step, at which the pipeline does not hold the state.
 
     Args:
         end: the pipeline's `denoising_end`; pipelines heed numbers between 0 and 1 only.
@@ -29,18 +28,13 @@ def require_whole_steps(end: object, calls: Sequence[Call], count: float) -> Non
         return
     times = [call.timestep[0] for call in calls]
     last = calls_before(end, times, count)
-    if last == len(calls) or _at_state(calls[last]):
+    if last == len(calls) or calls[last].opens:
         return
-    places = {i: _between(i, times, count) for i, call in enumerate(calls) if i and _at_state(call)}
+    places = {i: _between(i, times, count) for i, call in enumerate(calls) if i and call.opens}
     allowed = [e for i, e in places.items() if calls_before(e, times, count) == i]
     nearest = sorted(sorted(allowed, key=lambda e: abs(e - end))[:2])
-    where = "at a call of several points" if calls[last].opens else "inside the step"
-    remedy = " or ".join(f"{e:g}" for e in nearest) or "parallel=False to epd.enable"
-    raise ValueError(f"denoising_end = {end:g} cuts the table's step {calls[last].step} {where}: give {remedy}")
-
-
-def _at_state(call: Call) -> bool:
-    return call.opens and len(call.slots) == 1
+    remedy = " or ".join(f"{e:g}" for e in nearest)
+    raise ValueError(f"denoising_end = {end:g} cuts the table's step {calls[last].step} in two: give {remedy}")
 
 
 def _between(first: int, times: Sequence[float], count: float) -> float:

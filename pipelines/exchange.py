@@ -29,20 +29,18 @@ class EPDSchedulerOutput(BaseOutput):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fan:
+class WideCall:
     """How the next network call differs from what the pipeline makes of it; `epd.enable`'s hook makes it so.
 
     Args:
-        width: K, rows of the call per sample.
+        width: K, rows of the call for each row of the pipeline; `EPDScheduler.spread` makes them.
         timesteps: (K,) float32, what each of them is told.
         first: the scheduler's timestep that the pipeline will tell all of them.
-        ahead: the rows are still the pipeline's own, one per sample: `EPDScheduler.ahead` makes the K of them.
     """
 
     width: int
     timesteps: Tensor
     first: float
-    ahead: bool
 
 
 def rows_of(points: Tensor, scales: Sequence[float], dtype: torch.dtype) -> Tensor:
@@ -65,6 +63,40 @@ def points_of(sample: Tensor, points: Tensor, scales: Sequence[float]) -> Tensor
     kept, theirs = (v.unflatten(0, (-1, len(points))).transpose(0, 1) for v in both)
     changed = torch.stack([row / c for row, c in zip(theirs, scales, strict=False)])
     return torch.where(kept, points, changed)
+
+
+def moved_points(sample: Tensor, points: Tensor, scales: Sequence[float]) -> Tensor:
+    """All points (K, B, *S), from a pipeline's rows of the first: what was changed there moves the others as far.
+
+    Raises:
+        ValueError: for another number of rows, or another shape.
+    """
+    first = points_of(sample, points[:1], scales[:1])
+    return torch.cat([first, points[1:] + (first - points[:1])])
+
+
+def spread(rows: Tensor, points: Tensor, scales: Sequence[float]) -> Tensor:
+    """(R x K, ...), sample-major: all points, where a pipeline has R rows of the first, in copies one after another.
+
+    Args:
+        rows: (R, ...) of the first point, as the network would get them: repeated, cast, reshaped, perhaps changed.
+        points: (K, B, *S) where slopes are to be evaluated.
+        scales: (K,) what the network wants each of them multiplied with.
+
+    Raises:
+        ValueError: for rows that are not those of the points.
+    """
+    copies, left = divmod(len(rows), points.shape[1])
+    if left or copies * points[0].numel() != rows.numel():
+        raise ValueError(
+            f"the network is called with {tuple(rows.shape)}, which is not what was handed out, "
+            f"{tuple(points.shape[1:])}, in copies: use epd.enable(pipe, table, parallel=False)"
+        )
+    own = rows_of(points, scales, rows.dtype).unflatten(0, (-1, len(points)))
+    own = own.repeat(copies, *[1] * (own.ndim - 1)).reshape(len(rows), len(points), *rows.shape[1:])
+    moved = rows - own[:, 0]  # 0 where the pipeline left the state alone
+    shares = (own[:, k] + moved * (scales[k] / scales[0]) for k in range(len(points)))
+    return torch.stack(list(shares), dim=1).flatten(0, 1)
 
 
 def noised(frame: Frame, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -1,108 +1,109 @@
-"""The hook that turns one call of a pipeline's network into the call of a whole fan."""
+"""What turns one call of a pipeline's network into the call of a whole fan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..denoisers.arguments import NetworkArguments
+from .advice import compare_run
+from .calls_in_progress import pipeline_call
+from .exchange import WideCall
 from .frames import TIMES
-from .probe import SAMPLE, TIMESTEP
-from .scheduler import EPDScheduler, Fan
+from .scheduler import EPDScheduler
 
 # Positions, the same for every sample: their length may happen to equal the number of rows.
 SHARED = frozenset(
     ("img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "freqs_cis", "controlnet_mode", "ip_adapter_masks")
 )
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-Watch = Callable[[Tensor], None]
+# Which of TIMES a pipeline tells its networks: read off its first wide call, for that waits for the device.
+_units: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
-class FanHook:
-    """A forward pre-hook with keyword arguments, for every network that the pipeline's loop calls.
+def widen(module: torch.nn.Module, call: NetworkArguments) -> bool:
+    """A change for `denoisers.hooks`: K rows where the pipeline has one, each with its own timestep.
 
-    In a fan's call the state has K rows per sample, sample-major, so each row of conditioning is repeated K times and
-    each row is told its own timestep. Where the first call is a fan, its points take the place of the initial latents.
-
-    Args:
-        scheduler: says what the next call is.
-        watch: sees the state of the first network call of each run.
+    Only calls that a pipeline itself makes in the run that its scheduler laid out are changed: not those of a callback,
+    of another pipeline or thread, nor any after a run was interrupted.
     """
-
-    def __init__(self, scheduler: EPDScheduler, watch: Watch) -> None:
-        self._scheduler, self._watch = scheduler, watch
-        self._time = ""
-
-    @torch.compiler.disable  # it reads Python state that changes with every call; on a compiled wrapper it is outside
-    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        names = _names(args)
-        given: dict[str, Any] = {**dict(zip(names, args, strict=True)), **kwargs}
-        state, time = _first(given, SAMPLE, names, 0), _first(given, TIMESTEP, names, 1)
-        if self._scheduler.step_index is None:
-            self._watch(given[state])
-        fan = self._scheduler.fan
-        if fan is None:
-            return None
-        before = len(given[state]) if fan.ahead else len(given[state]) // fan.width
-        if fan.ahead:
-            given[state] = self._scheduler.ahead(given[state])
-        if fan.width > 1:
-            told = given.pop(time)
-            frames = given[state].shape[2] if given[state].ndim == 5 else 1
-            rest = {k: _repeated(k, v, (before, before * frames), fan.width) for k, v in given.items() if k != state}
-            given = {**rest, state: given[state], time: self._told(told, fan, len(given[state]))}
-        return tuple(given[n] for n in names), {k: given[k] for k in kwargs}
-
-    def _told(self, told: Tensor, fan: Fan, rows: int) -> Tensor:
-        """Each row's own time, in the units that this pipeline tells its network."""
-        count = float(len(self._scheduler))
-        if not self._time:
-            self._time = _units(float(told.flatten()[-1]), fan.first, count, told.dtype)  # read once per `enable`
-        own = TIMES[self._time](fan.timesteps.to(told.device), count).repeat(rows // fan.width)
-        if told.ndim == 2:  # one time per token, some of them 0: those of a given first frame
-            ratio = (fan.timesteps.to(told.device) / fan.first).repeat(rows // fan.width)
-            told = told if len(told) == rows else told.repeat_interleave(fan.width, 0)
-            return (told * ratio[:, None]).to(told.dtype)
-        return own.to(told.dtype)
+    current = pipeline_call()
+    if current is None or not current.direct:
+        return False
+    scheduler = vars(current.pipe).get("scheduler")
+    if not isinstance(scheduler, EPDScheduler) or scheduler.laid_out_in != current.number:
+        return False
+    if scheduler.step_index is None:
+        compare_run(current.pipe, scheduler, call.state)
+    wide = scheduler.wide_call
+    if wide is None:
+        return False
+    listed = isinstance(call.state, list)
+    state = torch.stack(call.state) if listed else call.state
+    rows = scheduler.spread(state)
+    if wide.width > 1:
+        frames = state.shape[2] if state.ndim == 5 and not listed else 1
+        lengths = (len(state), len(state) * frames)
+        call.change_conditioning(lambda name, value: _repeated(name, value, lengths, wide.width, listed))
+        call.time = _own_times(current.pipe, call.time, wide, len(scheduler), state)
+    call.state = list(rows.unbind()) if listed else rows
+    return True
 
 
-def _units(seen: float, given: float, count: float, dtype: torch.dtype) -> str:
-    errors = {name: abs(float(f(torch.tensor(given, dtype=torch.float64), count)) - seen) for name, f in TIMES.items()}
+def _own_times(pipe: Any, time: Any, wide: WideCall, count: int, state: Tensor) -> Tensor:  # noqa: ANN401
+    """(R x K,) or (R x K, tokens): each row's own time, in the units that this pipeline tells its network."""
+    common = time if isinstance(time, Tensor) else torch.tensor(time, device=state.device)
+    own = wide.timesteps.to(common.device)
+    if common.ndim == 2:  # one time per token, some of them 0: those of a first frame that is kept
+        ratio = (own / wide.first).repeat(len(state))
+        rows = common.expand(len(state), -1).repeat_interleave(wide.width, 0)
+        return (rows * ratio[:, None]).to(common.dtype)
+    if pipe not in _units:
+        _units[pipe] = units(float(common.flatten()[-1]), wide.first, float(count), common.dtype)
+    return TIMES[_units[pipe]](own, float(count)).repeat(len(state)).to(common.dtype)
+
+
+def units(seen: float, timestep: float, count: float, dtype: torch.dtype) -> str:
+    """Which of TIMES turns the scheduler's timestep into what the network was told; integers are cut off.
+
+    Raises:
+        ValueError: when it is none of them.
+    """
+    exact = torch.tensor(timestep, dtype=torch.float64)
+    errors = {name: abs(float(convert(exact, count)) - seen) for name, convert in TIMES.items()}
     best = min(errors, key=lambda name: errors[name])
-    if errors[best] > 4 * torch.finfo(dtype).eps * max(1.0, abs(seen)):
+    if errors[best] > _rounding(seen, dtype):
         raise ValueError(
-            f"the scheduler's timestep {given:g} reaches the network as {seen:g}, none of {', '.join(TIMES)}: "
+            f"the scheduler's timestep {timestep:g} reaches the network as {seen:g}, none of {', '.join(TIMES)}: "
             "use epd.enable(pipe, table, parallel=False)"
         )
     return best
 
 
-def _names(args: tuple[Any, ...]) -> list[str]:
-    """Positional arguments: networks take the state first and the timestep second."""
-    return [("#state", "#time")[i] if i < 2 else f"#{i}" for i in range(len(args))]
+def _rounding(seen: float, dtype: torch.dtype) -> float:
+    """How far a time that went through the scheduler's float32 and this type may be off; integers lose up to 1."""
+    if not dtype.is_floating_point:
+        return 1.0
+    return 4 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) * max(1.0, abs(seen))
 
 
-def _first(given: Mapping[str, Any], wanted: tuple[str, ...], names: list[str], place: int) -> str:
-    for name in wanted:
-        if name in given:
-            return name
-    if place < len(names):
-        return names[place]
-    raise ValueError(f"a network was called without {wanted[0]!r}: epd.enable does not know this pipeline's network")
+def _repeated(name: str, value: Any, lengths: tuple[int, int], width: int, listed: bool) -> Any:  # noqa: ANN401
+    """Conditioning with a row per sample, or per frame of each sample, at any depth, for the points of each sample.
 
-
-def _repeated(name: str, value: Any, rows: tuple[int, int], width: int) -> Any:  # noqa: ANN401 - any argument
-    """Conditioning with a row per sample, or per frame of each sample, at any depth, for the points of each sample."""
+    Where the state is a list with one entry per sample, so is the conditioning, and what is inside an entry is left.
+    """
     if name in SHARED:
         return value
+    if listed and isinstance(value, list):
+        return [entry for entry in value for _ in range(width)] if len(value) == lengths[0] else value
     if isinstance(value, Tensor):
-        if value.ndim == 0 or len(value) not in rows:
+        if value.ndim == 0 or len(value) not in lengths:
             return value
-        return value.unflatten(0, (rows[0], -1)).repeat_interleave(width, 0).flatten(0, 1)
+        return value.unflatten(0, (lengths[0], -1)).repeat_interleave(width, 0).flatten(0, 1)
     if isinstance(value, dict):
-        return {k: _repeated(k, v, rows, width) for k, v in value.items()}
+        return {k: _repeated(k, v, lengths, width, listed) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_repeated(name, v, rows, width) for v in value)
+        return type(value)(_repeated(name, v, lengths, width, listed) for v in value)
     return value

@@ -31,15 +31,18 @@ def sample_epd(
     """Solves with a table, in the shape of k-diffusion's `sample_*` functions.
 
     The K points of a fan are one call of K B rows, point-major (row = k B + b), so that conditioning that is tiled to
-    the batch fits; tensors of B rows in `extra_args` (also inside dictionaries and lists) are tiled here.
+    the batch fits; tensors of B rows in `extra_args` (also inside dictionaries, lists, tuples) are tiled here. With a
+    `denoise_mask` in `extra_args` (ComfyUI's inpainting) the points are evaluated one after another: hosts keep noise
+    and picture on the model, B rows each, and read one noise level per call.
 
     Args:
         model: `model(x, sigma (rows,), **extra_args) -> denoised`.
         x: (B, *S), the start state: noise * sigmas[0].
         sigmas: the table's own (`sigmas_of(table)`) or a contiguous part of them, with or without a last 0, which costs
-            no call: tables end on their smallest sigma and are decoded there. None: the table's.
+            no call: tables end on their smallest sigma and are decoded there. None: the table's, without the 0.
         extra_args: passed to the model in every call.
-        callback: called once a step with x, i, sigma, sigma_hat and denoised (at the step's first evaluated point).
+        callback: called once for every interval of the sigmas with x, i, sigma, sigma_hat and denoised (at the step's
+            first evaluated point; the result itself in the interval to 0).
         disable: hides the progress bar; None shows it on a terminal only.
         table: a Table, or where it is (see `find_table`).
         parallel: False evaluates the points one after another, B rows each: the same result with less memory.
@@ -61,14 +64,20 @@ def sample_epd(
         divisor = beside(ask.sigma, denoised).reshape(-1, *[1] * (denoised.ndim - 1))
         return (ask.points - denoised) / divisor
 
-    with tqdm(total=last - first, disable=disable) as bar:
+    def report(n: int, x: Tensor, denoised: Tensor) -> None:
+        if callback is not None:
+            sigma = levels[n].to(x.dtype)
+            callback({"x": x, "i": n - first, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+
+    decoded = sigmas is not None and float(sigmas[-1]) == 0  # an interval to 0, which hosts count as a step
+    with tqdm(total=last - first + decoded, disable=disable) as bar:
         for state in drive(walk(table.rule(), x, levels, first), answer):
             bar.update()
-            if callback is not None:
-                n = state.step - 1
-                sigma = levels[n].to(x.dtype)
-                callback({"x": x, "i": n - first, "sigma": sigma, "sigma_hat": sigma, "denoised": seen[0]})
+            report(state.step - 1, x, seen[0])
             x = state.x
+        if decoded:
+            bar.update()
+            report(last, x, x)
     return x
 
 
@@ -100,7 +109,7 @@ def _denoised(model: Callable[..., Tensor], ask: Ask, extra_args: Mapping[str, A
     count, batch = ask.points.shape[:2]
     told = ask.network_sigma.reshape(count, -1).expand(count, batch)
     told = beside(told, ask.points)
-    if not parallel:
+    if not parallel or extra_args.get("denoise_mask") is not None:
         return torch.stack([model(p, t, **extra_args) for p, t in zip(ask.points, told, strict=True)])
     tiled = {name: _tiled(value, batch, count) for name, value in extra_args.items()}
     return model(ask.points.flatten(0, 1), told.flatten(), **tiled).unflatten(0, (count, batch))
@@ -113,6 +122,7 @@ def _tiled(value: Any, batch: int, count: int) -> Any:  # noqa: ANN401 - a calle
         return value.repeat(count, *[1] * (value.ndim - 1))
     if isinstance(value, dict):
         return {key: _tiled(item, batch, count) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_tiled(item, batch, count) for item in value]
+    if isinstance(value, (list, tuple)):
+        items = [_tiled(item, batch, count) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     return value

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..denoisers.arguments import NetworkArguments
+
 NETWORKS = ("unet", "transformer", "transformer_2", "controlnet")
-SAMPLE = ("sample", "hidden_states", "x")
-TIMESTEP = ("timestep", "timesteps", "t")
 Arguments = Mapping[str, Any]
 Tap = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # a network's (sample, timestep) -> those it gets instead
 
@@ -134,11 +134,14 @@ def tapped(networks: Sequence[Any], tap: Tap) -> Iterator[None]:
     """Every call of a denoising network goes through `tap`."""
 
     def hook(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        positional = list(args)
-        sample, timestep = _where(SAMPLE, 0, positional, kwargs), _where(TIMESTEP, 1, positional, kwargs)
-        values = tap(sample[0][sample[1]], timestep[0][timestep[1]])
-        sample[0][sample[1]], timestep[0][timestep[1]] = values
-        return tuple(positional), kwargs
+        call = NetworkArguments(args, kwargs)
+        if not isinstance(call.state, Tensor) or not isinstance(call.time, Tensor):
+            raise ValueError(
+                f"a network was called with a {type(call.state).__name__} as its state and a "
+                f"{type(call.time).__name__} as its time, not with tensors: this pipeline cannot be evaluated here"
+            )
+        call.state, call.time = tap(call.state, call.time)
+        return call.pair()
 
     handles = [network.register_forward_pre_hook(hook, with_kwargs=True) for network in networks]
     try:
@@ -146,16 +149,6 @@ def tapped(networks: Sequence[Any], tap: Tap) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _where(names: Sequence[str], place: int, positional: list[Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """The container and the key under which a network's argument was passed."""
-    for name in names:
-        if isinstance(kwargs.get(name), Tensor):
-            return kwargs, name
-    if place < len(positional) and isinstance(positional[place], Tensor):
-        return positional, place
-    raise ValueError(f"a network was called without a tensor {names[0]!r}: this pipeline cannot be evaluated here")
 
 
 @dataclass(frozen=True)

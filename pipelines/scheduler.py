@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..solvers import registry
 from ..solvers.table import Table
-from .exchange import EPDSchedulerOutput, Fan, evaluated, points_of, position, rows_of
-from .layout import Layout, Placement, require_fit
+from .exchange import EPDSchedulerOutput, WideCall, evaluated, moved_points, position, rows_of, spread
+from .layout import Layout, require_fit
 from .run import PipelineWalk
 from .timetable import Timetable
 
@@ -88,7 +88,6 @@ class EPDScheduler(Timetable):
         if (rule == "table") != (table is not None):
             raise ValueError(f"rule = {rule!r} with{'out' * (table is None)} a table: from_table sets both")
         self.table = None if table is None else Table.from_dict(dict(table))
-        self.placement: Placement = "bare"
         # A new scheduler's configuration is a loaded one's, and gives other classes all values, not theirs for ours.
         self.register_to_config(_class_name="EPDScheduler", _use_default_values=[])
         self._start()
@@ -126,20 +125,22 @@ class EPDScheduler(Timetable):
         return sample
 
     @property
-    def fan(self) -> Fan | None:
+    def wide_call(self) -> WideCall | None:
         """What the next network call needs beside what the pipeline gives it; None when nothing."""
-        if self.placement == "bare" or self._layout is None:
+        if self._placement == "bare" or self._layout is None:
             return None
         run = self._run if self._run is not None else self._layout.run(self._begin_index or 0)
         unscaled = self._run is None and self._first_scale != 1.0  # DDPM's and DiT's pipelines pass bare noise
         if run.finished or not (run.rows > 1 or run.ahead or unscaled):
             return None
-        return Fan(run.rows, self._told[run.index], run.call.timestep[0], run.ahead or unscaled)
+        return WideCall(run.rows, self._told[run.index], run.call.timestep[0])
 
-    def ahead(self, latents: Tensor) -> Tensor:
-        """The rows of a first call that is a fan already, R x K sample-major, of the R rows that the pipeline made."""
-        run = self._required().run(self._begin_index or 0)
-        return rows_of(run.open(self._state(latents)), run.call.c_in, latents.dtype)
+    def spread(self, rows: Tensor) -> Tensor:
+        """The rows of a wide call, R x K sample-major, of the R that the pipeline has, one per sample and copy."""
+        if self._run is None or self._run.points is None:
+            run = self._required().run(self._begin_index or 0)
+            return rows_of(run.open(self._state(rows)), run.call.c_in, rows.dtype)
+        return spread(rows, self._run.points, self._run.call.c_in)
 
     @property
     def steps_done(self) -> int:
@@ -149,11 +150,9 @@ class EPDScheduler(Timetable):
         return layout.steps if finished else 0 if self._run is None else self._run.call.step
 
     @property
-    def state_width(self) -> int:
-        """K where the rows handed out last hold states (one in every K rows, the first); 0 inside a step."""
-        if self._run is None or self._run.finished:
-            return 1
-        return self._run.rows if self._run.call.opens else 0
+    def at_state(self) -> bool:
+        """Whether what was handed out last is a state, and not a point inside a step."""
+        return self._run is None or self._run.finished or self._run.call.opens
 
     def step(
         self,
@@ -163,12 +162,14 @@ class EPDScheduler(Timetable):
         generator: object = None,
         return_dict: bool = True,
     ) -> EPDSchedulerOutput | tuple[Tensor, Tensor]:
-        """Takes the network's output for the rows that were handed out last and hands out the next ones.
+        """Takes the network's output at all points of this call and hands out the first point of the next one.
+
+        A pipeline always holds one row per sample, also between the calls of a step, and whenever it is stopped.
 
         Args:
-            model_output: (R, *S), guided; a learned variance behind it is dropped.
+            model_output: (B x K, *S), sample-major, guided; a learned variance behind it is dropped.
             timestep: one of `timesteps`.
-            sample: (R, *S), or (B, *S) where the first call was moved ahead of the pipeline's latents.
+            sample: (B, *S), what was handed out last. Where it was changed since, all points move as far.
             generator: not used: nothing here is random.
 
         Raises:
@@ -181,10 +182,10 @@ class EPDScheduler(Timetable):
         elif self._handed is not None and sample is self._handed[0] and sample._version == self._handed[1]:
             points = run.points
         else:
-            points = points_of(sample, run.points, call.c_in)
+            points = moved_points(sample, run.points, call.c_in)
         denoised, slopes = evaluated(call, points, model_output)
         after = run.advance(points, slopes)
-        rows = rows_of(after, self._last_scale if run.finished else run.call.c_in, sample.dtype)
+        rows = rows_of(after[:1], self._last_scale if run.finished else run.call.c_in, sample.dtype)
         self._handed = None if rows.is_inference() or run.finished else (rows, rows._version)
         # PixArt takes this for its result when it was asked for one step.
         original = (after if run.finished else denoised).transpose(0, 1).flatten(0, 1).to(sample.dtype)

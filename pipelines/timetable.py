@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..solvers.table import Table
+from .calls_in_progress import pipeline_call
 from .configured import StockConfigured
 from .exchange import noised, position
 from .frames import Frame
 from .layout import Asked, Layout, Placement, moved, overruled, rule_layout, table_layout, understood
+from .placement import placed
 from .run import Call, PipelineWalk
 
 MOVED = (
@@ -31,6 +34,10 @@ class Timetable(StockConfigured):
     num_inference_steps: int | None
 
     def _start(self) -> None:
+        self.placement = "bare"  # of a loop that is not a pipeline's
+        self.parallel = True  # the points of a fan in one call, in pipelines that can
+        self.laid_out_in: int | None = None  # number of the pipeline's call that the run belongs to
+        self._placement: Placement = "bare"  # of this run
         self.num_inference_steps = None
         self._layouts: dict[tuple[Placement, Frame], Layout] = {}
         self._layout: Layout | None = None
@@ -90,11 +97,12 @@ class Timetable(StockConfigured):
         if self.table is None:
             self._layout = rule_layout(self.config, frame, asked)
         else:
-            if (key := (self.placement, frame)) not in self._layouts:  # a table is the same in every run
-                self._layouts = {key: table_layout(self.table, frame, self.placement)}
+            self._place()
+            if (key := (self._placement, frame)) not in self._layouts:  # a table is the same in every run
+                self._layouts = {key: table_layout(self.table, frame, self._placement)}
             self._layout = self._layouts[key]
             self._say(overruled(self._layout, asked))
-            if self.placement == "bare" and moved(self.table):
+            if self._placement == "bare" and moved(self.table):
                 self._say(MOVED)
         steps, calls = self._layout.steps, self._layout.calls
         # Pipelines that bring their own sigmas or timesteps count the entries of ours afterwards.
@@ -106,6 +114,20 @@ class Timetable(StockConfigured):
         ends = [*(c.sigma[0] for c in calls), float(self._layout.levels[-1])]
         self.sigmas = torch.tensor(ends, dtype=torch.float32)
         self._forget()
+
+    def _place(self) -> None:
+        """Where the points of this run are evaluated: the pipeline that runs decides, not the one that was enabled."""
+        call = pipeline_call()
+        mine = call is not None and vars(call.pipe).get("scheduler") is self
+        self.laid_out_in = call.number if call is not None and mine else None
+        self._placement = self.placement
+        if call is not None:  # a pipeline that steps by a copy of its scheduler has states that no hook knows
+            self._placement, note = placed(call.pipe, self.parallel) if mine else ("bare", "")
+            self._say(note if self._placement == "serial" else "")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy begins a run of its own: one that is under way cannot be copied, nor continued by two."""
+        return {**vars(self), "_run": None, "_handed": None, "laid_out_in": None}
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The latents at these timesteps, (1,) or (B,), of clean ones: alpha x0 + sigma eps in the pipeline's frame."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 import epd
 from helpers import tables, tiny_pipelines
-from helpers.tiny_pipelines import PROMPTS, build
+from helpers.tiny_pipelines import PROMPTS, build, calls_of, network
 
 FLOW_SIGMAS, DIFFUSION_SIGMAS = [1.0, 0.8, 0.5, 0.2, 0.02], [14.0, 6.0, 2.0, 0.6, 0.05]
 TABLES = {  # table, and rows per sample of each network call
@@ -72,6 +73,29 @@ def seeds() -> dict[str, Any]:
 
 def picture(channels: int = 3, seed: int = 3) -> Tensor:
     return torch.rand(2, channels, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def both(pipe: Any, table: epd.Table, call: Callable[[int], Any]) -> tuple[Tensor, list[int]]:  # noqa: ANN401
+    """The result with fans in one call, which is that with single calls; and the rows of the network's calls.
+
+    `call` gets the number of steps that it passes to the pipeline.
+    """
+    rows: list[int] = []
+
+    def count(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rows.append(len(args[0] if args else kwargs["sample"]))
+
+    results = []
+    for parallel in (False, True):
+        epd.enable(pipe, table, parallel=parallel)
+        rows.clear()
+        handle = network(pipe).register_forward_pre_hook(count, with_kwargs=True)
+        with torch.no_grad():
+            results.append(torch.as_tensor(call(calls_of(pipe))[0]))
+        handle.remove()
+    epd.disable(pipe)
+    assert_same(results[1], results[0])
+    return results[1], rows
 
 
 def variant(kind: Any, **changes: Any) -> Any:  # noqa: ANN401

@@ -10,8 +10,9 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-import epd
-from helpers.schedulers import calls
+from epd.pipelines.layout import table_layout
+from epd.pipelines.placement import placed
+from epd.pipelines.scheduler import EPDScheduler
 
 # Their lazy modules and generated signatures mean nothing to a type checker.
 diffusers: Any = importlib.import_module("diffusers")
@@ -261,7 +262,11 @@ def network(pipe: Any) -> Any:  # noqa: ANN401
 
 def calls_of(pipe: Any, steps: int = 4) -> int:  # noqa: ANN401
     """The `num_inference_steps` to call a pipeline with, for this many steps of its scheduler."""
-    return epd.summary(pipe).depth or calls(pipe.scheduler, steps)
+    scheduler = pipe.scheduler
+    if not isinstance(scheduler, EPDScheduler) or scheduler.table is None:
+        return steps
+    placement, _ = placed(pipe, scheduler.parallel)  # also of a pipeline that shares an enabled one's parts
+    return len(table_layout(scheduler.table, scheduler.frame, placement).calls)
 
 
 def run(pipe: Any, name: str, steps: int, **changes: Any) -> torch.Tensor:  # noqa: ANN401

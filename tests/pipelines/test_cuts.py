@@ -56,7 +56,7 @@ def cuts(scheduler: Any, whole: bool) -> dict[int, float]:  # noqa: ANN401
     return {
         i: 1 - (min(times[:i]) + times[i]) / 2 / len(scheduler)
         for i, call in enumerate(scheduler.calls)
-        if i and (call.opens and len(call.slots) == 1) == whole and times[i] < min(times[:i]) - 2
+        if i and call.opens == whole and times[i] < min(times[:i]) - 2
     }
 
 
@@ -100,12 +100,6 @@ def test_a_cut_inside_a_step_is_refused_with_the_nearest_ones(kind: str, paralle
         assert base.scheduler.calls[number].opens
         assert in_two_parts(base, refiner, calls, float(text))[1] == [number, calls - number]
         assert number in allowed
-
-
-def test_a_cut_before_a_fan_is_refused() -> None:
-    base, refiner = (epd.enable(pipe, table_for("sdxl", "one-call with afs")) for pipe in base_and_refiner())
-    with pytest.raises(ValueError, match="cuts the table's step 3 at a call of several points: give parallel=False"):
-        in_two_parts(base, refiner, 4, 0.5)
 
 
 def test_a_refiner_that_begins_inside_a_step_goes_on_to_its_end() -> None:

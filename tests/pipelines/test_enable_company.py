@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from helpers.pipeline_tables import SMALL, TABLES, assert_same, picture, seeds, states_and_rows, table_for, variant
+from helpers.pipeline_tables import (
+    SMALL,
+    TABLES,
+    assert_same,
+    both,
+    picture,
+    seeds,
+    states_and_rows,
+    table_for,
+    variant,
+)
 from helpers.tiny_pipelines import PROMPTS, arguments, build, calls_of, diffusers, network, run
 from torch import Tensor
 
 import epd
-
-
-def both(pipe: Any, table: epd.Table, call: Callable[[int], Any]) -> tuple[Tensor, list[int]]:  # noqa: ANN401
-    """The result with fans in one call, which is that with single calls; and the rows of the network's calls.
-
-    `call` gets the number of steps that it passes to the pipeline.
-    """
-    rows: list[int] = []
-
-    def count(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rows.append(len(args[0] if args else kwargs["sample"]))
-
-    results = []
-    for parallel in (False, True):
-        epd.enable(pipe, table, parallel=parallel)
-        rows.clear()
-        handle = network(pipe).register_forward_pre_hook(count, with_kwargs=True)
-        with torch.no_grad():
-            results.append(torch.as_tensor(call(calls_of(pipe))[0]))
-        handle.remove()
-    epd.disable(pipe)
-    assert_same(results[1], results[0])
-    return results[1], rows
 
 
 def random_like(parameters: Any, scale: float = 0.1) -> None:  # noqa: ANN401

@@ -62,20 +62,27 @@ def test_equals_solve(name: str, parallel: bool) -> None:
     assert rows == (fans if table.afs else anchors + fans) + (anchors + fans) * (table.num_steps - 1)
 
 
-def test_callback_gets_the_dictionary_once_a_step() -> None:
+@pytest.mark.parametrize("decoded", [True, False])
+def test_callback_gets_the_dictionary_once_for_every_interval(decoded: bool) -> None:
+    """As in k-diffusion: `len(sigmas) - 1` times, also for the interval to 0, which costs no call."""
     table = named_table("sd15-rdpo-10x2")
     seen: list[dict[str, Any]] = []
-    sample_epd(conditioned([]), start(table), sigmas_of(table), extra(), seen.append, True, table=table)
-    assert [set(entry) for entry in seen] == [{"x", "i", "sigma", "sigma_hat", "denoised"}] * 10
-    assert [entry["i"] for entry in seen] == list(range(10))
+    sigmas = sigmas_of(table) if decoded else None
+    end = sample_epd(conditioned([]), start(table), sigmas, extra(), seen.append, True, table=table)
+    assert [set(entry) for entry in seen] == [{"x", "i", "sigma", "sigma_hat", "denoised"}] * (10 + decoded)
+    assert [entry["i"] for entry in seen] == list(range(10 + decoded))
     states = list(
         epd.trajectory(table.rule(), MODEL.bind(LABELS, 2.0), unit_noise(SEEDS, (4,), torch.float64), levels(table))
     )
-    for entry, state, sigma in zip(seen, states[:-1], table.sigmas.tolist(), strict=False):
+    for entry, state, sigma in zip(seen, states, table.sigmas.tolist(), strict=False):
         torch.testing.assert_close(entry["x"], state, rtol=0, atol=1e-12)
         assert float(entry["sigma"]) == float(entry["sigma_hat"]) == sigma
-        expected = MODEL.bind(LABELS, 2.0)(state, torch.tensor(sigma, dtype=torch.float64))
-        torch.testing.assert_close(entry["denoised"], expected, rtol=0, atol=1e-12)
+        if entry["i"] < 10:
+            expected = MODEL.bind(LABELS, 2.0)(state, torch.tensor(sigma, dtype=torch.float64))
+            torch.testing.assert_close(entry["denoised"], expected, rtol=0, atol=1e-12)
+    if decoded:
+        assert torch.equal(seen[-1]["x"], end)
+        assert torch.equal(seen[-1]["denoised"], end)
 
 
 def test_a_part_of_the_sigmas_continues_exactly() -> None:
@@ -156,4 +163,62 @@ def test_comfyui_samples(comfy: None, tmp_path: Any) -> None:  # noqa: ANN401 - 
         steps: list[tuple[int, int]] = []
         out = sampler.sample(comfy_model, noise, sigmas, lambda i, denoised, x, total, s=steps: s.append((i, total)))
         torch.testing.assert_close(out, wanted, rtol=0, atol=1e-5)
-        assert steps == [(i, 5) for i in range(4)]
+        assert steps == [(i, 5) for i in range(5)]  # a host's bar ends at its end
+
+
+class MaskedModel:
+    """ComfyUI's KSamplerX0Inpaint: noise and picture are kept on the model, one row per sample."""
+
+    def __init__(self, noise: Tensor, picture: Tensor) -> None:
+        self.noise, self.picture = noise, picture
+
+    def __call__(self, x: Tensor, sigma: Tensor, denoise_mask: Tensor | None) -> Tensor:
+        if denoise_mask is None:
+            return MODEL(x, sigma)
+        level = sigma[:1].expand(len(x))  # as the masks that change with the noise level do
+        x = x * denoise_mask + (self.picture + level[:, None] * self.noise) * (1 - denoise_mask)
+        return MODEL(x, sigma) * denoise_mask + self.picture * (1 - denoise_mask)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("name", ["cifar10-epd-3x2", "cifar10-plugin-4x2"])
+def test_a_noise_mask_with_any_batch(name: str, batch: int) -> None:
+    table, seeds = named_table(name), range(batch)
+    noise, picture = unit_noise(seeds, (4,), torch.float64), unit_noise([s + 50 for s in seeds], (4,), torch.float64)
+    mask = torch.tensor([1.0, 1.0, 0.0, 0.0]).double().expand(batch, 4)
+    model, begin = MaskedModel(noise, picture), noise * table.sigmas[0]
+    results = [
+        sample_epd(model, begin, sigmas_of(table), {"denoise_mask": mask}, disable=True, table=table, parallel=parallel)
+        for parallel in (True, False)
+    ]
+    assert torch.equal(*results)
+    for i in seeds:
+        alone = epd.solve(
+            table.rule(), one_by_one(noise[i : i + 1], picture[i : i + 1], mask[:1]), noise[i : i + 1], levels(table)
+        )
+        torch.testing.assert_close(results[0][i : i + 1], alone, rtol=0, atol=1e-12)
+    free = sample_epd(model, begin, sigmas_of(table), {"denoise_mask": None}, disable=True, table=table)
+    torch.testing.assert_close(free, epd.solve(table.rule(), MODEL, noise, levels(table)), rtol=0, atol=1e-12)
+
+
+def one_by_one(noise: Tensor, picture: Tensor, mask: Tensor) -> epd.Denoiser:
+    """The same masked model of one sample, every row of a call at its own noise level."""
+    model = MaskedModel(noise, picture)
+
+    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+        levels = sigma.expand(len(x))
+        return torch.cat([model(x[i : i + 1], levels[i : i + 1], mask) for i in range(len(x))])
+
+    return denoiser
+
+
+def test_tensors_in_tuples_are_tiled() -> None:
+    table = named_table("cifar10-epd-3x2")
+
+    def model(x: Tensor, sigma: Tensor, cond: tuple[Tensor, str]) -> Tensor:
+        return MODEL.bind(cond[0], 2.0)(x, sigma)
+
+    out = sample_epd(model, start(table), None, {"cond": (LABELS, "text")}, disable=True, table=table)
+    noise = unit_noise(SEEDS, (4,), torch.float64)
+    expected = epd.solve(table.rule(), MODEL.bind(LABELS, 2.0), noise, levels(table))
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)

@@ -37,8 +37,8 @@ def output(scheduler: EPDScheduler, latents: Tensor, timestep: Tensor) -> Tensor
 def loop(scheduler: EPDScheduler, latents: Tensor, begin: int = 0) -> Tensor:
     """A pipeline's denoising loop; fans as the hook makes them."""
     for t in scheduler.timesteps[begin:]:
-        fan = scheduler.fan
-        rows = scheduler.ahead(latents) if fan is not None and fan.ahead else scheduler.scale_model_input(latents, t)
+        fan = scheduler.wide_call
+        rows = scheduler.spread(latents) if fan is not None else scheduler.scale_model_input(latents, t)
         told = t if fan is None else fan.timesteps.repeat(len(rows) // fan.width)
         latents = stepped(scheduler, output(scheduler, rows, told), t, latents)
     return latents
@@ -124,12 +124,11 @@ def test_shapes_dtypes_and_return_types(kind: str, dtype: torch.dtype) -> None:
     scheduler.set_timesteps(calls(scheduler))
     x = normal(2, 3, 4, 4).to(dtype)
     t = scheduler.timesteps[0]
-    rows = x if scheduler.fan is None else scheduler.ahead(x)
+    rows = x if scheduler.wide_call is None else scheduler.spread(x)
     learned_variance = torch.cat([rows, rows], dim=1)
     done = scheduler.step(learned_variance, t, x)
     assert isinstance(done, EPDSchedulerOutput)
-    widths = {"euler": 2, "epd": 6, "one-call afs": 6}
-    assert done.prev_sample.shape == (widths[kind], 3, 4, 4)
+    assert done.prev_sample.shape == (2, 3, 4, 4)  # whatever the next call evaluates
     assert done.prev_sample.dtype == done.pred_original_sample.dtype == dtype
     assert done.pred_original_sample.shape == rows.shape
     scheduler.set_timesteps(calls(scheduler))
@@ -145,8 +144,8 @@ def test_nothing_waits_for_the_device(kind: str) -> None:
     scheduler.set_timesteps(calls(scheduler), device="meta")
     latents = torch.empty(2, 3, 4, 4, device="meta")
     for t in scheduler.timesteps:
-        fan = scheduler.fan
-        rows = scheduler.ahead(latents) if fan is not None and fan.ahead else latents
+        fan = scheduler.wide_call
+        rows = scheduler.spread(latents) if fan is not None else latents
         latents = stepped(scheduler, torch.empty_like(rows), t, latents)
     assert latents.shape == (2, 3, 4, 4)
 
@@ -175,7 +174,7 @@ def test_what_is_changed_between_calls_counts() -> None:
             latents = x
             for i, t in enumerate(scheduler.timesteps):
                 latents = stepped(scheduler, torch.zeros_like(x), t, latents)
-                if scheduler.state_width == 1 and i + 1 < len(scheduler.timesteps) and scheduler.steps_done == 2:
+                if scheduler.at_state and i + 1 < len(scheduler.timesteps) and scheduler.steps_done == 2:
                     latents = latents + changed
             results.append(latents)
         # With eps = 0 the state stays: latents are x / sqrt(1 + sigma^2), changed at sigma = 2 (or the rule's own).
@@ -200,8 +199,8 @@ def test_image_to_image_begins_anywhere(kind: str, placement: str, begin: int, t
     clean, noise = torch.full((2, 1, 2, 2), 0.7, dtype=torch.float64), normal(2, 1, 2, 2)
     latents = scheduler.add_noise(clean, noise, scheduler.timesteps[begin : begin + 1])
     for t in scheduler.timesteps[begin:]:
-        fan = scheduler.fan
-        rows = scheduler.ahead(latents) if fan is not None and fan.ahead else latents
+        fan = scheduler.wide_call
+        rows = scheduler.spread(latents) if fan is not None else latents
         times = t[None] if fan is None else fan.timesteps.repeat(len(rows) // fan.width)
         sigma = noise_level(scheduler.frame, times).reshape(-1, 1, 1, 1)
         eps = (rows * (1 + sigma**2).sqrt() - 0.7) / sigma  # D = 0.7: straight trajectories, exact for any solver
@@ -259,7 +258,9 @@ def test_errors_of_step() -> None:
     with pytest.raises(ValueError, match="expected 6"):
         scheduler.step(x, t[1], rows)
     with pytest.raises(ValueError, match="was handed out"):
-        scheduler.step(x, t[1], x)
+        scheduler.step(x, t[1], x[:1])
+    with pytest.raises(ValueError, match="is not what was handed out.*parallel=False"):
+        scheduler.spread(x[:1])
     scheduler.set_timesteps(calls(scheduler))
     loop(scheduler, x)
     with pytest.raises(ValueError, match="after the last of 8 network calls"):

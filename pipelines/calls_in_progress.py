@@ -1,0 +1,50 @@
+"""Whose call is under way. Diffusers offers no hook around a pipeline's call, but the stack of this thread knows it.
+
+Everything else that could tell (a flag set when a run begins, the last tensor handed out) outlives a run that ends by
+an exception or is seen by other threads; a frame does neither.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+LIBRARIES = ("torch", "diffusers", "accelerate", "peft")
+
+
+@dataclass(frozen=True)
+class PipelineCall:
+    """The innermost call of a pipeline that this thread is in.
+
+    Args:
+        pipe: whose call it is.
+        number: tells this call from every other one that has not ended.
+        direct: what runs now was started by the pipeline itself, not by a callback that it was handed.
+    """
+
+    pipe: Any
+    number: int
+    direct: bool
+
+
+def pipeline_call() -> PipelineCall | None:
+    """The pipeline's call that led here, None outside of any."""
+    below, frame = None, sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and frame.f_code.co_argcount:
+            owner = frame.f_locals.get(frame.f_code.co_varnames[0])
+            if isinstance(owner, DiffusionPipeline):
+                return PipelineCall(owner, id(frame), below is None or _is_own(below, type(owner)))
+        below, frame = frame, frame.f_back
+    return None
+
+
+def _is_own(below: FrameType, kind: type) -> bool:
+    """Whether a function that a pipeline's call runs is its own or a library's, and not one of its caller's."""
+    module = str(below.f_globals.get("__name__"))
+    library = module.partition(".")[0] in LIBRARIES and module != "diffusers.callbacks"
+    return library or any(module == base.__module__ for base in kind.__mro__)
