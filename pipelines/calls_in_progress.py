@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from diffusers.modular_pipelines.modular_pipeline import ModularPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 LIBRARIES = ("torch", "diffusers", "accelerate", "peft")
@@ -37,7 +38,7 @@ def pipeline_call() -> PipelineCall | None:
     while frame is not None:
         if frame.f_code.co_name == "__call__" and frame.f_code.co_argcount:
             owner = frame.f_locals.get(frame.f_code.co_varnames[0])
-            if isinstance(owner, DiffusionPipeline):
+            if isinstance(owner, (DiffusionPipeline, ModularPipeline)):
                 return PipelineCall(owner, id(frame), below is None or _is_own(below, type(owner)))
         below, frame = frame, frame.f_back
     return None

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..denoisers.arguments import NetworkArguments
 from .conditions import Request
 from .frames import Frame, Packing, native_time
-from .probe import SAMPLE, TIMESTEP, ProbeScheduler, Seen, Stage, evaluate
+from .probe import ProbeScheduler, Seen, Stage, evaluate
 from .prompts import Encodings, Recorder
-
-MAIN = (SAMPLE, TIMESTEP)  # names of a network's state and time; else they are its first two arguments
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,11 @@ def first_call(
     beside: dict[str, Any] = {}
 
     def look(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = {**{f"argument {i}": value for i, value in enumerate(args)}, **kwargs}
-        state, time = (next((n for n in names if n in kwargs), f"argument {i}") for i, names in enumerate(MAIN))
-        beside.update(_leaves({name: value for name, value in named.items() if name not in (state, time)}))
+        def note(name: str, value: Any) -> Any:  # noqa: ANN401 - any argument
+            beside.update(_leaves({name or f"argument {len(beside) + 2}": value}))
+            return value
+
+        NetworkArguments(args, kwargs).change_conditioning(note)
 
     def tap(sample: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
         raise Seen(sample.detach(), timestep.detach())

@@ -35,6 +35,7 @@ def solved(table: epd.Table, shape: Sequence[int], denoisers: Sequence[Denoise])
 
 def advised(pipe: Any) -> int:  # noqa: ANN401
     """What our own warning tells somebody who asks for another number."""
+    pipe.scheduler.placement = epd.summary(pipe).placement  # which a run of the pipeline finds out by itself
     with pytest.warns(UserWarning, match="num_inference_steps = 50") as said:
         pipe.scheduler.set_timesteps(50)
     text = str(said.pop(UserWarning).message)
@@ -145,6 +146,7 @@ def test_the_number_that_is_advised_is_that_of_the_calls(kind: str, parallel: bo
     epd.enable(pipe, table, parallel=parallel)
     calls = table.depth if parallel else table.nfe
     scheduler = pipe.scheduler
+    scheduler.placement = epd.summary(pipe).placement
     assert f"call with num_inference_steps = {calls}" in str(epd.summary(pipe))
     scheduler.set_timesteps(calls)  # without a warning
     assert (len(scheduler.timesteps), scheduler.num_inference_steps, scheduler.order) == (calls, calls, 1)
@@ -168,7 +170,10 @@ def test_hand_made_rules_count_steps_as_the_stock_schedulers(name: str, rule: st
     else:
         theirs = stock()
         theirs.set_timesteps(6)
-        assert counts == (len(theirs.timesteps), theirs.num_inference_steps, theirs.order) == (11, 6, 2)
+        # A grid that ends above 0, as Stable Diffusion's does, has a second call in its last step, too.
+        whole = own.sigmas[-1] > 0
+        assert (len(theirs.timesteps), theirs.num_inference_steps, theirs.order) == (11, 6, 2)
+        assert counts == (12 if whole else 11, 6, 2)
     own.set_timesteps(sigmas=[0.9, 0.6, 0.2])  # a pipeline counts the entries afterwards
     assert (len(own.timesteps), own.order) == (3 if stock is None else 5, 1)
 

@@ -89,6 +89,7 @@ def test_the_refiner_begins_right_whatever_number_it_is_called_with() -> None:
 def test_a_cut_inside_a_step_is_refused_with_the_nearest_ones(kind: str, parallel: bool) -> None:
     base, refiner = (epd.enable(pipe, table_for("sdxl", kind), parallel) for pipe in base_and_refiner())
     calls = epd.summary(base).depth
+    base.scheduler.placement = epd.summary(base).placement
     base.scheduler.set_timesteps(calls)
     allowed = cuts(base.scheduler, whole=True)
     before, cut = list(cuts(base.scheduler, whole=False).items())[1]
@@ -105,6 +106,7 @@ def test_a_cut_inside_a_step_is_refused_with_the_nearest_ones(kind: str, paralle
 def test_a_refiner_that_begins_inside_a_step_goes_on_to_its_end() -> None:
     refiner = base_and_refiner()[1]
     epd.enable(refiner, table_for("sdxl", "epd"))
+    refiner.scheduler.placement = "batched"
     refiner.scheduler.set_timesteps(8)
     before, cut = list(cuts(refiner.scheduler, whole=False).items())[1]
     call = {k: v for k, v in FAMILIES["sdxl"].call(SEEDS, 8, 4.0).items() if k not in ("height", "width")}

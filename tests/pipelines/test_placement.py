@@ -19,7 +19,7 @@ from helpers.pipeline_tables import (
     table_for,
     variant,
 )
-from helpers.tiny_pipelines import BUILDERS, build, diffusers, run
+from helpers.tiny_pipelines import BUILDERS, build, calls_of, diffusers, run
 from torch import Tensor
 
 import epd
@@ -34,14 +34,15 @@ def mask() -> Tensor:
 
 @pytest.mark.parametrize("kind", ["epd", "one-call with afs", "mixed"])
 def test_inpainting_made_from_an_enabled_pipeline_equals_one_of_its_own(kind: str) -> None:
-    call = {**SMALL, "image": picture(), "mask_image": mask(), "num_inference_steps": 4}
+    call = {**SMALL, "image": picture(), "mask_image": mask()}
     pipe = epd.enable(variant(diffusers.StableDiffusionPipeline), table_for("sd", kind))
     made = run(pipe, "sd", 4)
     shared = diffusers.AutoPipelineForInpainting.from_pipe(pipe)
     shared.set_progress_bar_config(disable=True)
     own = epd.enable(variant(diffusers.StableDiffusionInpaintPipeline), table_for("sd", kind))
     with torch.no_grad():
-        assert torch.equal(shared(**call, **seeds())[0], own(**call, **seeds())[0])
+        results = [pipe(**call, num_inference_steps=calls_of(pipe), **seeds())[0] for pipe in (shared, own)]
+    assert torch.equal(*results)
     assert torch.equal(run(pipe, "sd", 4), made)
     assert epd.summary(pipe).placement == "batched"
 
@@ -53,14 +54,14 @@ def test_image_to_image_made_from_an_enabled_pipeline_shares_its_calls(parallel:
     shared.set_progress_bar_config(disable=True)
     rows: list[int] = []
     handle = pipe.unet.register_forward_hook(lambda module, args, out: rows.append(len(out[0])))
-    call = {**SMALL, "image": picture(), "strength": 1.0, "num_inference_steps": 4}
+    call = {**SMALL, "image": picture(), "strength": 1.0}
     with torch.no_grad():
-        made = shared(**call, **seeds())[0]
+        made = shared(**call, num_inference_steps=calls_of(shared), **seeds())[0]
     handle.remove()
     assert rows == ([4, 12] * 4 if parallel else [4] * 16)
     own = epd.enable(variant(diffusers.StableDiffusionImg2ImgPipeline), table_for("sd", "epd"), parallel=False)
     with torch.no_grad():
-        assert_same(made, own(**call, **seeds())[0])
+        assert_same(made, own(**call, num_inference_steps=calls_of(own), **seeds())[0])
 
 
 def test_a_controlnet_that_was_not_hooked_is_not_given_a_fan() -> None:
@@ -74,7 +75,8 @@ def test_a_controlnet_that_was_not_hooked_is_not_given_a_fan() -> None:
         if enabled:
             epd.enable(shared, table_for("sd", "epd"))
         with torch.no_grad():
-            made.append(shared(**SMALL, image=picture(), num_inference_steps=4, **seeds())[0])
+            number = calls_of(shared)
+            made.append(shared(**SMALL, image=picture(), num_inference_steps=number, **seeds())[0])
     assert_same(*made)
 
 
@@ -152,7 +154,9 @@ def test_a_cache_that_was_switched_off_is_no_obstacle() -> None:
     assert torch.equal(state, expected)
 
 
-def made_by(pipe: Any, kind: str, call: dict[str, Any], parallel: bool) -> tuple[Tensor, list[int]]:  # noqa: ANN401
+def made_by(
+    pipe: Any, kind: str, call: dict[str, Any], parallel: bool, calls: int | None = None  # noqa: ANN401
+) -> tuple[Tensor, list[int]]:
     """The latents, and the rows of the network's calls."""
     pipe.set_progress_bar_config(disable=True)
     epd.enable(pipe, table_for("flux", kind), parallel=parallel)
@@ -162,9 +166,11 @@ def made_by(pipe: Any, kind: str, call: dict[str, Any], parallel: bool) -> tuple
         rows.append(len(args[0] if args else kwargs["hidden_states"]))
 
     handle = pipe.transformer.register_forward_pre_hook(count, with_kwargs=True)
-    size = {"height": 64, "width": 64, "num_inference_steps": 4, "output_type": "latent", "return_dict": False}
+    size = {"height": 64, "width": 64, "output_type": "latent", "return_dict": False}
+    # Z-Image says what guides it when it is called, and how it is guided decides its calls: see below.
+    number = calls if calls is not None else calls_of(pipe)
     with torch.no_grad():
-        out = pipe(**size, **call, **seeds())[0]
+        out = pipe(**size, **call, num_inference_steps=number, **seeds())[0]
     handle.remove()
     return out, rows
 
@@ -191,7 +197,7 @@ def test_networks_that_take_lists(kind: str, guidance: float) -> None:
     assert single == [4 if guidance else 2] * sum(TABLES[kind][1])
     if guidance:
         with pytest.warns(UserWarning, match="guidance counts the entries"):
-            batched, rows = made_by(z_image(), kind, call, True)
+            batched, rows = made_by(z_image(), kind, call, True, sum(TABLES[kind][1]))
         assert rows == single
     else:
         batched, rows = made_by(z_image(), kind, call, True)
@@ -207,7 +213,7 @@ def test_a_second_state_is_evaluated_one_point_after_another(kind: str) -> None:
     for parallel in (True, False):
         pipe = epd.enable(sounding(), table_for("flux", kind), parallel=parallel)
         assert "'audio_hidden_states' beside" in epd.summary(pipe).note
-        made.append(pipe(4))
+        made.append(pipe(calls_of(pipe)))
     assert torch.equal(*made)
     # Both states have the same slope function and the same solver: it is that of one state of eight numbers.
     table, network = table_for("flux", kind), pipe.transformer

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import tables
-from helpers.tiny_pipelines import diffusers
+from helpers.tiny_pipelines import calls_of, diffusers
 from torch import Tensor
 
 import epd
@@ -61,9 +61,9 @@ def test_5_9_a_table_keeps_its_sigmas_and_tells_unshifted_times(pipeline: str) -
     sigmas = [1.0, 0.8, 0.5, 0.2, 0.02]
     table = epd.Table.from_dict({**tables.epd_table().to_dict(), "sigmas": sigmas})
     own = EPDScheduler.from_table(table, diffusers.FlowMatchEulerDiscreteScheduler(**COGVIEW).config)
-    own.set_timesteps(4)
+    own.set_timesteps(16)  # calls, one after another
     plain = own._required()
-    own.set_timesteps(**ramp(pipeline, 4), mu=MU)
+    own.set_timesteps(**ramp(pipeline, 16), mu=MU)
     told = own._required()
     assert [c.sigma for c in told.calls] == [c.sigma for c in plain.calls]
     for ours, theirs in zip(told.calls, plain.calls, strict=True):
@@ -132,5 +132,5 @@ def test_5_9_cogview4_pipeline() -> None:
     pipe.scheduler = stock
     sigmas = [1.0, 0.8, 0.5, 0.2, 0.02]
     table = epd.Table.from_dict({**tables.epd_table().to_dict(), "sigmas": sigmas})
-    results = [pictured(epd.enable(pipe, table, parallel=parallel), 4) for parallel in (True, False)]
+    results = [pictured(epd.enable(pipe, table, parallel=parallel), calls_of(pipe)) for parallel in (True, False)]
     torch.testing.assert_close(*results, rtol=0, atol=1e-5)
