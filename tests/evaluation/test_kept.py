@@ -70,7 +70,7 @@ def test_a_comparison_that_is_stopped_goes_on_cell_by_cell(tmp_path: Path) -> No
     assert seconds <= {cell.seconds for cell in done.cells}  # what was measured then was not measured again
     again = mixture()
     assert measure(again, tmp_path).cells == done.cells
-    assert again.calls == 3  # one evaluation of each batch proves the network
+    assert again.calls == 4 + 3  # the model is checked, and one evaluation of each batch proves the network
 
 
 def test_one_more_table_or_count_measures_that_alone(tmp_path: Path) -> None:

@@ -133,4 +133,4 @@ def test_the_configurations_of_edm_models_dry_run_in_small_calls(
 ) -> None:
     model = counting((3, 64, 64), plain=True)
     assert run_distill(limit_rows(model, 4), distilling(name), tmp_path / "run", dry_run=True) is None
-    assert "at most 4 in one network call" in capsys.readouterr().out and set(model.calls) == {4}
+    assert "at most 4 in one network call" in capsys.readouterr().out and max(model.calls) == 4
