@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 CALLS = 5
 # A taste of the real thing: `epd distill` and `epd compare` by default use many more samples, starts and solvers.
 RIVALS = ("diffusers DDIM", "iPNDM-3 AFS", "iPNDM-3 variable AFS", "diffusers DPM++ 2M", "diffusers UniPC-2 bh2")
-COUNTS = (3, 5, 7, 10)
-SAMPLES, TUNING = 128, 48
+COUNTS = (3, 5, 8)
+SAMPLES, TUNING = 128, 24
 SHOWN, COLUMNS = 40, 8
 TRACED = 16
 
