@@ -84,6 +84,9 @@ def __getattr__(name: str) -> object:
         value: object = importlib.import_module(f"{__name__}.{_MODULES[name]}")
     elif name in _HOMES:
         value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        if name in _ROOMS:
+            # `import epd.distill.run as run` takes the last part from sys.modules, under the name of what it finds here.
+            value.__name__ = f"{__name__}.{name}"
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -22,6 +22,8 @@ def test_distill_and_compare_are_functions_and_their_rooms_stay_importable(befor
         "from inspect import isfunction\n"
         "assert isfunction(epd.distill) and isfunction(epd.compare), (epd.distill, epd.compare)\n"
         "import epd.distill.plan, importlib\n"
+        "import epd.distill.run as run\n"
+        "assert run.__name__ == 'epd.distill.run'\n"
         "from epd.distill import families\n"
         "from epd.distill.config import DistillConfig\n"
         "assert isfunction(epd.distill) and epd.DistillConfig is DistillConfig\n"
