@@ -85,7 +85,7 @@ def __getattr__(name: str) -> object:
     elif name in _HOMES:
         value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
         if name in _ROOMS:
-            # `import epd.distill.run as run` takes the last part from sys.modules, under the name of what it finds here.
+            # `import epd.distill.run as run` looks its last part up in sys.modules, below the name of this.
             value.__name__ = f"{__name__}.{name}"
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
