@@ -17,16 +17,17 @@ log = logging.getLogger("epd")
 
 
 def distill(options: Distill) -> int:
-    """Learns a table into `options.out`."""
+    """Learns a table and writes the run to `options.out`; with `options.dry_run` prints the plan and its cost."""
     from ..distill.run import run_distill
     from ..runs.processes import Workers
 
     workers = Workers.of_accelerate()  # before there is a model: each process takes a device of its own
     init = find_table(options.init) if options.init else None
-    asked = model_options(options)
-    model, config = limit_rows(load_model(options.model, asked), options.rows), options.distill_config()
+    choices = model_options(options)
+    model, config = limit_rows(load_model(options.model, choices), options.rows), options.distill_config()
     check_model(model, getattr(torch, options.dtype))
-    path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=asked.conditions())
+    bound = choices.conditions()
+    path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=bound)
     workers.end()
     if path is not None:
         log.info("look:    epd table show %s", path)
