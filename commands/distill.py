@@ -23,11 +23,10 @@ def distill(options: Distill) -> int:
 
     workers = Workers.of_accelerate()  # before there is a model: each process takes a device of its own
     init = find_table(options.init) if options.init else None
-    choices = model_options(options)
-    model, config = limit_rows(load_model(options.model, choices), options.rows), options.distill_config()
+    asked = model_options(options)
+    model, config = limit_rows(load_model(options.model, asked), options.rows), options.distill_config()
     check_model(model, getattr(torch, options.dtype))
-    bound = choices.conditions()
-    path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=bound)
+    path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=asked.conditions())
     workers.end()
     if path is not None:
         log.info("look:    epd table show %s", path)

@@ -116,7 +116,7 @@ def own_model(
         device: where states are made.
 
     Raises:
-        ValueError: for an unknown path, an empty shape, or an empty range of noise levels.
+        ValueError: for an unknown path, an empty shape, or a range of noise levels that is none.
     """
     if path not in ("ve", "flow", "vp"):
         raise ValueError(f"path = {path!r} is unknown: give 've', 'flow' or 'vp'")
