@@ -15,7 +15,7 @@ log = logging.getLogger("epd")
 
 
 def compare(options: Compare) -> int:
-    """Measures tables against every hand-made solver into `options.out`."""
+    """Measures tables against every hand-made solver and writes the comparison to `options.out`."""
     if any(calls < 1 for calls in options.calls):
         raise UsageError(f"calls = {list(options.calls)}: sequential calls are at least 1")
     from ..evaluation.compare import compare as measure
@@ -28,7 +28,7 @@ def compare(options: Compare) -> int:
     model = limit_rows(load_model(options.model, conditioning), options.rows)
     for name, table in tables.items():
         fits(table, model, name)
-    found = measure(
+    comparison = measure(
         model,
         tables,
         options.calls,
@@ -43,7 +43,7 @@ def compare(options: Compare) -> int:
         keep=options.out / "cells",
         conditions=conditioning.conditions(),
     )
-    paths = write_comparison(found, options.out)
-    print(markdown(found))
+    paths = write_comparison(comparison, options.out)
+    print(markdown(comparison))
     log.info("%s", ", ".join(map(str, paths)))
     return 0

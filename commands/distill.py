@@ -17,7 +17,7 @@ log = logging.getLogger("epd")
 
 
 def distill(options: Distill) -> int:
-    """Learns a table into `options.out`."""
+    """Learns a table and writes the run to `options.out`; with `options.dry_run` prints the plan and its cost."""
     from ..distill.run import run_distill
     from ..runs.processes import Workers
 

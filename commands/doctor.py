@@ -65,6 +65,7 @@ def checks(out: Path) -> list[Callable[[], Iterator[Finding]]]:
 
 
 def python() -> Iterator[Finding]:
+    """The version of Python, and whether it is supported."""
     value = f"{platform.python_version()} at {sys.executable}"
     if sys.version_info < OLDEST:
         yield Finding("python", value, "bad", f"epd needs {OLDEST[0]}.{OLDEST[1]} or newer")
@@ -81,6 +82,7 @@ def installed(package: str) -> str | None:
 
 
 def packages() -> Iterator[Finding]:
+    """The versions of the packages that are needed, and of those for extras."""
     for package in NEEDED:
         value = installed(package)
         if value is None:
@@ -93,6 +95,7 @@ def packages() -> Iterator[Finding]:
 
 
 def torch_build() -> Iterator[Finding]:
+    """Whether PyTorch was built for the processor or for CUDA."""
     import torch
 
     build = "CPU" if torch.version.cuda is None else f"CUDA {torch.version.cuda}"
@@ -104,6 +107,7 @@ def torch_build() -> Iterator[Finding]:
 
 
 def devices() -> Iterator[Finding]:
+    """The GPUs and their free memory; the processor's threads, where they are more than its cores."""
     import torch
 
     if torch.cuda.is_available():
@@ -149,6 +153,7 @@ def torchvision() -> Iterator[Finding]:
 
 
 def imports() -> Iterator[Finding]:
+    """Whether diffusers and transformers can be imported."""
     for package, statement in IMPORTS.items():
         fault = run_import(statement)
         if fault:
@@ -159,6 +164,7 @@ def imports() -> Iterator[Finding]:
 
 
 def disk(out: Path) -> Iterator[Finding]:
+    """The free space where runs will be written, and whether they can be."""
     place = out.absolute()
     while not place.exists():
         place = place.parent
@@ -181,6 +187,7 @@ def writable(what: str, place: Path, remedy: str) -> Finding:
 
 
 def cache() -> Iterator[Finding]:
+    """Whether teacher trajectories can be cached."""
     from ..distill.teacher import cache_folder
 
     place = cache_folder().absolute()

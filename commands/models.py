@@ -114,10 +114,10 @@ def _pipeline(name: str, options: ModelOptions) -> Model:
     if not user_path(name).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         close = difflib.get_close_matches(name, EMBEDDED, n=1)
         hint = f"perhaps you meant {close[0]!r}; " if close else ""
-        known = ", ".join(EMBEDDED)
+        embedded = ", ".join(EMBEDDED)
         raise ValueError(
-            f"no model {name!r}: {hint}give {known}, a pipeline's folder, a hub id owner/name, or your own function as "
-            "file.py:function or package.module:function"
+            f"no model {name!r}: {hint}give {embedded}, a pipeline's folder, a hub id owner/name, or your own function "
+            "as file.py:function or package.module:function"
         )
     from ..pipelines import loading
 

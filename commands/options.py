@@ -1,4 +1,4 @@
-"""What each command is told: options, their defaults and their help; the same names are the keys of a YAML config."""
+"""The options of each command, their defaults and their help; the same names are the keys of a YAML config."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class ModelArguments(ModelOptions):
     """digits, digits-exact, digits-exact-flow, a diffusers pipeline's folder, its hub id, or a function that returns
     your own model: file.py:function or package.module:function, called with the model options that are given."""
     rows: int | None = Field(default=None, ge=1)
-    """Most rows of one network call, larger ones are split; none: on CUDA measured by one call and the free memory,
-    elsewhere as many as hold 4 million numbers."""
+    """Most rows of one network call; larger calls are split, which changes rounding only. None: on CUDA measured by one
+    call and the free memory, elsewhere as many as hold 4 million numbers."""
 
 
 class Distill(DistillConfig, ModelArguments):
@@ -45,7 +45,7 @@ class Distill(DistillConfig, ModelArguments):
     resume: bool = False
     """Continue the run in --out."""
     dry_run: bool = False
-    """Print the plan and what it costs, and stop."""
+    """Print the plan, what it costs and what training keeps in memory, and stop."""
     init: str | None = None
     """Table to start from: a file, a run's folder, the name of a published one, or a hub id."""
 
@@ -69,11 +69,11 @@ class Sample(ModelArguments):
     calls: int = Field(default=10, ge=1)
     """Sequential network calls of --rule."""
     schedule: Schedule | None = None
-    """Of --rule; none: polynomial, or flow on a flow path."""
+    """Noise schedule of --rule; none: polynomial, or flow on a flow path."""
     rho: float = Field(default=7.0, gt=0)
-    """Exponent of the polynomial schedule."""
+    """Exponent of the polynomial schedule of --rule; larger: smaller steps near the data."""
     shift: float = Field(default=1.0, gt=0)
-    """Shift of the flow schedule."""
+    """Shift of the flow schedule of --rule; 1: none."""
     afs: bool = False
     """Analytic first slope for --rule: one call fewer."""
     count: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = Field(default=None, ge=1)
@@ -83,7 +83,7 @@ class Sample(ModelArguments):
     batch: int | None = Field(default=None, ge=1)
     """Samples that are solved together; none: 256, fewer of samples of more than 16,384 numbers."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Of the state."""
+    """Floating point type of the states."""
     columns: int = Field(default=16, ge=1)
     """Pictures in a row of the grid."""
     grid: int = Field(default=256, ge=0)
@@ -112,11 +112,11 @@ class Compare(ModelArguments):
     batch: int | None = Field(default=None, ge=1)
     """Samples that are solved together; none: 512, fewer of samples of more than 8,192 numbers."""
     seed: int = Field(default=0, ge=0)
-    """Where the samples' seeds start."""
+    """First seed of the samples."""
     tolerance: float = Field(default=1e-5, gt=0)
-    """Of the converged end points; a float32 network supports 1e-5."""
+    """Relative and absolute tolerance of the converged end points; a float32 network supports 1e-5."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Of the state; float64 for exact models, whose end points then converge to more digits."""
+    """Floating point type of the states; float64 for exact models, whose end points then converge to more digits."""
 
 
 class TableShow(BaseModel):
@@ -140,17 +140,17 @@ class TableConvert(BaseModel):
     sigmas: tuple[float, ...] = ()
     """Noise levels, one more than steps; none: rebuilt from what the file says of its schedule and model."""
     schedule: PublishedSchedule | None = None
-    """Rebuild them from this schedule instead."""
+    """Schedule to rebuild the noise levels from; none: the file's."""
     sigma_min: float | None = Field(default=None, gt=0)
-    """Where the schedule ends."""
+    """Smallest noise level of the schedule; none: what the file or its model says."""
     sigma_max: float | None = Field(default=None, gt=0)
-    """Where it starts."""
+    """Largest noise level of the schedule; none: what the file or its model says."""
     rho: float | None = Field(default=None, gt=0)
-    """Its exponent."""
+    """Exponent of the schedule; none: the file's, or 7."""
     shift: float | None = Field(default=None, gt=0)
-    """Shift of a flow schedule."""
+    """Shift of a flow schedule; none: the file's, or 1."""
     mu: float | None = None
-    """Shift e^mu of a flow schedule."""
+    """Logarithm of the shift of a flow schedule; goes before --shift."""
 
 
 class TableDiff(BaseModel):
@@ -161,7 +161,7 @@ class TableDiff(BaseModel):
     first: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FIRST")]
     """Table: a file, a run's folder, a published name, or a hub id."""
     second: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SECOND")]
-    """The other one."""
+    """The other table, likewise."""
 
 
 class Doctor(BaseModel):

@@ -33,10 +33,13 @@ log = logging.getLogger("epd")
 
 @dataclass(frozen=True)
 class Solver:
-    """What to drive: a rule with its noise levels.
+    """A solver by name: its rule, its noise levels and what it costs.
 
     Args:
-        depth: sequential calls; `nfe`: evaluations of one sample.
+        sigmas: N + 1, decreasing.
+        depth: sequential network calls.
+        nfe: network evaluations of one sample.
+        digest: of a learned table; empty for a hand-made rule.
     """
 
     name: str
@@ -51,7 +54,7 @@ def parse_seeds(text: str) -> list[int]:
     """Seeds of `0-99`, `1,2,3` or both mixed.
 
     Raises:
-        UsageError: naming the part that is none.
+        UsageError: naming the part that is neither a seed nor a range.
     """
     out: list[int] = []
     for part in text.replace(" ", "").split(","):
@@ -65,22 +68,26 @@ def parse_seeds(text: str) -> list[int]:
     return out
 
 
-def wanted_seeds(options: Sample) -> Sequence[int]:
-    """The seeds of a run."""
+def seeds_of(options: Sample) -> Sequence[int]:
+    """The seeds of the samples: those of --seeds, or 0, 1, 2, ... up to --count.
+
+    Raises:
+        UsageError: where both are given and differ in number.
+    """
     if options.seeds is None:
         return range(options.count or 64)
     seeds = parse_seeds(options.seeds)
     if options.count is not None and options.count != len(seeds):
-        found = f"seeds = {options.seeds!r} are {len(seeds)}"
-        raise UsageError(f"count = {options.count}, but {found}: give one of the two")
+        listed = f"seeds = {options.seeds!r} are {len(seeds)}"
+        raise UsageError(f"count = {options.count}, but {listed}: give one of the two")
     return seeds
 
 
 def solver_of(options: Sample, model: Model) -> Solver:
-    """The learned or hand-made solver that is asked for.
+    """The solver of --table or --rule.
 
     Raises:
-        UsageError: for none or both, or a count of calls that the rule cannot make.
+        UsageError: for neither or both of them, or a count of calls that the rule cannot make.
     """
     if (options.table is None) == (options.rule is None):
         raise UsageError("give exactly one of --table FILE and --rule NAME")
@@ -179,8 +186,8 @@ def draw(
 
 
 def sample(options: Sample) -> int:
-    """Draws what is asked for into `options.out`."""
-    settings, seeds = model_options(options), wanted_seeds(options)
+    """Draws the samples and writes them, a grid of them and a record of the run to `options.out`."""
+    settings, seeds = model_options(options), seeds_of(options)
     model = limit_rows(load_model(options.model, settings), options.rows)
     check_model(model, getattr(torch, options.dtype), decode=True)
     solver = solver_of(options, model)
@@ -212,7 +219,9 @@ def sample(options: Sample) -> int:
 
 
 def keeper(options: Sample, model: Model, archive: Archive) -> Callable[[int, Tensor], None]:
-    """Puts finished states into the archive: as pictures where they are some, as they are otherwise or if asked to."""
+    """A function that puts finished states into the archive: as 8-bit pictures where they are pictures, as states
+    where they are not, or with --states.
+    """
 
     def keep(first: int, x: Tensor) -> None:
         shown = pictures(model, x)

@@ -72,9 +72,9 @@ def describe(table: Table) -> str:
     purpose = [part for part in (learned.model, learned.path, guidance) if part]
     lines = [headline(table), *(["for " + ", ".join(purpose)] if purpose else [])]
     lines += [f"digest {table.digest}", "", *aligned(steps(table)), "", verdict(table)]
-    ahead = [*lookahead(table)]
-    if ahead:
-        lines += ["", "look-ahead: direction to each point as anchor | memory", *aligned(ahead)]
+    directions = [*lookahead(table)]
+    if directions:
+        lines += ["", "look-ahead: direction to each point as anchor | memory", *aligned(directions)]
     return "\n".join([*lines, "", *origin(table)]).rstrip()
 
 
@@ -127,12 +127,12 @@ def verdict(table: Table) -> str:
 
 def lookahead(table: Table) -> Iterator[tuple[str, ...]]:
     """One row per fan point, where it is more than the anchor slope."""
-    ahead = table.effective_lookahead
-    if not ahead.shape[1] or not ahead[:, :, 1:].any():
+    weights = table.effective_lookahead
+    if not weights.shape[1] or not weights[:, :, 1:].any():
         return
     yield ("step", "point", "anchor", "memory")
-    for n, j in itertools.product(range(ahead.shape[0]), range(ahead.shape[1])):
-        yield str(n), str(j), f"{ahead[n, j, 0]:.4f}", numbers(ahead[n, j, 1:])
+    for n, j in itertools.product(range(weights.shape[0]), range(weights.shape[1])):
+        yield str(n), str(j), f"{weights[n, j, 0]:.4f}", numbers(weights[n, j, 1:])
 
 
 def origin(table: Table) -> Iterator[str]:

@@ -47,7 +47,7 @@ class EDMConfig:
     """What an EDM network is beside its weights.
 
     Args:
-        name: what tables record.
+        name: what tables record as the model that they were learned for.
         shape: (C, H, W) of one picture in [-1, 1].
         num_classes: 0 is unconditional; the network then gets None for its labels, else one-hot rows (R, num_classes).
         sigma_data: 0.5 for all published ones.
@@ -138,10 +138,10 @@ def _classes(count: int) -> Callable[[Sequence[int]], Tensor]:
 
 def _call(module: nn.Module, num_classes: int, numbered: bool) -> Callable[[Tensor, Tensor, Rows], Tensor]:
     def labels(rows: Rows) -> Tensor | None:
-        found = rows.get("class_labels")
-        if num_classes == 0 or numbered or found is None:
-            return found if num_classes else None
-        return nn.functional.one_hot(found, num_classes)
+        classes = rows.get("class_labels")
+        if num_classes == 0 or numbered or classes is None:
+            return classes if num_classes else None
+        return nn.functional.one_hot(classes, num_classes)
 
     def call(x: Tensor, c_noise: Tensor, rows: Rows) -> Tensor:
         if numbered:

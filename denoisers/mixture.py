@@ -110,7 +110,8 @@ class GaussianMixture:
         weights: (M,) or one number, > 0; normalised here.
         path: `ve` or `flow`.
         labels: (M,) class of each component; `bind` then conditions on a class.
-        sigma_min, sigma_max: the range that trainers and comparisons use.
+        sigma_min, sigma_max: the range that trainers and comparisons use; by default up to 80 (`ve`) or 1 (`flow`).
+        name: what tables record as the model that they were learned for.
 
     Raises:
         ValueError: for shapes, signs or an unknown path, naming the value.
@@ -157,14 +158,17 @@ class GaussianMixture:
         Args:
             labels: (B,) classes; a call then has B rows, or B x K rows sample-major.
             guidance: 1 is plain conditioning.
+
+        Raises:
+            ValueError: for a mixture without labels, or a class that no component has.
         """
         if self.labels is None:
             raise ValueError("this mixture has no classes to bind: give labels= when it is made")
-        wanted = torch.as_tensor(labels)
-        inside = self.labels[None] == wanted[:, None]
+        classes = torch.as_tensor(labels)
+        inside = self.labels[None] == classes[:, None]
         if not bool(inside.any(1).all()):
             raise ValueError(
-                f"labels {wanted.tolist()} hold a class that no component has: {self.labels.unique().tolist()}"
+                f"labels {classes.tolist()} hold a class that no component has: {self.labels.unique().tolist()}"
             )
         bound = copy.copy(self)
         bound.guidance = float(guidance)

@@ -69,6 +69,8 @@ class NetworkDenoiser:
         shape: one sample.
         sigma_min, sigma_max: the range that the network was trained for.
         path: `ve` or `flow`.
+        name: what tables record as the model that they were learned for.
+        device: where conditioning rows are put, and states are made.
         dtype: the network's; timesteps are float32 (float64 for a float64 network).
         guidance: scale that `for_seeds` binds, and that a bound denoiser applies.
         null: the unconditional rows, one row for all samples; what an unbound denoiser uses and guidance starts from.

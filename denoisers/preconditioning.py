@@ -66,6 +66,9 @@ def sample(times: Timesteps) -> Preconditioning:
 def flow(time_scale: float = 1000.0) -> Preconditioning:
     """Rectified flow on x = (1 - sigma) x0 + sigma eps, v = eps - x0: x0 = x - sigma v, timestep = time_scale sigma.
 
+    Args:
+        time_scale: what the network calls sigma = 1.
+
     Reference: arXiv 2209.03003, Eq. 1; arXiv 2403.03206, Section 3.1.
     """
     return lambda sigma: (torch.ones_like(sigma), -sigma, torch.ones_like(sigma), time_scale * sigma)
@@ -132,12 +135,16 @@ def vp(
 
 
 def discrete(prediction: Prediction, times: Timesteps) -> Preconditioning:
-    """The parameterisation with diffusers' name for it.
+    """The preconditioning of a discrete-time network, by diffusers' name of what it predicts.
+
+    Args:
+        prediction: `epsilon`, `v_prediction` or `sample`.
+        times: of the schedule that it was trained on.
 
     Raises:
         ValueError: for an unknown prediction type.
     """
-    known = {"epsilon": epsilon, "v_prediction": v_prediction, "sample": sample}
-    if prediction not in known:
-        raise ValueError(f"prediction = {prediction!r} is unknown: give one of {', '.join(known)}")
-    return known[prediction](times)
+    by_name = {"epsilon": epsilon, "v_prediction": v_prediction, "sample": sample}
+    if prediction not in by_name:
+        raise ValueError(f"prediction = {prediction!r} is unknown: give one of {', '.join(by_name)}")
+    return by_name[prediction](times)

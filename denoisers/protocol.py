@@ -1,4 +1,4 @@
-"""The two contracts of this room: what a solver knows of a model, and what a trainer knows of one."""
+"""The two contracts of this room: what a solver needs of a model, and what a trainer needs beside that."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Path = Literal["ve", "flow"]
 
 @runtime_checkable
 class Denoiser(Protocol):
-    r"""The one thing that a solver knows of a model: `denoised = denoiser(x, sigma)`, an estimate of E[x0 | x].
+    r"""The one thing that a solver needs of a model: `denoised = denoiser(x, sigma)`, an estimate of E[x0 | x].
 
     On every path x = alpha x0 + sigma eps with alpha = 1 + c sigma (variance exploding: c = 0; rectified flow: c = -1)
     the probability-flow ODE is dx/dsigma = (x - denoised) / sigma.
@@ -27,7 +27,7 @@ class Denoiser(Protocol):
 
 
 class Model(Denoiser, Protocol):
-    """A denoiser that also knows its frame: what training, sampling and comparing need beside the evaluation.
+    """A denoiser with what training, sampling and comparing need beside the evaluation: name, path, shape, range.
 
     A sample is its seed: seed -> noise (`unit_noise`) and seed -> condition (`for_seeds`), so that nothing depends on
     how samples are batched or on which process they land.
@@ -49,10 +49,14 @@ class Model(Denoiser, Protocol):
         ...
 
     @property
-    def sigma_min(self) -> float: ...
+    def sigma_min(self) -> float:
+        """Smallest noise level that it was trained for, > 0."""
+        ...
 
     @property
-    def sigma_max(self) -> float: ...
+    def sigma_max(self) -> float:
+        """Largest noise level that it was trained for; at most 1 on a flow path."""
+        ...
 
     @property
     def guidance(self) -> float:
@@ -65,7 +69,9 @@ class Model(Denoiser, Protocol):
         ...
 
     @property
-    def device(self) -> str: ...
+    def device(self) -> str:
+        """Where states are made and evaluated."""
+        ...
 
     def for_seeds(self, seeds: Sequence[int]) -> Denoiser:
         """The denoiser for the samples with these seeds, bound to the condition that each seed stands for."""
@@ -91,7 +97,7 @@ def beside(coefficients: Tensor, x: Tensor) -> Tensor:
 
 @runtime_checkable
 class Described(Protocol):
-    """What a model may know beside `Model`: recorded with its tables, so that their use elsewhere can be warned of."""
+    """What a model may tell beside `Model`: recorded with its tables, so that their use elsewhere can be warned of."""
 
     @property
     def prediction(self) -> str:

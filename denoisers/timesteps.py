@@ -10,8 +10,8 @@ class Timesteps:
     r"""sigma <-> timestep by linear interpolation of log alpha over the integer timesteps 0..T-1, in float64.
 
     log alpha_t = 0.5 log(alphas_cumprod[t]), alpha = 1 / sqrt(1 + sigma^2) where sigma is the variance-exploding noise
-    level. Noise levels outside the trained range get the nearest trained timestep (the network has never been told
-    any other; its input and output are still scaled with the true sigma).
+    level. Noise levels outside the trained range get the nearest trained timestep (the network was trained
+    with no other; its input and output are still scaled with the true sigma).
 
     Args:
         alphas_cumprod: (T,), strictly decreasing inside (0, 1].
@@ -62,9 +62,9 @@ class Timesteps:
         """
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
         _, inner, a, b = self._on(sigma.device)
-        wanted = (sigma * sigma).log1p()
-        low = torch.searchsorted(inner, wanted.contiguous(), right=True)  # 0..T-2
-        t = torch.addcmul(a.take(low), b.take(low), wanted)
+        rise = (sigma * sigma).log1p()
+        low = torch.searchsorted(inner, rise.contiguous(), right=True)  # 0..T-2
+        t = torch.addcmul(a.take(low), b.take(low), rise)
         return t if extrapolate else t.clamp(0, len(self) - 1)
 
 

@@ -1,4 +1,4 @@
-"""What a distillation is told: every default lives here, once."""
+"""The settings of a distillation: every default lives here, once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPEN = {
 class DistillConfig(BaseModel):
     """How a table is learned from a teacher's trajectories."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     family: Literal["default", "epd", "epd-plugin", "s4s", "ld3", "amed"] = "default"
     """Which numbers a solver has, and which of them are learned. default: two calls a step, the second of several
@@ -46,27 +46,27 @@ class DistillConfig(BaseModel):
     a call; none: where the path is variance exploding and the count of calls allows it."""
     learn: tuple[Learned, ...] | None = None
     """What is learned. nodes: where a step's points lie; weights: of their slopes; slope_scale: a factor of each slope;
-    sigma_scale: of the noise level that the network is told; anchor: the weight of the slope at the state; memory: of
-    earlier slopes; lookahead: the directions to the points; sigmas: the schedule. None: the family's."""
+    sigma_scale: a factor of the noise level that the network gets; anchor: the weight of the slope at the state;
+    memory: of earlier slopes; lookahead: the directions to the points; sigmas: the schedule. None: the family's."""
     schedule: Schedule | None = None
-    """Where the sigmas start. polynomial: even in sigma^(1/rho) (EDM); logsnr: even in log sigma; time_uniform: even in
-    the time of a variance-preserving process; discrete: even in the model's training timesteps; flow: even in time,
-    shifted. None: several are tried, the best on held-out noise is trained on."""
+    """Schedule that training starts from. polynomial: even in sigma^(1/rho) (EDM); logsnr: even in log sigma;
+    time_uniform: even in the time of a variance-preserving process; discrete: even in the model's training timesteps;
+    flow: even in time, shifted. None: several are tried, the best on held-out noise is trained on."""
     rho: float = Field(default=7.0, gt=0)
     """Exponent of the polynomial schedule."""
     shift: float = Field(default=1.0, gt=0)
     """Shift of the flow schedule."""
     sigma_min: float | None = Field(default=None, gt=0)
-    """Last sigma; none: the model's."""
+    """Smallest noise level, where the solver ends; none: the model's."""
     sigma_max: float | None = Field(default=None, gt=0)
-    """First sigma; none: the model's."""
+    """Largest noise level, where the solver begins; none: the model's."""
     teacher: Teacher = "exact"
     """exact: the converged ODE, solved to `teacher_tolerance`; or a hand-made rule of its highest order at
     `teacher_multiplier` times the steps."""
     teacher_multiplier: int = Field(default=8, ge=1, le=1000)
     """Teacher steps per student step (a rule as teacher only)."""
     teacher_tolerance: float = Field(default=1e-3, gt=0, lt=1)
-    """Of one step of the converged ODE (exact teacher only)."""
+    """Tolerance of each step that the converged ODE is solved with (exact teacher only)."""
     objective: Literal["end", "steps", "both"] = "end"
     """What is brought near the teacher. end: the end point, through the whole trajectory; steps: the state after every
     step, each begun from the teacher's (arXiv 2507.14797); both: their sum."""
@@ -104,7 +104,7 @@ class DistillConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Training seed: batches and starting points. The noise pool is shared between seeds."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Of the state while training."""
+    """Floating point type of the states while training."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Autocast of the network. Adam scales its losses, so that gradients in fp16 do not underflow."""
     checkpointing: bool = False

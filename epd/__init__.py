@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from .pipelines.scheduler import EPDScheduler
     from .pipelines.sharing import load_learned, save_learned
     from .solvers import rules, schedules
-    from .solvers.answers import slope
+    from .solvers.answers import batched, serial, slope
     from .solvers.named import named_table, table_names
     from .solvers.solve import solve, trajectory
     from .solvers.table import Provenance, Table, TableError
-    from .solvers.walk import Ask, Rule, plan
+    from .solvers.walk import Ask, Restart, Rule, Site, State, plan, walk
 
 # Public name -> where it lives. Loaded when first asked for, so that `epd --help` does not wait for torch.
 _HOMES = {
@@ -48,8 +48,14 @@ _HOMES = {
     "save_learned": "pipelines.sharing",
     "load_learned": "pipelines.sharing",
     "Ask": "solvers.walk",
+    "Restart": "solvers.walk",
     "Rule": "solvers.walk",
+    "Site": "solvers.walk",
+    "State": "solvers.walk",
     "plan": "solvers.walk",
+    "walk": "solvers.walk",
+    "batched": "solvers.answers",
+    "serial": "solvers.answers",
     "slope": "solvers.answers",
     "solve": "solvers.solve",
     "trajectory": "solvers.solve",

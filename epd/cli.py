@@ -115,7 +115,7 @@ def _main(words: list[str], verbosity: int) -> int:
 
 
 def _command(words: list[str]) -> str | None:
-    """The command that the words start with, or none after saying what is known."""
+    """The command that the words start with, or none after saying on stderr which there are."""
     for length in (2, 1):
         if " ".join(words[:length]) in COMMANDS:
             return " ".join(words[:length])
@@ -123,11 +123,11 @@ def _command(words: list[str]) -> str | None:
     if group and {"-h", "--help"} & set(words[1:2]):
         print("\n".join(f"epd {name:<15}  {COMMANDS[name].summary}" for name in group))
         raise SystemExit(OK)
-    wanted = " ".join(words[: 2 if group else 1])
-    close = difflib.get_close_matches(wanted, group or COMMANDS, n=1, cutoff=0.4)
+    typed = " ".join(words[: 2 if group else 1])
+    close = difflib.get_close_matches(typed, group or COMMANDS, n=1, cutoff=0.4)
     hint = f"perhaps you meant {close[0]!r}; " if close else ""
-    known = ", ".join(group or COMMANDS)
-    print(f"epd: error: no command {wanted!r}: {hint}there are {known} (epd --help)", file=sys.stderr)
+    choices = ", ".join(group or COMMANDS)
+    print(f"epd: error: no command {typed!r}: {hint}there are {choices} (epd --help)", file=sys.stderr)
     return None
 
 
@@ -166,7 +166,10 @@ def _complain(error: BaseException, code: int, verbosity: int) -> int:
 def _options(name: str) -> type[BaseModel]:
     from .commands import options
 
-    return getattr(options, COMMANDS[name].options)
+    schema: type[BaseModel] = getattr(options, COMMANDS[name].options)
+    for field in schema.model_fields.values():  # the help breaks lines where they are full, not where the source does
+        field.description = " ".join((field.description or "").split()) or None
+    return schema
 
 
 def _parse(name: str, words: list[str]) -> Any:  # noqa: ANN401 - the command's options

@@ -1,4 +1,4 @@
-"""JSON: read as if an enemy wrote it, written so that people can compare two versions of it."""
+"""JSON: read without trust in its types and sizes, written so that people can compare two versions of it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parse_json(text: str, error: type[ValueError], source: str, finite: bool = T
         error: raised for everything that is wrong.
         source: what the message names.
     """
-    # Each value but the first follows a comma or opens a container: what is too much is known before it is built.
+    # Each value but the first follows a comma or opens a container: what is too much is refused before it is built.
     count = sum(text.count(mark) for mark in ",[{")
     if count > MAX_VALUES:
         raise error(f"{source} holds up to {count} values, more than {MAX_VALUES}: not a file of ours")
@@ -77,7 +77,7 @@ def require_bounded(value: object, most: int) -> None:
     level, left = [value], most
     for _ in range(MAX_DEPTH):
         left -= sum(len(item) for item in level if isinstance(item, SIZED))
-        if left < 0:  # told before the next level is listed
+        if left < 0:  # refused before the next level is listed
             raise ValueError(f"it stands for more than {most} values and characters")
         level = [inner for item in level for inner in _inside(item)]
         if not level:

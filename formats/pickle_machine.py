@@ -46,9 +46,9 @@ class Dialect:
     classes: frozenset[Name] = frozenset()
 
 
-def fault(found: str, allowed: str) -> PublishedTableError:
-    """An error that says what was found and what is allowed; `read_published` adds file and remedy."""
-    return PublishedTableError(f"found {found}; allowed is {allowed}")
+def fault(content: str, allowed: str) -> PublishedTableError:
+    """An error that says what the file contains and what is allowed; `read_published` adds file and remedy."""
+    return PublishedTableError(f"found {content}; allowed is {allowed}")
 
 
 def shown(value: object) -> str:

@@ -132,8 +132,8 @@ def _shape(nodes: NDArray[Any], metadata: dict[str, JSON]) -> tuple[int, int]:
     if type(metadata.get("num_steps", 0)) is not int or type(metadata.get("num_points", 0)) is not int:
         raise fault("num_steps or num_points that is no integer", f"{rows + 1} and {points}, as the nodes say")
     if metadata.get("num_steps", rows + 1) != rows + 1 or metadata.get("num_points", points) != points:
-        found = f"num_steps {metadata.get('num_steps')} and num_points {metadata.get('num_points')}"
-        raise fault(f"{found} with nodes of shape {nodes.shape}", "nodes (num_steps - 1, num_points)")
+        counts = f"num_steps {metadata.get('num_steps')} and num_points {metadata.get('num_points')}"
+        raise fault(f"{counts} with nodes of shape {nodes.shape}", "nodes (num_steps - 1, num_points)")
     return (rows, points)
 
 

@@ -147,8 +147,8 @@ def contents(top: object) -> Contents:
         PublishedTableError: for another object than a table's.
     """
     if type(top) is not dict or set(top) not in ({"model"}, {"model", "loss_fn"}):
-        found = f"a dict of {', '.join(map(shown, list(top)[:8]))}" if type(top) is dict else shown(top)
-        raise fault(found, "a dict with model, and perhaps loss_fn")
+        content = f"a dict of {', '.join(map(shown, list(top)[:8]))}" if type(top) is dict else shown(top)
+        raise fault(content, "a dict with model, and perhaps loss_fn")
     model = _state(top["model"], "EPD_predictor")
     metadata, sigmas = _metadata(model), None
     if "loss_fn" in top:
@@ -162,8 +162,8 @@ def _state(meta: object, class_name: str) -> dict[str, Any]:
         raise fault(f"{shown(meta)} for {class_name}", f"a dict of {', '.join(sorted(keys))}")
     header = (meta["type"], meta["version"], meta["class_name"])
     if header != ("class", 6, class_name) or type(meta["module_src"]) is not str:
-        found = f"type {shown(meta['type'])}, version {shown(meta['version'])}, class {shown(meta['class_name'])}"
-        raise fault(found, f"type 'class', version 6, class {class_name!r}, source text")
+        content = f"type {shown(meta['type'])}, version {shown(meta['version'])}, class {shown(meta['class_name'])}"
+        raise fault(content, f"type 'class', version 6, class {class_name!r}, source text")
     return meta
 
 

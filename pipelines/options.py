@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from ..formats.files import read_text, user_path
 from ..formats.json_text import parse_json
 
-FROZEN = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+FROZEN = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 UserPath: TypeAlias = Annotated[Path, AfterValidator(user_path)]
 PLACEMENT = ("device", "device_map", "offload", "local_only")  # where a model computes changes its rounding only
 
@@ -59,7 +59,7 @@ class ModelOptions(BaseModel):
     prompt: tuple[str, ...] = ()
     """Prompts given directly."""
     negative_prompt: str | None = None
-    """What guidance leads away from."""
+    """Text that guidance leads away from; none: the pipeline's own."""
     labels: tuple[int, ...] = ()
     """Classes, dealt out to samples like prompts; `digits` deals out 0 to 9 without."""
     guidance: float | None = None
@@ -69,16 +69,16 @@ class ModelOptions(BaseModel):
     width: int | None = Field(default=None, ge=1)
     """Picture width in pixels; none: the model's own."""
     resolution: int | None = Field(default=None, ge=1)
-    """Height and width in one."""
+    """Picture height and width in pixels, in one option."""
     num_frames: int | None = Field(default=None, ge=1)
-    """Frames of a video model."""
+    """Number of frames of a video; none: the pipeline's own."""
     options: Annotated[dict[str, Any] | None, JSON_MAPPING] = None
     """Further arguments of the pipeline's call, the same for every sample: {"max_sequence_length": 128}; or of the
     function that makes your own model."""
     network_dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """The network's own; none: as it was saved."""
+    """Floating point type of the network's weights; none: as they were saved."""
     variant: str | None = None
-    """Of the weight files, such as fp16."""
+    """Variant of the weight files, such as fp16."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     device: str | None = None
@@ -86,7 +86,8 @@ class ModelOptions(BaseModel):
     device_map: str | None = None
     """Spread a pipeline's parts over devices, such as balanced."""
     offload: Literal["none", "model", "sequential", "group"] = "none"
-    """What waits on the CPU while it is not needed."""
+    """What waits on the CPU while it is not needed: none; model: whole parts of a pipeline; sequential: single layers;
+    group: single layers, by diffusers' group offloading."""
     local_only: bool = False
     """Never ask the hub: what is not on this machine is an error."""
 

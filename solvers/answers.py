@@ -1,4 +1,4 @@
-"""Who answers a question, and where: all K points in one network call, or one call for each."""
+"""How a question is answered by a denoiser: all K points in one network call, or one call for each."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ Placement: TypeAlias = Callable[[Denoiser], Answer]
 
 
 def slope(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
-    """dx/dsigma = (x - D(x, sigma)) / sigma, for x (B, *S) and sigma 0-d or (B,), on every path."""
+    """dx/dsigma = (x - D(x, sigma)) / sigma (B, *S), for x (B, *S) and sigma > 0, 0-d or (B,), on every path."""
     sigma = torch.as_tensor(sigma, dtype=torch.float64, device=coefficient_device(x.device))
     return batched(denoiser)(Ask(x[None], sigma[None]))[0]
 
 
 def batched(denoiser: Denoiser) -> Answer:
-    """Answers a question with one call of K x B rows, sample-major (row = b K + k)."""
+    """An `Answer` that evaluates a question in one network call of K x B rows, sample-major (row = b K + k).
+
+    Raises:
+        ValueError: by the answer, when the denoiser returns another shape than that of its rows.
+    """
 
     def answer(ask: Ask) -> Tensor:
         k, b = ask.points.shape[:2]
@@ -35,7 +39,11 @@ def batched(denoiser: Denoiser) -> Answer:
 
 
 def serial(denoiser: Denoiser) -> Answer:
-    """Answers a question with one call of B rows for each of its K points: the same slopes with less memory."""
+    """An `Answer` that makes one network call of B rows for each of the K points: the same slopes with less memory.
+
+    Raises:
+        ValueError: by the answer, when the denoiser returns another shape than that of its rows.
+    """
 
     def answer(ask: Ask) -> Tensor:
         b = ask.points.shape[1]
@@ -49,7 +57,7 @@ def _denoised(denoiser: Denoiser, rows: Tensor, sigma: Tensor) -> Tensor:
     """D at these rows, checked.
 
     Raises:
-        ValueError: when the denoiser returns another shape than it was given.
+        ValueError: when the denoiser returns another shape than that of its rows.
     """
     denoised = denoiser(rows, sigma)
     if denoised.shape != rows.shape:

@@ -15,19 +15,19 @@ from .walk import Ask, History, Rule, Steps
 
 Frame = Literal["ve", "vp", "flow"]
 Make = Callable[[], object]  # returns a SchedulerMixin, whose subclasses share no typed attributes
-# What a scheduler is told instead of sigma 1 on a flow path, where its log(1 - sigma) is infinite; as diffusers does.
+# What a scheduler gets instead of sigma 1 on a flow path, where its log(1 - sigma) is infinite; as diffusers does.
 LARGEST_FLOW_SIGMA = 1 - 1e-6
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How one scheduler class is spoken to.
+    """How one scheduler class takes noise levels and model outputs.
 
     Args:
         frame: of its samples: `ve` x0 + sigma eps, `vp` that over sqrt(1 + sigma^2), `flow` (1 - sigma) x0 + sigma eps.
         arm: gives it the sigmas, after its own `set_timesteps`.
-        second: two network calls a step, the second at sigma'^second sigma^(1-second); None: one call.
-        output: what it takes as model output, where its config does not say.
+        second: position of a second network call, at sigma'^second sigma^(1-second); None: one call a step.
+        output: the kind of model output that it takes, where its config does not say.
     """
 
     frame: Frame

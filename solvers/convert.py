@@ -53,12 +53,12 @@ def table_from_published(
 
     Args:
         path: the file.
-        sigmas: (N+1,) noise levels, where they are known; otherwise they are rebuilt in float64 as the published
-            sampler makes them, and must agree with those that the file may hold (else the file's are taken).
+        sigmas: (N+1,) noise levels, in place of the file's; by default they are rebuilt in float64 as the published
+            sampler makes them, and where a file that holds its own disagrees, the file's are taken.
         grid: what to rebuild them from, over what the file says.
 
     Raises:
-        PublishedTableError: for a file that is none.
+        PublishedTableError: for a file that is no published table.
         TableError: where the noise levels cannot be known, or the numbers make no table.
     """
     published = read_published(path)
@@ -157,7 +157,7 @@ def completed(metadata: Mapping[str, JSON], choice: Grid) -> Grid:
         value = getattr(choice, item.name)
         out[item.name] = value if value is not None else _first(places, names.get(item.name, item.name))
     if choice.shift is not None and choice.mu is None:
-        out["mu"] = None  # a shift that is asked for is not outranked by the file's mu
+        out["mu"] = None  # a shift that the caller chose is not outranked by the file's mu
     return Grid(**out)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..denoisers.protocol import Denoiser
 from .schedules import given
 
-MAX_STEPS = 5000  # between two wanted sigmas; 1e-12 on a mixture of 1,800 sharp components takes some 500
+MAX_STEPS = 5000  # between two sigmas of the result; 1e-12 on a mixture of 1,800 sharp components takes some 500
 FIRST_STEP = 0.05  # in log sigma
 LARGEST_STEP = 0.5  # the quiet stretch at large sigma would let steps grow until they jump over where the data appear
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -23,8 +23,8 @@ def converged(
 ) -> Tensor:
     r"""States (T+1, B, *S) at `sigmas` of dx/dsigma = (x - D) / sigma from x = noise * sigmas[0], the first included.
 
-    Integrated as y = x / q, q^2 = 1 + sigma^2, over tau = -log sigma, where dy/dtau = D / q - y / q^2 is tame from one
-    end to the other on both paths. Always in float64; the result has the dtype of the noise.
+    Integrated as y = x / q, q^2 = 1 + sigma^2, over tau = -log sigma, where dy/dtau = D / q - y / q^2 is of unit size
+    from one end to the other on both paths. Always in float64; the result has the dtype of the noise.
 
     The step is chosen so that the *worst* sample meets the tolerance, so a sample depends on its batch by no more than
     its own error: about 10 times the tolerance where the flow is regular, more for the rare sample that starts on the
@@ -32,7 +32,7 @@ def converged(
 
     Args:
         noise: unit variance, (B, *S).
-        sigmas: (T+1,), decreasing, > 0: where states are wanted; two numbers give start and end only.
+        sigmas: (T+1,), decreasing, > 0: the noise levels of the returned states; two numbers give start and end.
         rtol, atol: tolerance of one step, of y (unit size), root mean square over a sample; a float32 network
             supports about 1e-5.
 
@@ -44,7 +44,7 @@ def converged(
 
     levels = _positive(sigmas).to(noise.device)
     tau = -levels.log()
-    # Steps end on the wanted sigmas, the last too: interpolants are of lower order, and no network is asked below it.
+    # Steps end on these sigmas, the last too: interpolants are of lower order, and no network is asked below it.
     options = {
         "norm": _worst_sample,
         "step_t": tau[1:],
@@ -85,10 +85,10 @@ def cross_check(
     for begin, end in zip(tau[:-1], tau[1:], strict=True):
         first = min(FIRST_STEP, end - begin)
         y = pieces[-1].flatten().numpy()
-        found = solve_ivp(change, (begin, end), y, "DOP853", rtol=rtol, atol=atol, first_step=first)
-        if not found.success:
-            raise FloatingPointError(f"DOP853 gave up between tau {begin} and {end}: {found.message}")
-        pieces.append(torch.from_numpy(found.y[:, -1].copy()).reshape(noise.shape))
+        result = solve_ivp(change, (begin, end), y, "DOP853", rtol=rtol, atol=atol, first_step=first)
+        if not result.success:
+            raise FloatingPointError(f"DOP853 gave up between tau {begin} and {end}: {result.message}")
+        pieces.append(torch.from_numpy(result.y[:, -1].copy()).reshape(noise.shape))
     return torch.stack(pieces).to(device=noise.device, dtype=noise.dtype)
 
 

@@ -22,7 +22,7 @@ from .walk import Ask, History, Rule, Steps, expand
 
 @dataclass(frozen=True)
 class Used:
-    """Which weights of one step can be non-zero: known beforehand, so that zeros cost nothing.
+    """Which weights of one step can be non-zero; the others are skipped.
 
     Args:
         anchor: whether the update weighs the anchor slope.
@@ -47,7 +47,7 @@ class Coefficients:
         sigmas: (N+1,).
         nodes: (N, J), where in log sigma each fan point sits: sigma'^r sigma^(1-r).
         weights: (N, J) of the fan slopes in the update (slope scale included).
-        sigma_scale: (N, J), the network is told this times the point's sigma.
+        sigma_scale: (N, J), the network gets this times the point's sigma as its noise level.
         anchor: (N,) weight of the anchor slope in the update.
         memory: (N, M) weights of remembered slopes in the update.
         lookahead: (N, J, 1 + M) weights of [anchor, memory] in the direction to each fan point.
@@ -173,14 +173,14 @@ def parallel(c: Coefficients) -> Rule:
         fan, analytic = step.fan, c.afs and n == 0
         if c.calls[n] == 2:
             anchor = analytic_slope(x, sigma) if analytic else (yield Ask(x[None], sigma[None]))[0]
-            ahead = (yield fan.ask(x, sigma, sigma_next, (anchor, *history))).unbind()
+            fan_slopes = (yield fan.ask(x, sigma, sigma_next, (anchor, *history))).unbind()
         else:
             if analytic:
                 history = (analytic_slope(x, sigma),) * min(columns, 1 + width)
             # Slot 0, the anchor, is not known yet, nor used.
             ask = fan.ask(x, sigma, sigma_next, (x, *history), here=True)
-            anchor, *ahead = (yield ask).unbind()
-        evaluated = dict(zip(fan.slots, ahead, strict=True))
+            anchor, *fan_slopes = (yield ask).unbind()
+        evaluated = dict(zip(fan.slots, fan_slopes, strict=True))
         # A point that was not evaluated leaves its slot unused; the anchor only fills the place.
         slopes = (anchor, *(evaluated.get(j, anchor) for j in range(width)), *history)
         return combine(step.update, slopes, step.terms), slopes[:columns]

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RuleSettings:
-    """What a rule is made with; each rule takes of it what it has.
+    """Settings of a hand-made rule; each rule reads those that apply to it.
 
     Args:
-        order: of a multistep rule; none: the row's.
-        num_steps: of the trajectory, where the last steps lower their order.
+        order: of a multistep rule; None: the default of its row.
+        num_steps: N of the trajectory; rules that lower their order in the last steps need it.
         afs: analytic first slope, one call fewer.
         uneven: multistep weights computed for the grid at hand, not those of equal steps.
     """
@@ -35,14 +35,14 @@ class RuleSettings:
 
 @dataclass(frozen=True)
 class RuleRow:
-    """One rule.
+    """One hand-made rule: its names, what it costs, and how it is made.
 
     Args:
         group: the method, as comparisons show it; `label` its variant, with `{order}`.
         step_calls: sequential network calls of a step.
         make: (the module `rules`, the order, the settings) -> the rule.
-        orders: that it can have; none: it has one.
-        order: where none is asked for.
+        orders: from which one can be chosen; empty: there is no choice.
+        order: the default.
         uneven: whether its weights can be computed for uneven grids.
         reaches_zero: whether its last step may end at sigma 0; others ask there, or take its logarithm.
     """
@@ -76,7 +76,7 @@ RULES: Mapping[str, RuleRow] = {
 SIMPLEST = "euler"  # it asks where it is and nowhere else
 MULTISTEP = "dpmpp2"  # second order at one call a step
 
-# `ipndm3` is `ipndm` of order 3: where a name is all that is given, it says the order, too.
+# `ipndm3` is `ipndm` of order 3: names for options that hold a name alone.
 NUMBERED: Mapping[str, tuple[str, int]] = {
     f"{name}{order if row.orders else ''}": (name, order)
     for name, row in RULES.items()
@@ -107,13 +107,13 @@ def most_accurate(name: str) -> Rule:
 
 @dataclass(frozen=True)
 class Ends:
-    """What a schedule has to cover.
+    """The range of noise levels that a schedule covers, and what else it needs of a model.
 
     Args:
         path: `ve` or `flow`.
         sigma_min, sigma_max: the last sigma and the first, whatever the schedule.
         alphas_cumprod: (T,) of a network that was trained on discrete timesteps.
-        owner: whom error messages name.
+        owner: the model's name, for error messages.
     """
 
     path: Path
@@ -132,14 +132,14 @@ class Ends:
 
 @dataclass(frozen=True)
 class ScheduleRow:
-    """One schedule.
+    """One schedule: its label, where it applies, and how it is made.
 
     Args:
         label: as comparisons show it, with `{number}`.
         make: (the module `schedules`, the number of steps, the ends, the number) -> (N+1,) sigmas from end to end.
         suits: the paths on which comparisons try it.
-        shape: the option that is its `number`; none: there is no such option.
-        number: where none is asked for.
+        shape: the option that sets its `number`; None: there is no such option.
+        number: the default.
         flow_only: whether it exists on a flow path only.
         timesteps: whether it needs a network that was trained on discrete timesteps.
     """
@@ -179,7 +179,7 @@ def make_sigmas(name: str, num_steps: int, ends: Ends, number: float | None = No
     """(N+1,) float64 noise levels of the schedule of this name, from `ends.sigma_max` to `ends.sigma_min` exactly.
 
     Args:
-        number: the schedule's own, such as rho or a shift; none: the row's.
+        number: the schedule's own, such as rho or a shift; None: the default of its row.
 
     Raises:
         ValueError: for an unknown name, or a schedule that the model cannot have.
@@ -196,7 +196,7 @@ def make_sigmas(name: str, num_steps: int, ends: Ends, number: float | None = No
     return row.make(schedules, num_steps, ends, row.number if number is None else number)
 
 
-# What a path has where none is asked for.
+# The default of each path.
 USUAL: Mapping[Path, str] = {"ve": "polynomial", "flow": "flow"}
 
 # What published files call theirs: ours between the same ends, and a flow's, whose ends are those before its shift.

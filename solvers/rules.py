@@ -1,4 +1,7 @@
-"""The hand-made rules, each a few lines: which mean slope over [sigma, sigma']?"""
+"""The hand-made rules, each a few lines: which mean slope over [sigma, sigma']?
+
+All of them take `afs`: the first step starts from the analytic slope x / sqrt(1 + sigma^2) in place of a network call.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,17 @@ from .walk import Ask, History, Rule, Steps, expand
 
 
 def analytic_slope(x: Tensor, sigma: Tensor) -> Tensor:
-    """AFS, the analytic first slope x / sqrt(1 + sigma^2) of unit-variance data: one call fewer. arXiv 2210.05475."""
+    """AFS, the analytic first slope x / sqrt(1 + sigma^2) of unit-variance data: one call fewer. arXiv 2210.05475.
+
+    Args:
+        x: (B, *S).
+        sigma: 0-d or (B,).
+    """
     return x / expand((sigma * sigma + 1).sqrt(), x)
 
 
 def current_slope(x: Tensor, sigma: Tensor, n: int, afs: bool) -> Generator[Ask, Tensor, Tensor]:
-    """The slope at the state itself; with AFS the first one is analytic and asks nobody."""
+    """The slope at the state itself, one network call; with AFS the first one is analytic and takes none."""
     if afs and n == 0:
         return analytic_slope(x, sigma)
     answer = yield Ask(x[None], sigma[None])
@@ -26,7 +34,7 @@ def current_slope(x: Tensor, sigma: Tensor, n: int, afs: bool) -> Generator[Ask,
 
 
 def euler(afs: bool = False) -> Rule:
-    """Euler = DDIM: the slope at sigma. Reference: arXiv 2010.02502."""
+    """Euler = DDIM, first order, one call a step: the slope at sigma. Reference: arXiv 2010.02502."""
 
     def rule(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
         return (yield from current_slope(x, sigma, n, afs)), history
@@ -35,26 +43,35 @@ def euler(afs: bool = False) -> Rule:
 
 
 def heun(afs: bool = False) -> Rule:
-    """Heun's second order: the mean of the slopes at both ends. Reference: arXiv 2206.00364, Algorithm 1."""
+    """Heun, second order, two calls a step: the mean of the slopes at both ends. arXiv 2206.00364, Algorithm 1."""
 
     def rule(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
         d = yield from current_slope(x, sigma, n, afs)
-        ahead = yield Ask((x + expand(sigma_next - sigma, x) * d)[None], sigma_next[None])
-        return (d + ahead[0]) / 2, history
+        d_next = yield Ask((x + expand(sigma_next - sigma, x) * d)[None], sigma_next[None])
+        return (d + d_next[0]) / 2, history
 
     return rule
 
 
 def dpm2(r: float = 0.5, afs: bool = False) -> Rule:
-    """DPM-Solver-2 on slopes: look ahead to sigma'^r sigma^(1-r), weight 1/(2r) there. arXiv 2206.00927, Alg. 1."""
+    """DPM-Solver-2, second order, two calls a step: the second at sigma'^r sigma^(1-r), with weight 1 / (2r).
+
+    Args:
+        r: in (0, 1), where the second call is in log sigma.
+
+    Raises:
+        ValueError: for another r.
+
+    Reference: arXiv 2206.00927, Algorithm 1.
+    """
     if not 0 < r < 1:
         raise ValueError(f"r = {r} must lie inside (0, 1); 0.5 is the geometric midpoint")
 
     def rule(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
         d = yield from current_slope(x, sigma, n, afs)
         mid = sigma_next**r * sigma ** (1 - r)
-        ahead = (yield Ask((x + expand(mid - sigma, x) * d)[None], mid[None]))[0]
-        return (ahead if r == 0.5 else (1 - 1 / (2 * r)) * d + ahead / (2 * r)), history
+        d_mid = (yield Ask((x + expand(mid - sigma, x) * d)[None], mid[None]))[0]
+        return (d_mid if r == 0.5 else (1 - 1 / (2 * r)) * d + d_mid / (2 * r)), history
 
     return rule
 
@@ -90,11 +107,14 @@ def adams_bashforth(sigmas: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor
 
 
 def ipndm(order: int = 4, weights: Literal["uniform", "computed"] = "uniform", afs: bool = False) -> Rule:
-    """iPNDM: Adams-Bashforth over the last `order` slopes. Reference: arXiv 2204.13902.
+    """iPNDM: Adams-Bashforth over the last `order` slopes, one call a step. Reference: arXiv 2204.13902.
 
     Args:
         order: 1 to 4; the first steps use as many slopes as there are.
         weights: `uniform` are the published ones, of equal steps; `computed` are right for the grid at hand.
+
+    Raises:
+        ValueError: for another order.
     """
     if not 1 <= order <= 4:
         raise ValueError(f"order = {order} must be 1, 2, 3 or 4")
@@ -122,7 +142,7 @@ def dpmpp(
     afs: bool = False,
     weights: Literal["published", "exact"] = "published",
 ) -> Rule:
-    r"""DPM-Solver++ (1, 2M, 3M) in variance-exploding form, lambda = -log sigma; h = log(sigma / sigma').
+    r"""DPM-Solver++ (1, 2M, 3M), one call a step; here lambda = -log sigma and h = log(sigma / sigma').
 
     Order 2: x' = (s'/s) x - expm1(-h) D0 - expm1(-h)/2 D1. Order 3 adds the second difference with
     phi_2 = expm1(-h)/h + 1, phi_3 = phi_2/h - 1/2. Reference: arXiv 2211.01095, Algorithm 2 and Appendix.
@@ -132,7 +152,10 @@ def dpmpp(
         predict_x0: False is multistep DPM-Solver, on slopes (arXiv 2206.00927).
         weights: `published` gives the third order's second difference half its Taylor weight, as every known
             implementation does, and is then of second order; `exact` is of third order.
-        num_steps: with it the last steps lower their order (`lower_order_final`), as stability at few steps wants.
+        num_steps: N; with it the last steps lower their order (`lower_order_final`), for stability at few steps.
+
+    Raises:
+        ValueError: for another order.
     """
     if not 1 <= order <= 3:
         raise ValueError(f"order = {order} must be 1, 2 or 3")

@@ -63,7 +63,7 @@ def solve(
     answer: Placement = batched,
     check: bool = True,
 ) -> Tensor:
-    """The last state of `trajectory`: x at sigmas[-1], (B, *S)."""
+    """The last state of `trajectory`: x at sigmas[-1], (B, *S). Arguments and errors are those of `trajectory`."""
     states = trajectory(rule, denoiser, noise, sigmas, answer=answer, check=check)
     (last,) = collections.deque(states, maxlen=1)
     return last

@@ -1,4 +1,4 @@
-"""The Table: the learned numbers of a rule, frozen, proven at construction, JSON on disk."""
+"""The Table: the learned numbers of a rule, frozen, checked at construction, JSON on disk."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Table:
         nodes: (N, J) inside (0, 1): fan point j sits at sigma'^r sigma^(1-r). Their order within a row is free.
         weights: (N, J). On the simplex where neither anchor nor memory is used, else all weights of a step sum to one.
         slope_scale: (N, J) > 0, multiplies a fan slope; default 1.
-        sigma_scale: (N, J) > 0, the network is told sigma_scale * sigma; default 1.
+        sigma_scale: (N, J) > 0, the network gets sigma_scale * sigma as its noise level; default 1.
         order: 1 to 4, of the Adams-Bashforth look-ahead over anchor slopes: 1 is EPD, 3 the published plugins.
         afs: analytic first slope x / sqrt(1 + sigma^2).
         anchor: (N,) weight of the anchor slope; default 0.
@@ -143,7 +143,7 @@ class Table:
 
     @functools.cached_property
     def effective_lookahead(self) -> Array:
-        """(N, J, 1 + M): the given look-ahead, or uniform Adams-Bashforth of `order` over anchor slopes."""
+        """(N, J, 1 + M): the table's own look-ahead, or uniform Adams-Bashforth of `order` over anchor slopes."""
         if self.lookahead is not None:
             return self.lookahead
         out = np.zeros((self.num_steps, self.num_nodes, 1 + self.columns))
@@ -157,18 +157,18 @@ class Table:
 
     @functools.cached_property
     def available(self) -> tuple[Used, ...]:
-        """Which weights have something to weigh."""
+        """Per step, which weights have a slope to weigh: early steps have few remembered ones."""
         return availability(self.num_steps, self.num_nodes, self.columns, self.calls, self.afs)
 
     @functools.cached_property
     def used(self) -> tuple[Used, ...]:
-        """Which weights are not zero, so that the rule skips the others."""
-        ahead, memory = self.effective_lookahead, self._padded_memory
+        """Per step, which weights are not zero; the rule skips the others."""
+        lookahead, memory = self.effective_lookahead, self._padded_memory
         return tuple(
             Used(
                 bool(self.anchor[n]) or not self.num_nodes,
                 tuple(k for k in u.memory if memory[n, k]),
-                tuple(tuple(k for k in inside if ahead[n, j, k]) for j, inside in enumerate(u.lookahead)),
+                tuple(tuple(k for k in inside if lookahead[n, j, k]) for j, inside in enumerate(u.lookahead)),
             )
             for n, u in enumerate(self.available)
         )
@@ -251,9 +251,9 @@ class Table:
         m = self.memory.shape[1]
         changes["memory"] = np.array([self.memory[n][columns(n, m)] for n in range(self.num_steps)])
         if self.lookahead is not None:
-            ahead = [self.lookahead[n][order[n]] for n in range(self.num_steps)]
+            lookahead = [self.lookahead[n][order[n]] for n in range(self.num_steps)]
             order_of = [[0, *(1 + k for k in columns(n, m))] for n in range(self.num_steps)]
-            changes["lookahead"] = np.array([row[:, order_of[n]] for n, row in enumerate(ahead)])
+            changes["lookahead"] = np.array([row[:, order_of[n]] for n, row in enumerate(lookahead)])
         return dataclasses.replace(self, **changes)
 
     @functools.cached_property

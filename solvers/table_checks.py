@@ -37,9 +37,9 @@ def field_of(name: str, value: ArrayLike, ndim: int, shape: tuple[int | None, ..
         array = array.reshape(shape[0], *[0 if s is None else s for s in shape[1:]]) if _empty_fits(shape) else array
     expected = shape or (None,) * ndim
     if array.ndim != ndim or any(e is not None and e != got for e, got in zip(expected, array.shape, strict=True)):
-        wanted = tuple("any" if e is None else e for e in expected)
+        needed = tuple("any" if e is None else e for e in expected)
         raise TableError(
-            f"{name} has shape {array.shape}, needed {wanted}: one row per step of sigmas, one column per node of nodes"
+            f"{name} has shape {array.shape}, needed {needed}: one row per step of sigmas, one column per node of nodes"
         )
     if not np.isfinite(array).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
@@ -104,16 +104,16 @@ def check(table: Table) -> None:
 
 
 def _check_absent(table: Table) -> None:
-    ahead, memory = table.effective_lookahead, table.memory
+    lookahead, memory = table.effective_lookahead, table.memory
     for n, u in enumerate(table.available):
         missing = [k for k in range(memory.shape[1]) if k not in u.memory and memory[n, k]]
         if missing:
             raise TableError(f"memory[{n}, {missing[0]}] = {memory[n, missing[0]]} must be 0: no earlier step fills it")
         for j, inside in enumerate(u.lookahead):
-            gone = [k for k in range(ahead.shape[2]) if k not in inside and ahead[n, j, k]]
+            gone = [k for k in range(lookahead.shape[2]) if k not in inside and lookahead[n, j, k]]
             if gone:
                 raise TableError(
-                    f"lookahead[{n}, {j}, {gone[0]}] = {ahead[n, j, gone[0]]} must be 0: that slope is not known yet"
+                    f"lookahead[{n}, {j}, {gone[0]}] = {lookahead[n, j, gone[0]]} must be 0: that slope comes later"
                 )
             if not inside and table.weights[n, j]:
                 raise TableError(

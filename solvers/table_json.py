@@ -1,4 +1,4 @@
-"""Tables as JSON: exact, human-diffable, and read as if written by an enemy."""
+"""Tables as JSON: exact, human-diffable, and checked in every type and size when read."""
 
 from __future__ import annotations
 

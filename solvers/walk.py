@@ -1,4 +1,4 @@
-"""The one walk along a trajectory: a rule asks for slopes, somebody answers, the state moves.
+"""The one walk along a trajectory: a rule asks for slopes, its driver answers, the state moves.
 
 Every driver runs this generator: `solve` answers with a denoiser, a diffusers pipeline with its own network calls,
 the k-diffusion sampler with a k-diffusion model, `plan` with zeros. The state is updated here and nowhere else.
@@ -39,7 +39,7 @@ class Ask:
         points: (K, B, *S).
         sigma: (K,), or (K, B) when each sample has its own noise levels: where the slope is defined (the divisor),
             float64.
-        sigma_scale: same shape as sigma: the network is told sigma * sigma_scale; None is 1.
+        sigma_scale: same shape as sigma: the network gets sigma * sigma_scale as its noise level; None is 1.
         site: where on the trajectory; `walk` fills it in.
 
     Raises:
@@ -63,7 +63,7 @@ class Ask:
 
     @property
     def network_sigma(self) -> Tensor:
-        """The noise levels that the network is told: sigma * sigma_scale."""
+        """The noise levels that the network gets: sigma * sigma_scale, shaped like sigma, float64."""
         return self.sigma if self.sigma_scale is None else self.sigma * self.sigma_scale
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import shutil
@@ -31,7 +32,7 @@ def test_every_command_explains_itself(name: str, run: Run) -> None:
     assert code == cli.OK and f"usage: epd {name}" in out
     text = re.sub(r"[│\s]+", " ", out)
     for field, info in cli._options(name).model_fields.items():
-        assert info.description is not None or field.replace("_", "-") in text or field.upper() in text
+        assert info.description and info.description in text, field
 
 
 def test_version_and_groups(run: Run) -> None:
@@ -188,3 +189,16 @@ def test_completion_scripts(shell: str, tmp_path: Path) -> None:
         script = tmp_path / "completion"
         script.write_text(done.stdout)
         assert subprocess.run([shell, "-n", str(script)], check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_help_texts_are_set_as_prose(name: str, run: Run) -> None:
+    _, out, _ = run(*name.split(), "--help")
+    lines = out.replace("│", " ").splitlines()  # a frame, where the terminal can draw one
+    column = " " * 22
+    texts = [line if line.startswith(column) and line.strip() else "" for line in lines]
+    pairs = [(a, b) for a, b in itertools.pairwise(texts) if a and b]
+    for line, following in pairs:
+        room = len(line) - 2 - len(line.rstrip())
+        assert room <= len(following.split()[0]), f"{line}\n{following}"
+    assert pairs or name not in ("distill", "sample", "compare")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -26,7 +27,21 @@ def test_the_python_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
     scope: dict[str, object] = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), scope)  # later blocks build on earlier ones, as a reader does
-    assert "3 steps, 6 sequential network calls" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "3 steps, 6 sequential network calls" in out
+    assert "Site(step=0, stage=0) 1 points\nSite(step=0, stage=1) 2 points\nSite(step=1, stage=0) 1 points" in out
+
+
+def test_the_options_and_modules_that_are_named_exist() -> None:
+    from epd.commands import options
+
+    names = {name for command in cli.COMMANDS.values() for name in getattr(options, command.options).model_fields}
+    others = {"help", "tyro-print-completion", "nproc-per-node", "logdir"}  # the last two of torchrun and tensorboard
+    mentioned = set(re.findall(r"(?<=[ `])--([a-z][a-z_-]*)", README))
+    assert len(mentioned) > 15
+    assert {name.replace("_", "-") for name in mentioned} <= {name.replace("_", "-") for name in names} | others
+    modules = set(re.findall(r"python -m (epd\.[\w.]+)", README))
+    assert len(modules) >= 4 and all(importlib.util.find_spec(module) for module in modules)
 
 
 def test_the_first_two_commands_are_demo_and_test() -> None:

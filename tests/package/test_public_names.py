@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import epd
 
 ROOMS_FIRST = [
     "",
@@ -42,6 +46,14 @@ def test_every_public_name_is_there_and_comes_without_torch_first() -> None:
         "names = [name for name in epd.__all__ if getattr(epd, name) is None]\n"
         "assert not names, names\n"
         "expected = {'own_model', 'NetworkDenoiser', 'distill', 'compare', 'DistillConfig', 'unit_noise'}\n"
+        "expected |= {'walk', 'Ask', 'Site', 'State', 'Restart', 'batched', 'serial'}\n"
         "assert expected <= set(epd.__all__) and set(epd.__all__) <= set(dir(epd))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_type_checkers_see_the_names_that_are_there_at_run_time() -> None:
+    tree = ast.parse(Path(epd.__file__).read_text(encoding="utf-8"))
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {name.name: line.module for line in guarded.body if isinstance(line, ast.ImportFrom) for name in line.names}
+    assert seen == {name: epd._HOMES.get(name, "solvers") for name in epd.__all__}

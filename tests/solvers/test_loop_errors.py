@@ -92,6 +92,11 @@ BAD_SCHEDULES: dict[str, Callable[[], Tensor]] = {
     "rho = -1": lambda: epd.schedules.polynomial(3, rho=-1),
     "sigma_max = 2 is above 1": lambda: epd.schedules.flow_shift(3, sigma_max=2),
     "shift = 0": lambda: epd.schedules.flow_shift(3, shift=0),
+    "rho = 0 must be positive; 1 is uniform in t": lambda: epd.schedules.time_uniform(3, rho=0),
+    "rho = 0 must be positive; 1 is uniform in the timestep": lambda: epd.schedules.discrete(3, [0.9, 0.1], rho=0),
+    "rho = inf must be": lambda: epd.schedules.polynomial(3, rho=float("inf")),
+    r"epsilon = 2 must be inside \(0, 1\)": lambda: epd.schedules.time_uniform(3, epsilon=2),
+    "shift = -3 must be positive": lambda: epd.schedules.flow_between(3, shift=-3),
     r"alphas_cumprod must be \(T,\) strictly decreasing": lambda: epd.schedules.discrete(3, [0.1, 0.9]),
 }
 
