@@ -27,6 +27,12 @@ class ModelError(ValueError):
     """A model that cannot be solved: what is wrong with it and what mends it, in one sentence."""
 
 
+def in_words(error: Exception) -> str:
+    """An error in one line: its message, after the kind of error where the message alone says little (KeyError: 'a')."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, (RuntimeError, ValueError)) and text else f"{type(error).__name__}: {text}"
+
+
 def check_model(model: Model, dtype: torch.dtype = torch.float32, decode: bool = False) -> None:
     """Refuses a model that would fail, or be silently wrong, later: four calls, of at most four rows.
 
@@ -136,8 +142,9 @@ def _check_pictures(model: Model, states: Tensor) -> None:
         pictures = model.decode(states)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ModelError(f"{model.name} fails to decode {tuple(states.shape)}: {error}; mend decode") from error
+    except Exception as error:  # code that is not ours may raise anything
+        shown = in_words(error)
+        raise ModelError(f"{model.name} fails to decode {tuple(states.shape)}: {shown}; mend decode") from error
     if not isinstance(pictures, Tensor) or len(pictures) != len(states) or not bool(pictures.isfinite().all()):
         shown = tuple(pictures.shape) if isinstance(pictures, Tensor) else type(pictures).__name__
         raise ModelError(
@@ -151,10 +158,10 @@ def _denoised(model: Model, seeds: Sequence[int], x: Tensor, sigma: Tensor, what
         denoised = model.for_seeds(seeds)(x, sigma)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # code that is not ours may raise anything
         raise ModelError(
-            f"{model.name} fails on x of shape {tuple(x.shape)} with {what}: {' '.join(str(error).split())[:300]}; it "
-            "must take sigma as 0-d and as (B,), reshaped to (-1, 1, ...) before it meets x"
+            f"{model.name} fails on x of shape {tuple(x.shape)} with {what}: {in_words(error)}; it must take sigma as "
+            "0-d and as (B,), reshaped to (-1, 1, ...) before it meets x"
         ) from error
     if not isinstance(denoised, Tensor) or denoised.shape != x.shape or denoised.dtype != x.dtype:
         is_tensor = isinstance(denoised, Tensor)

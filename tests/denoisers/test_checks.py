@@ -258,3 +258,24 @@ def test_the_check_is_cheap() -> None:
 
     check_model(own(counted))
     assert rows == [2, 2, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError("a"), "KeyError: 'a'"),
+        (AttributeError("no foo"), "AttributeError: no foo"),
+        (AssertionError(), "AssertionError"),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
+        (RuntimeError("bad sizes"), "sigma 0-d: bad sizes"),
+    ],
+)
+def test_whatever_a_model_raises_is_one_sentence(error: Exception, message: str) -> None:
+    def fails(*arguments: object) -> Tensor:
+        raise error
+
+    with pytest.raises(ModelError, match=f"fails on x of shape .*{message}"):
+        check_model(own_model(fails, (2,), 0.1, 10.0))
+    decoded = own_model(lambda x, sigma: x / (1 + sigma.reshape(-1, 1) ** 2), (2,), 0.1, 10.0, decode=fails)
+    with pytest.raises(ModelError, match=f"fails to decode .*{message.removeprefix('sigma 0-d: ')}"):
+        check_model(decoded, decode=True)
