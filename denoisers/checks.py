@@ -28,7 +28,7 @@ class ModelError(ValueError):
 
 
 def in_words(error: Exception) -> str:
-    """An error in one line: its message, after the kind of error where the message alone says little (KeyError: 'a')."""
+    """An error in one line: its message, after its kind where the message alone says little (KeyError: 'a')."""
     text = " ".join(str(error).split())[:300]
     return text if isinstance(error, (RuntimeError, ValueError)) and text else f"{type(error).__name__}: {text}"
 
