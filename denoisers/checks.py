@@ -88,6 +88,10 @@ def _check_frame(model: Model) -> None:
             f"{model.name}: sigma_min = {low}, sigma_max = {high}: must be 0 < sigma_min < sigma_max, up to {top}; "
             "give the noise levels that it was trained for"
         )
+    try:
+        torch.empty(0, device=model.device)
+    except Exception as error:  # AssertionError without CUDA, RuntimeError for a name that is none
+        raise ModelError(f"{model.name}: device = {model.device!r} is not there: {in_words(error)}") from error
 
 
 def _check_calls(model: Model, dtype: torch.dtype) -> Tensor:

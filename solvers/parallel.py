@@ -199,7 +199,7 @@ def _require_fit(c: Coefficients, x: Tensor, n: int, history: History) -> None:
     used = c.used[n]
     if n and not history and (used.memory or any(max(inside, default=0) for inside in used.lookahead)):
         raise ValueError(
-            f"the walk begins at step {n} and remembers no slopes, which the table weighs: begin at 0, or give a history"
+            f"the walk begins at step {n} and remembers no slopes, which the table weighs: begin at 0, or give history"
         )
 
 
