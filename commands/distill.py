@@ -9,7 +9,7 @@ import torch
 from ..denoisers.checks import check_model
 from ..denoisers.rows import limit_rows
 from ..pipelines.find import find_table
-from .inputs import model_options
+from .inputs import command_line, model_options
 from .models import load_model
 from .options import Distill
 
@@ -29,8 +29,9 @@ def distill(options: Distill) -> int:
     path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=asked.conditions())
     workers.end()
     if path is not None:
+        same = options.model + command_line(asked)  # without its options it may be another model
         log.info("look:    epd table show %s", path)
-        log.info("sample:  epd sample --model %s --table %s --out %s", options.model, path, options.out / "samples")
-        log.info("compare: epd compare --model %s --tables %s --calls %d", options.model, path, options.calls)
+        log.info("sample:  epd sample --model %s --table %s --out %s", same, path, options.out / "samples")
+        log.info("compare: epd compare --model %s --tables %s --calls %d", same, path, options.calls)
         log.info("watch:   tensorboard --logdir %s", options.out / "tb")
     return 0

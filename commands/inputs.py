@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +20,19 @@ log = logging.getLogger("epd")
 def model_options(options: ModelArguments) -> ModelOptions:
     """The part of a command's options that the model is made with."""
     return ModelOptions(**{name: getattr(options, name) for name in ModelOptions.model_fields})
+
+
+def command_line(options: ModelOptions) -> str:
+    """The options that are not left to the model, as they are typed, with a space before them: ` --guidance 2.0`."""
+    words: list[str] = []
+    for name in options.chosen():
+        value = getattr(options, name)
+        words.append("--" + name.replace("_", "-"))
+        if isinstance(value, dict):
+            words.append(json.dumps(value))
+        elif value is not True:
+            words += map(str, value if isinstance(value, tuple) else [value])
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def fits(table: Table, model: Model, source: str) -> None:

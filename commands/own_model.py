@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
-from ..denoisers.checks import ModelError, check_members
+import torch
+
+from ..denoisers.checks import ModelError, check_members, in_words
 from ..denoisers.protocol import Model
 
 PATTERN = re.compile(r"(?P<module>[A-Za-z_]\w*(\.\w+)*|.+\.py):(?P<function>[A-Za-z_]\w*)")
@@ -32,8 +35,8 @@ def load_own_model(name: str, options: Mapping[str, object]) -> Model:
             `prompts=["a red fox"]`; and every entry of its `options` mapping, by its own name.
 
     Raises:
-        ModelError: for a file or function that is not there, options that the function's signature does not take or
-            takes and misses, or a result that is no model.
+        ModelError: for a file or function that is not there or fails, options that the function's signature does not
+            take or takes and misses, or a result that is no model.
     """
     match = PATTERN.fullmatch(name)
     assert match is not None, name
@@ -45,14 +48,16 @@ def load_own_model(name: str, options: Mapping[str, object]) -> Model:
         there = [key for key, value in functions.items() if value.__module__ == module.__name__]
         raise ModelError(f"{source} has no function {function_name!r}; it has {', '.join(there) or 'none'}")
     _check_signature(name, function, options)
-    model = function(**options)
+    with _failures_of(name):
+        model = function(**options)
     check_members(model)
     return model
 
 
 def _by_name(name: str) -> ModuleType:
     _importable(Path.cwd())
-    return importlib.import_module(name)
+    with _failures_of(name):
+        return importlib.import_module(name)
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -66,8 +71,20 @@ def _from_file(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    with _failures_of(str(path)):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def _failures_of(source: str) -> Iterator[None]:
+    """Says whose code failed; sentences, missing packages and a lack of memory speak for themselves."""
+    try:
+        yield
+    except (ValueError, ImportError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(f"{source} fails: {in_words(error)}; -vv shows the traceback") from error
 
 
 def _importable(folder: Path) -> None:

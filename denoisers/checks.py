@@ -27,6 +27,12 @@ class ModelError(ValueError):
     """A model that cannot be solved: what is wrong with it and what mends it, in one sentence."""
 
 
+def in_words(error: Exception) -> str:
+    """An error in one line: its message, after its kind where the message alone says little (KeyError: 'a')."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, (RuntimeError, ValueError)) and text else f"{type(error).__name__}: {text}"
+
+
 def check_model(model: Model, dtype: torch.dtype = torch.float32, decode: bool = False) -> None:
     """Refuses a model that would fail, or be silently wrong, later: four calls, of at most four rows.
 
@@ -82,6 +88,10 @@ def _check_frame(model: Model) -> None:
             f"{model.name}: sigma_min = {low}, sigma_max = {high}: must be 0 < sigma_min < sigma_max, up to {top}; "
             "give the noise levels that it was trained for"
         )
+    try:
+        torch.empty(0, device=model.device)
+    except Exception as error:  # AssertionError without CUDA, RuntimeError for a name that is none
+        raise ModelError(f"{model.name}: device = {model.device!r} is not there: {in_words(error)}") from error
 
 
 def _check_calls(model: Model, dtype: torch.dtype) -> Tensor:
@@ -136,8 +146,9 @@ def _check_pictures(model: Model, states: Tensor) -> None:
         pictures = model.decode(states)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ModelError(f"{model.name} fails to decode {tuple(states.shape)}: {error}; mend decode") from error
+    except Exception as error:  # code that is not ours may raise anything
+        shown = in_words(error)
+        raise ModelError(f"{model.name} fails to decode {tuple(states.shape)}: {shown}; mend decode") from error
     if not isinstance(pictures, Tensor) or len(pictures) != len(states) or not bool(pictures.isfinite().all()):
         shown = tuple(pictures.shape) if isinstance(pictures, Tensor) else type(pictures).__name__
         raise ModelError(
@@ -151,10 +162,10 @@ def _denoised(model: Model, seeds: Sequence[int], x: Tensor, sigma: Tensor, what
         denoised = model.for_seeds(seeds)(x, sigma)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # code that is not ours may raise anything
         raise ModelError(
-            f"{model.name} fails on x of shape {tuple(x.shape)} with {what}: {' '.join(str(error).split())[:300]}; it "
-            "must take sigma as 0-d and as (B,), reshaped to (-1, 1, ...) before it meets x"
+            f"{model.name} fails on x of shape {tuple(x.shape)} with {what}: {in_words(error)}; it must take sigma as "
+            "0-d and as (B,), reshaped to (-1, 1, ...) before it meets x"
         ) from error
     if not isinstance(denoised, Tensor) or denoised.shape != x.shape or denoised.dtype != x.dtype:
         is_tensor = isinstance(denoised, Tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -116,11 +117,12 @@ def own_model(
         device: where states are made.
 
     Raises:
+        TypeError: for a shape that is not of integers.
         ValueError: for an unknown path, an empty shape, or a range of noise levels that is none.
     """
     if path not in ("ve", "flow", "vp"):
         raise ValueError(f"path = {path!r} is unknown: give 've', 'flow' or 'vp'")
-    sizes = tuple(int(size) for size in shape)
+    sizes = tuple(map(operator.index, shape))
     if not sizes or min(sizes) < 1:
         raise ValueError(f"shape = {sizes} must be the sizes of one sample, at least 1 each, without the batch")
     if not 0 < sigma_min < sigma_max < float("inf") or (path == "flow" and sigma_max > 1):

@@ -16,7 +16,7 @@ from ..runs.checkpoint import Checkpoint, RunError
 from ..runs.folder import Folder
 from ..runs.follow import Entry, follow
 from ..runs.processes import Workers
-from ..solvers.table import Table
+from ..solvers.table import Table, TableError
 from ..solvers.table_json import dumps
 from .budget import decided, foreseen
 from .config import DistillConfig
@@ -60,6 +60,7 @@ def run_distill(
     folder = Folder(Path(out), identity)
     held = workers.together(lambda: folder.held(resume))
     if held.finished:
+        _require_whole(folder.table)
         log.info("%s is finished; nothing to do", folder.path)
         return folder.table
     if resume and held.checkpoint is None:
@@ -77,6 +78,17 @@ def run_distill(
     workers.together(lambda: folder.finish(dumps(table)) if workers.rank == 0 else None)
     log.info("learned %s: %s", folder.table, _verdict(table))
     return folder.table
+
+
+def _require_whole(path: Path) -> None:
+    """A finished run's table can be read; a disk or an editor may have spoiled it since."""
+    try:
+        Table.load(path)
+    except TableError as error:
+        raise RunError(
+            f"the run is finished, but its table is damaged ({error}): move {path} elsewhere, and --resume makes it "
+            "again from the checkpoint"
+        ) from error
 
 
 def _resumed(plan: Plan, checkpoint: Checkpoint | None, folder: Folder) -> tuple[Plan, State | None]:

@@ -167,8 +167,7 @@ def parallel(c: Coefficients) -> Rule:
         return per_device[device]
 
     def rule(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
-        if n >= len(c.used):
-            raise ValueError(f"the table has {len(c.used)} steps, step {n} is asked for: drive it with table.sigmas")
+        _require_fit(c, x, n, history)
         step = steps_on(sigma.device)[n]
         fan, analytic = step.fan, c.afs and n == 0
         if c.calls[n] == 2:
@@ -186,6 +185,22 @@ def parallel(c: Coefficients) -> Rule:
         return combine(step.update, slopes, step.terms), slopes[:columns]
 
     return rule
+
+
+def _require_fit(c: Coefficients, x: Tensor, n: int, history: History) -> None:
+    """Step n of these coefficients, from this state and these remembered slopes, is one that they have."""
+    if n >= len(c.used):
+        raise ValueError(f"the table has {len(c.used)} steps, step {n} is asked for: drive it with table.sigmas")
+    if c.nodes.ndim == 3 and c.nodes.shape[2] != len(x):
+        raise ValueError(
+            f"the coefficients are those of {c.nodes.shape[2]} samples, the state has {len(x)}: every sample needs its "
+            "own, or all the same ones, without a sample axis"
+        )
+    used = c.used[n]
+    if n and not history and (used.memory or any(max(inside, default=0) for inside in used.lookahead)):
+        raise ValueError(
+            f"the walk begins at step {n} and remembers no slopes, which the table weighs: begin at 0, or give history"
+        )
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,16 @@ def trajectory(
             without it nothing here waits for the device.
 
     Raises:
-        ValueError: for sigmas that do not decrease, or a denoiser that changes the shape.
+        ValueError: for sigmas that do not decrease or are those of another number of samples, or a denoiser that
+            changes the shape.
         FloatingPointError: at the end, when a state is not finite, naming the first step after which it was not.
     """
     levels = given(sigmas).to(coefficient_device(noise.device))
+    if levels.ndim == 2 and levels.shape[1:] != noise.shape[:1]:
+        raise ValueError(
+            f"sigmas of shape {tuple(levels.shape)} are those of {levels.shape[1]} samples, but noise of shape "
+            f"{tuple(noise.shape)} is {len(noise)} samples: give one column for each sample, or one row for all"
+        )
     x = noise * expand(levels[0], noise)
     yield x
     totals = []

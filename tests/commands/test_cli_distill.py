@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from helpers.command import Run
 
 from epd import cli
+from epd.commands.inputs import command_line
 from epd.pipelines import loading
 from epd.pipelines.options import ModelOptions
 from epd.runs.processes import Workers
@@ -40,6 +42,35 @@ def test_distill_leaves_a_table_that_sample_takes(run: Run, cache: Path, tmp_pat
     assert code == cli.FAILED and "--resume" in err
     assert run("distill", *QUICK, "--out", out, "--resume")[0] == cli.OK
     assert Table.load(out / "solver.json") == learned
+
+
+def test_a_finished_table_that_is_damaged_is_not_called_finished(run: Run, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    assert run("distill", *QUICK, "--out", out)[0] == cli.OK
+    whole = (out / "solver.json").read_bytes()
+    (out / "solver.json").write_bytes(whole[: len(whole) // 2])
+    code, _, err = run("distill", *QUICK, "--out", out, "--resume")
+    assert code == cli.FAILED and "its table is damaged" in err and "--resume makes it again" in err, err
+    (out / "solver.json").rename(tmp_path / "damaged.json")
+    assert run("distill", *QUICK, "--out", out, "--resume")[0] == cli.OK
+    assert (out / "solver.json").read_bytes() == whole
+
+
+def test_the_commands_to_go_on_with_are_for_the_same_model(run: Run, cache: Path, tmp_path: Path) -> None:
+    options = ["--labels", "1", "2", "--guidance", "2.0"]
+    code, _, err = run("distill", *QUICK, *options, "--out", tmp_path / "x")
+    lines = [line.split(": ", 1)[1].split() for line in err.splitlines() if line.startswith(("sample: ", "compare: "))]
+    assert code == cli.OK and [line[1] for line in lines] == ["sample", "compare"], err
+    for line in lines:
+        assert line[2:9] == ["--model", "digits-exact", *options]
+        assert run(*line[1:], *(["--samples", "4"] if line[1] == "compare" else ["-n", "2"]))[0] == cli.OK
+
+
+def test_options_are_typed_as_they_were_given() -> None:
+    options = ModelOptions(prompt=("a red fox", "it's"), options={"clean": False}, num_frames=4, local_only=True)
+    typed = command_line(options)
+    words = ["--prompt", "a red fox", "it's", "--num-frames", "4", "--options", '{"clean": false}', "--local-only"]
+    assert shlex.split(typed) == words and typed.startswith(" ") and command_line(ModelOptions()) == ""
 
 
 def test_a_run_is_not_continued_under_other_conditions(run: Run, cache: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,6 +215,22 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         load_model("no_such_package.models:make")
     with pytest.raises(ValueError, match="or your own function as file.py:function or package.module:function"):
         load_model("digit")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def make(): return {}['weights']", "make fails: KeyError: 'weights'"),
+        ("def make(): return open('w.pt')", "make fails: FileNotFoundError: .*w.pt"),
+        ("def make(): assert False, 'no weights'", "make fails: AssertionError: no weights"),
+        ("def make(: pass", "mine.py fails: SyntaxError: "),
+        ("WEIGHTS = {}['weights']", "mine.py fails: KeyError: 'weights'"),
+    ],
+)
+def test_a_file_or_function_that_fails_is_one_sentence(run: Run, tmp_path: Path, source: str, message: str) -> None:
+    (tmp_path / "mine.py").write_text(source)
+    code, _, err = run("distill", "--model", f"{tmp_path / 'mine.py'}:make", "--out", tmp_path / "x")
+    assert code == cli.FAILED and re.search(message, err) and len(err.splitlines()) == 1, err
 
 
 def test_which_names_are_functions_and_which_are_not() -> None:

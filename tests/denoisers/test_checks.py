@@ -258,3 +258,36 @@ def test_the_check_is_cheap() -> None:
 
     check_model(own(counted))
     assert rows == [2, 2, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError("a"), "KeyError: 'a'"),
+        (AttributeError("no foo"), "AttributeError: no foo"),
+        (AssertionError(), "AssertionError"),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
+        (RuntimeError("bad sizes"), "sigma 0-d: bad sizes"),
+    ],
+)
+def test_whatever_a_model_raises_is_one_sentence(error: Exception, message: str) -> None:
+    def fails(*arguments: object) -> Tensor:
+        raise error
+
+    with pytest.raises(ModelError, match=f"fails on x of shape .*{message}"):
+        check_model(own_model(fails, (2,), 0.1, 10.0))
+    decoded = own_model(lambda x, sigma: x / (1 + sigma.reshape(-1, 1) ** 2), (2,), 0.1, 10.0, decode=fails)
+    with pytest.raises(ModelError, match=f"fails to decode .*{message.removeprefix('sigma 0-d: ')}"):
+        check_model(decoded, decode=True)
+
+
+@pytest.mark.parametrize("device", ["gpu0", "xpu:99"])
+def test_a_device_that_is_not_there_is_one_sentence(device: str) -> None:
+    model = own_model(lambda x, sigma: x / (1 + sigma.reshape(-1, 1) ** 2), (2,), 0.1, 10.0, device=device)
+    with pytest.raises(ModelError, match=f"device = '{device}' is not there: "):
+        check_model(model)
+
+
+def test_a_size_that_is_no_integer_is_refused() -> None:
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        own_model(lambda x, sigma: x, (1.5, 8), 0.1, 10.0)  # pyright: ignore[reportArgumentType]

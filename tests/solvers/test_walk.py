@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,34 @@ def test_coefficients_of_another_shape_are_an_error(name: str) -> None:
     both = {field: getattr(c, field)[..., None].repeat_interleave(count, -1) for field, count in counts.items()}
     with pytest.raises(ValueError, match="the sample axes differ"):
         dataclasses.replace(c, **both)
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize(("own", "batch"), [(2, 1), (2, 3), (1, 2)])
+def test_coefficients_of_another_number_of_samples_are_an_error(name: str, own: int, batch: int) -> None:
+    """Those of two samples would make two results of one sample, as if there had been two."""
+    c = full_table().coefficients()
+    several = dataclasses.replace(c, **{name: getattr(c, name)[..., None].repeat_interleave(own, -1)})
+    with pytest.raises(ValueError, match=f"coefficients are those of {own} samples, the state has {batch}"):
+        epd.solve(parallel(several), elementwise, NOISE[:batch], SIGMAS)
+
+
+@pytest.mark.parametrize(("own", "batch"), [(2, 1), (2, 3), (1, 2)])
+def test_sigmas_of_another_number_of_samples_are_an_error(own: int, batch: int) -> None:
+    with pytest.raises(ValueError, match=f"are those of {own} samples, but noise .* is {batch} samples"):
+        epd.solve(rules.euler(), elementwise, NOISE[:batch], GRID[:, None].expand(-1, own))
+
+
+@every_rule
+def test_a_walk_begun_late_runs_or_says_what_it_needs(name: str) -> None:
+    for begin in range(1, 4):
+        try:
+            states = list(drive(walk(EVERY[name], START, GRID, begin), batched(elementwise)))
+        except ValueError as error:
+            assert re.match(f"the walk begins at step {begin} and remembers no slopes", str(error))
+            assert FAMILIES[name].columns
+        else:
+            assert [state.step for state in states] == list(range(begin + 1, 5))
 
 
 def test_a_question_of_two_shapes_is_an_error() -> None:
