@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..denoisers.checks import model_has_gradients
+from ..denoisers.gradients import model_has_gradients
 from ..denoisers.protocol import Model
 from ..solvers.table import Table
 from . import gauss_newton

@@ -46,7 +46,7 @@ def test_distill(run: Run, cache: Path, calls: list[int], tmp_path: Path, optimi
         assert code == cli.OK, err
         tables.append(epd.Table.load(tmp_path / f"run{len(limit)}" / "solver.json"))
         assert max(calls) == (3 if limit else 16)  # fans of two points for eight samples
-    # Gauss-Newton takes differences of float32 outputs over 2e-3: what rounding changes in them, 8 samples do not settle.
+    # Gauss-Newton takes differences of float32 outputs over 2e-3: what rounding changes there, 8 samples do not settle.
     tolerance = 1e-3 if optimizer == "adam" else 5e-2
     np.testing.assert_allclose(tables[1].sigmas, tables[0].sigmas, rtol=tolerance)
     assert run(*words, "--rows", "2", "--resume", "--out", tmp_path / "run2")[0] == cli.OK  # it is no other run
