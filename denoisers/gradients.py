@@ -1,4 +1,4 @@
-"""Whether autograd sees what differences see: gradients that are true, or missing where nothing says so."""
+"""Whether autograd sees what differences see, and whether differences see more than rounding."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from .rows import limit_rows
 LENGTHS = (0.1, 0.02, 0.004, 0.001)
 TOLERANCE = 0.25  # of what autograd sees of a derivative: rounding and bends; where it is cut off, it sees far less
 LEAST_SHARE = 0.05  # of a derivative, in the part of it that the network alone can have: less is rounding
+ROUNDED = (
+    0.05  # of a difference, which another one does not repeat: float32 networks have 1e-3, half precision 0.1 to 1
+)
 Line = Callable[[Tensor], Tensor]  # how far along, in noise levels -> denoised
 
 
@@ -57,6 +60,25 @@ def has_gradients(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> bool:
     linear = _of_coefficients(denoiser, x, sigma)
     lines = ((along_x, direction.cpu().double()[:, None].flatten(2)), (along_sigma, linear), (along_sigmas, linear))
     return all(_is_seen(line, span) for line, span in lines)
+
+
+def differences_are_rounded(model: Model, step: float, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the network's rounding is a good part of its difference over `step` noise levels: four calls of one row.
+
+    Half precision rounds by 1e-3 and float32 by 1e-7 of the output, which is then divided by `step`. What the
+    coefficients alone can change is left out, as they are exact.
+    """
+    level = middle_sigma(model)
+    x, direction = (unit_noise([seed], model.shape, dtype, model.device) for seed in (0, 1))
+    sigma = torch.tensor(level, dtype=torch.float64, device=coefficient_device(model.device))
+    denoiser = model.for_seeds([0])
+
+    def along_x(s: Tensor) -> Tensor:
+        return denoiser((x + float(s) * direction) * level, sigma)
+
+    span = direction.cpu().double()[:, None].flatten(2)
+    first, second = (_without(_difference(along_x, at * step), span) for at in (1.0, 0.8))
+    return bool((first - second).norm() > ROUNDED * first.norm())
 
 
 def _of_coefficients(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
