@@ -45,8 +45,21 @@ def has_gradients(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> bool:
         sigma: 0-d, of the states x; best one at which the denoiser is neither 0 nor the identity.
     """
     x = x.detach()
-    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x.dtype)
-    direction = direction.to(x.device)
+    direction, aside = (_noise(x, seed) for seed in (0, 1))
+    beside = x + (LENGTHS[1] * sigma).to(x) * aside
+    linear = _of_coefficients(denoiser, x, sigma)
+    spans = (direction.cpu().double()[:, None].flatten(2), linear, linear)
+    lines = zip(_lines(denoiser, x, sigma, direction), _lines(denoiser, beside, sigma, direction), spans, strict=True)
+    return all(_is_seen(line, nearby, span) for line, nearby, span in lines)
+
+
+def _noise(x: Tensor, seed: int) -> Tensor:
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return noise.to(x.dtype).to(x.device)
+
+
+def _lines(denoiser: Denoiser, x: Tensor, sigma: Tensor, direction: Tensor) -> tuple[Line, Line, Line]:
+    """Through x and sigma: along a direction of x, along sigma 0-d, along sigma (B,)."""
 
     def along_x(s: Tensor) -> Tensor:
         return denoiser(x + (s * sigma).to(x) * direction, sigma)
@@ -57,9 +70,7 @@ def has_gradients(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> bool:
     def along_sigmas(s: Tensor) -> Tensor:
         return denoiser(x, (sigma * (1 + s)).expand(len(x)))
 
-    linear = _of_coefficients(denoiser, x, sigma)
-    lines = ((along_x, direction.cpu().double()[:, None].flatten(2)), (along_sigma, linear), (along_sigmas, linear))
-    return all(_is_seen(line, span) for line, span in lines)
+    return along_x, along_sigma, along_sigmas
 
 
 def differences_are_rounded(model: Model, step: float, dtype: torch.dtype = torch.float32) -> bool:
@@ -88,7 +99,7 @@ def _of_coefficients(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
     return torch.stack([x.cpu().double(), middle, ahead - behind], 1).flatten(2)
 
 
-def _is_seen(line: Line, span: Tensor) -> bool:
+def _is_seen(line: Line, nearby: Line, span: Tensor) -> bool:
     """Whether autograd sees the derivative along a line, in the span and beside it.
 
     One length at which it does is enough, and so is that differences tell nothing at any: a network that rounds or
@@ -96,8 +107,8 @@ def _is_seen(line: Line, span: Tensor) -> bool:
     """
     inside, beside = [], []
     for length in LENGTHS:
-        # Two differences, as the rounding of one would stand on both sides of a quotient.
-        u, other = _difference(line, length), _difference(line, 0.8 * length)
+        # Of two states, as the rounding of one would stand on both sides of a quotient.
+        u, other = _difference(line, length), _difference(nearby, length)
         aside = _without(other, span)
         for part, seen in ((other - aside, inside), (aside, beside)):
             if not any(seen) and _tells(u, part, other):

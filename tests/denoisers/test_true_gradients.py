@@ -16,8 +16,9 @@ from torch import Tensor
 from epd import GaussianMixture, limit_rows, own_model
 from epd.denoisers.digits import digits, digits_exact
 from epd.denoisers.gradients import has_gradients, model_has_gradients
-from epd.denoisers.networks import Rows
+from epd.denoisers.networks import NetworkDenoiser, Rows
 from epd.denoisers.noise import unit_noise
+from epd.denoisers.preconditioning import edm
 from epd.denoisers.protocol import Model
 
 
@@ -35,6 +36,18 @@ def test_gradients_of_a_half_precision_network_are_seen() -> None:
     network = digits()
     half = replace(network, call=lambda x, t, rows: network.call(x.float(), t, rows).bfloat16(), dtype=torch.bfloat16)
     assert model_has_gradients(half)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_half_precision_rounds_in_the_input_is_no_missing_gradient(half: torch.dtype, dtype: torch.dtype) -> None:
+    """Time has little to say here, and less than what rounding c_in x changes from one sigma to the next."""
+
+    def call(x: Tensor, timestep: Tensor, rows: Rows) -> Tensor:
+        time = timestep.reshape(-1, 1, 1, 1).tanh().to(x.dtype)
+        return torch.tanh(2 * x.roll(1, -1) + 0.5 * x.roll(1, -2)) * (1 + time / 2)
+
+    assert model_has_gradients(NetworkDenoiser(call, edm(0.5), (1, 65, 65), 0.02, 20.0, dtype=half), dtype)
 
 
 @torch.no_grad()
