@@ -7,8 +7,10 @@ import logging
 import torch
 
 from ..denoisers.checks import check_model
+from ..denoisers.protocol import Model
 from ..denoisers.rows import limit_rows
 from ..pipelines.find import find_table
+from ..solvers.table import Table
 from .inputs import command_line, model_options
 from .models import load_model
 from .options import Distill
@@ -22,16 +24,24 @@ def distill(options: Distill) -> int:
     from ..runs.processes import Workers
 
     workers = Workers.of_accelerate()  # before there is a model: each process takes a device of its own
-    init = find_table(options.init) if options.init else None
-    asked = model_options(options)
-    model, config = limit_rows(load_model(options.model, asked), options.rows), options.distill_config()
-    check_model(model, getattr(torch, options.dtype))
-    path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=asked.conditions())
+    model, init = workers.together(lambda: _loaded(options))
+    config, chosen = options.distill_config(), model_options(options)
+    path = run_distill(
+        model, config, options.out, options.resume, options.dry_run, init, conditions=chosen.conditions()
+    )
     workers.end()
     if path is not None:
-        same = options.model + command_line(asked)  # without its options it may be another model
+        same = options.model + command_line(chosen)  # without its options it may be another model
         log.info("look:    epd table show %s", path)
         log.info("sample:  epd sample --model %s --table %s --out %s", same, path, options.out / "samples")
         log.info("compare: epd compare --model %s --tables %s --calls %d", same, path, options.calls)
         log.info("watch:   tensorboard --logdir %s", options.out / "tb")
     return 0
+
+
+def _loaded(options: Distill) -> tuple[Model, Table | None]:
+    """The model, checked, and the table to start from, where there is one."""
+    init = find_table(options.init) if options.init else None
+    model = limit_rows(load_model(options.model, model_options(options)), options.rows)
+    check_model(model, getattr(torch, options.dtype))
+    return model, init

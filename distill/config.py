@@ -74,8 +74,8 @@ class DistillConfig(BaseModel):
     """Weight of the distance in the features of the network given to `distill`."""
     optimizer: Literal["auto", "gauss-newton", "adam"] = "auto"
     """Adam through the trajectory, or Gauss-Newton (forward evaluations only, no activation is kept; end point
-    objective); auto: Adam for samples of at most 4,096 numbers, Gauss-Newton for larger ones where it applies, and for
-    models without true gradients."""
+    objective); auto: Adam for samples of at most 4,096 numbers and for networks in half precision, whose differences
+    are rounding; Gauss-Newton for larger ones where it applies, and for models without true gradients."""
     iterations: int | None = Field(default=None, ge=1)
     """Optimiser updates after screening; none: 1200 of Adam; of Gauss-Newton 6 after several starts, 32 with one."""
     screening: int | None = Field(default=None, ge=1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..denoisers.checks import model_has_gradients
+from ..denoisers.gradients import differences_are_rounded, model_has_gradients
 from ..denoisers.protocol import Model
 from ..solvers.table import Table
 from . import gauss_newton
@@ -85,15 +85,25 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
 
 def _resolved(model: Model, config: DistillConfig) -> ResolvedConfig:
     """The config with its optimiser chosen: Adam only where the model's gradients are true, as a skip term trains on
-    without them, silently and to a worse table.
+    without them, silently and to a worse table; Gauss-Newton only where differences are more than rounding.
 
     Raises:
         ValueError: where Adam has to be used and cannot.
     """
-    numbers = math.prod(model.shape)
-    resolved = config.resolved(numbers)
-    if resolved.gauss_newton or model_has_gradients(model, getattr(torch, config.dtype)):
+    resolved = config.resolved(math.prod(model.shape))
+    if not resolved.gauss_newton:
+        return resolved if _has_gradients(model, config) else _without_gradients(model, config)
+    if not _is_rounded(model, config):
         return resolved
+    if config.optimizer == "auto" and _has_gradients(model, config):
+        log.warning("%s rounds too much for Gauss-Newton's differences: the optimiser is Adam", model.name)
+        return _with_optimizer(model, config, "adam")
+    _warn_of_rounding(model)
+    return resolved
+
+
+def _without_gradients(model: Model, config: DistillConfig) -> ResolvedConfig:
+    """Gauss-Newton in Adam's place, where the config leaves room for it."""
     trouble = f"gradients through {model.name} are missing or wrong (no_grad, detach, or computed outside torch)"
     if config.objective != "end":
         remedy = "objective = 'end', as Gauss-Newton matches ends only"
@@ -104,7 +114,26 @@ def _resolved(model: Model, config: DistillConfig) -> ResolvedConfig:
     if config.optimizer == "adam":
         raise ValueError(f"optimizer = 'adam', but {trouble}: mend them, or use 'gauss-newton', which needs none")
     log.warning("%s: the optimiser is Gauss-Newton, which needs none", trouble)
-    return config.model_copy(update={"optimizer": "gauss-newton"}).resolved(numbers)
+    if _is_rounded(model, config):
+        _warn_of_rounding(model)
+    return _with_optimizer(model, config, "gauss-newton")
+
+
+def _with_optimizer(model: Model, config: DistillConfig, name: str) -> ResolvedConfig:
+    return config.model_copy(update={"optimizer": name}).resolved(math.prod(model.shape))
+
+
+def _has_gradients(model: Model, config: DistillConfig) -> bool:
+    return model_has_gradients(model, getattr(torch, config.dtype))
+
+
+def _is_rounded(model: Model, config: DistillConfig) -> bool:
+    return differences_are_rounded(model, gauss_newton.EPS[config.dtype], getattr(torch, config.dtype))
+
+
+def _warn_of_rounding(model: Model) -> None:
+    text = "%s rounds too much for Gauss-Newton's differences: expect a worse table, or load the network in float32"
+    log.warning(text, model.name)
 
 
 def _starting_tables(model: Model, config: ResolvedConfig, learn: tuple[str, ...]) -> tuple[Table, ...]:

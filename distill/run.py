@@ -51,13 +51,14 @@ def run_distill(
     Raises:
         RunError: where `out` holds another run, or its checkpoint is damaged or of another configuration.
     """
-    workers, plan = Workers.of_accelerate(), make_plan(model, config, init)
+    workers = Workers.of_accelerate()
+    plan = workers.together(lambda: make_plan(model, config, init))
     if dry_run:
         if workers.rank == 0:
             print(forecast(model, plan))
         return None
-    identity = {"conditions": dict(conditions or {}), **_identity(model, plan, features)}  # the telling ones first
-    folder = Folder(Path(out), identity)
+    identity = workers.together(lambda: _identity(model, plan, features))
+    folder = Folder(Path(out), {"conditions": dict(conditions or {}), **identity})  # the telling ones first
     held = workers.together(lambda: folder.held(resume))
     if held.finished:
         _require_whole(folder.table)
@@ -65,10 +66,8 @@ def run_distill(
         return folder.table
     if resume and held.checkpoint is None:
         log.info("%s has no checkpoint yet: starting from the beginning", folder.path)
-    if workers.rank == 0 and held.checkpoint is None:
-        report_straightness(model)
-    workers.together(folder.begin if workers.rank == 0 else lambda: None)
-    plan, state = _resumed(plan, held.checkpoint, folder)
+    workers.together(lambda: _begin(model, folder, held.checkpoint) if workers.rank == 0 else None)
+    plan, state = workers.together(lambda: _resumed(plan, held.checkpoint, folder))
     updates = distill(model, plan, state, features, workers=workers)
     last = follow(updates, entry, folder, workers, state.iteration if state else 0, plan.total)
     if last is not None:
@@ -89,6 +88,13 @@ def _require_whole(path: Path) -> None:
             f"the run is finished, but its table is damaged ({error}): move {path} elsewhere, and --resume makes it "
             "again from the checkpoint"
         ) from error
+
+
+def _begin(model: Model, folder: Folder, checkpoint: Checkpoint | None) -> None:
+    """What one process does for all before training: how straight the ODE is, and the folder."""
+    if checkpoint is None:
+        report_straightness(model)
+    folder.begin()
 
 
 def _resumed(plan: Plan, checkpoint: Checkpoint | None, folder: Folder) -> tuple[Plan, State | None]:

@@ -134,9 +134,10 @@ class Trainer:
             workers.together(lambda at=first, n=count: self.teacher.prepare(at, n, workers.rank, workers.count))
         seeds = range(POOL_SEEDS, POOL_SEEDS + self.config.pool)
         # The pool may be larger than an accelerator's memory: it stays in main memory, chunks are moved.
-        self.pool = self.teacher.states(seeds)
+        # A file that this process alone can't read concerns the others, too, as one that is solved again may fail.
+        self.pool = workers.together(lambda: self.teacher.states(seeds))
         self.noise = unit_noise(seeds, model.shape, getattr(torch, self.config.dtype))
-        self.held_out = self._held_out()
+        self.held_out = workers.together(self._held_out)
         self.scale = adam.first_scale(self.noise[0].numel() * self.config.batch // self.config.accumulate)
 
     def fit(self, seconds: float) -> None:

@@ -39,6 +39,13 @@ COMMANDS = {
 # How a command that was interrupted is continued.
 GO_ON = {"distill": "; add --resume to continue the run", "compare": "; the same command again continues it"}
 
+# What a command that ran out of memory can do with less.
+WITH_LESS = {
+    "distill": "; give --rows 1, a smaller --batch, a larger --accumulate, or with Adam --checkpointing",
+    "sample": "; give --rows 1, or a smaller --batch",
+    "compare": "; give --rows 1, or a smaller --batch",
+}
+
 HELP = """usage: epd [-h] [--version] [-v | -q] COMMAND ...
 
 Learned parallel ODE solvers for diffusion and flow models.
@@ -150,16 +157,28 @@ def _run(name: str, words: list[str], verbosity: int) -> int:
     except (UsageError, ConfigError) as error:
         return _complain(error, USAGE, verbosity)
     except (ValueError, OSError, FloatingPointError, MemoryError, ImportError) as error:
-        return _complain(error, FAILED, verbosity)
+        return _complain(error, FAILED, verbosity, WITH_LESS.get(name, "") if _is_out_of_memory(error) else "")
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _complain(error, FAILED, verbosity, WITH_LESS.get(name, ""))
 
 
-def _complain(error: BaseException, code: int, verbosity: int) -> int:
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch has an error of its own for it, and plain RuntimeErrors that only say so."""
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    said = str(error).lower()
+    texts = ("out of memory", "outofmemoryerror", "can't allocate memory", "alloc_failed")
+    return "OutOfMemoryError" in kinds or "MemoryError" in kinds or any(text in said for text in texts)
+
+
+def _complain(error: BaseException, code: int, verbosity: int, remedy: str = "") -> int:
     if verbosity >= 2:
         import traceback
 
         traceback.print_exception(error)
     for line in str(error).splitlines() if code == USAGE else [" ".join(str(error).split())]:
-        print(f"epd: error: {line or type(error).__name__}", file=sys.stderr)
+        print(f"epd: error: {line or type(error).__name__}{remedy}", file=sys.stderr)
     return code
 
 

@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.command import Run
 
 from epd import __version__, cli
-from epd.commands import compare, distill, doctor
+from epd.commands import compare, distill, doctor, sample
 from epd.commands.logs import set_up_logging
+from epd.runs.processes import ProcessError
 
 
 def test_help_lists_the_commands_and_the_exit_codes(run: Run) -> None:
@@ -149,6 +151,41 @@ def test_what_fails_inside_is_one_line(error: Exception, run: Run, monkeypatch: 
     monkeypatch.setattr(distill, "distill", failing)
     code, _, err = run("distill")
     assert code == cli.FAILED and err == f"epd: error: {' '.join(str(error).split())}\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+        ProcessError("process 1 of 2 failed: OutOfMemoryError: CUDA out of memory."),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("command", ["distill", "sample", "compare", "doctor"])
+def test_out_of_memory_is_one_line_with_its_remedy(
+    command: str, error: Exception, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(options: object) -> int:
+        raise error
+
+    for module in (distill, sample, compare, doctor):
+        monkeypatch.setattr(module, module.__name__.split(".")[-1], failing)
+    code, out, err = run(command)
+    said = " ".join(str(error).split()) or "MemoryError"
+    assert (code, out, err) == (cli.FAILED, "", f"epd: error: {said}{cli.WITH_LESS.get(command, '')}\n")
+    assert command == "doctor" or "; give --rows 1, " in err and "a smaller --batch" in err
+    assert ("--accumulate" in err and "--checkpointing" in err) == (command == "distill")
+
+
+def test_other_errors_of_torch_are_no_matter_of_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(options: object) -> int:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(distill, "distill", failing)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run("distill")
 
 
 def process(*words: object) -> subprocess.CompletedProcess[str]:

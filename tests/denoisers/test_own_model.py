@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import epd
-from epd.denoisers.checks import check_model, model_has_gradients
+from epd.denoisers.checks import check_model
+from epd.denoisers.gradients import model_has_gradients
 
 MEAN, STD = 0.3, 0.7
 EXACT = epd.GaussianMixture(torch.full((1, 2, 3), MEAN, dtype=torch.float64), STD)

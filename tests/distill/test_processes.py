@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from epd.distill import run as train
 from epd.distill import train as training
 from epd.distill.config import DistillConfig
 from epd.distill.plan import make_plan
+from epd.distill.teacher import POOL_SEEDS, VALIDATION_SEEDS, Teacher
 from epd.distill.train import distill
 from epd.runs import follow
 from epd.runs.processes import Workers
@@ -139,6 +140,50 @@ def test_a_trial_step_that_overflows_in_one_process_is_refused_by_all(
 
     first, second = in_processes(learn)
     assert first == second and len(first) == 2 and isinstance(first[0], int)  # type: ignore[arg-type, index]
+
+
+@pytest.mark.parametrize("seeds", [POOL_SEEDS, VALIDATION_SEEDS], ids=["pool", "validation"])
+def test_a_cache_that_one_process_cannot_read_fails_in_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: int
+) -> None:
+    """The file turns unreadable for the second process once both had made sure of it; nobody may wait for the other."""
+    monkeypatch.setenv("EPD_CACHE", str(tmp_path))
+    states = Teacher.states
+
+    def unreadable(teacher: Teacher, asked: Sequence[int]) -> torch.Tensor:
+        if os.environ["RANK"] == "1" and asked[0] == seeds:
+            raise OSError(5, "Input/output error")
+        return states(teacher, asked)
+
+    monkeypatch.setattr(Teacher, "states", unreadable)
+
+    def learn() -> object:
+        workers = Workers.of_accelerate()
+        plan = make_plan(toy_mixture(), toy_config(family="epd", iterations=1))
+        return len(list(distill(toy_mixture(), plan, workers=workers)))
+
+    assert in_processes(learn) == [
+        ["ProcessError", "process 1 of 2 failed: OSError: [Errno 5] Input/output error"],
+        ["OSError", "[Errno 5] Input/output error"],
+    ]
+
+
+@pytest.mark.parametrize("broken", ["make_plan", "_identity", "report_straightness", "_resumed"])
+def test_what_fails_in_one_process_before_training_fails_in_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    monkeypatch.setenv("EPD_CACHE", str(tmp_path / "cache"))
+    whole, rank = getattr(train, broken), "0" if broken == "report_straightness" else "1"  # the first process reports
+
+    def breaking(*arguments: object) -> object:
+        if os.environ["RANK"] == rank:
+            raise RuntimeError("broken here")
+        return whole(*arguments)
+
+    monkeypatch.setattr(train, broken, breaking)
+    answers = in_processes(lambda: str(train.run_distill(toy_mixture(), toy_config(iterations=1), tmp_path / "run")))
+    assert answers[int(rank)] == ["RuntimeError", "broken here"]
+    assert answers[1 - int(rank)] == ["ProcessError", f"process {rank} of 2 failed: RuntimeError: broken here"]
 
 
 def test_processes_of_different_speed_decide_on_one_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

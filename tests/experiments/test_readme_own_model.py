@@ -14,7 +14,8 @@ from helpers.command import Run
 import epd
 from epd import cli
 from epd.commands.models import load_model
-from epd.denoisers.checks import check_model, model_has_gradients
+from epd.denoisers.checks import check_model
+from epd.denoisers.gradients import model_has_gradients
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SECTION = README.split("## Your own model: torch, JAX, ONNX")[1].split("\n## ")[0]
