@@ -122,7 +122,7 @@ class Timetable(StockConfigured):
         self.laid_out_in = call.number if call is not None and mine else None
         self._placement = self.placement
         if call is not None:  # a pipeline that steps by a copy of its scheduler has states that no hook knows
-            self._placement, note = placed(call.pipe, self.parallel) if mine else ("bare", "")
+            self._placement, note = placed(call.pipe, self.parallel, call.arguments()) if mine else ("bare", "")
             self._say(note if self._placement == "serial" else "")
 
     def __getstate__(self) -> dict[str, Any]:
