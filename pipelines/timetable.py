@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..solvers.table import Table
 from .calls_in_progress import pipeline_call
+from .cuts import begins_at_a_time
 from .configured import StockConfigured
 from .exchange import noised, position
 from .frames import Frame
@@ -106,7 +107,7 @@ class Timetable(StockConfigured):
                 self._say(MOVED)
         steps, calls = self._layout.steps, self._layout.calls
         # Pipelines that bring their own sigmas or timesteps count the entries of ours afterwards.
-        counts_steps = self.table is None and num_inference_steps is not None
+        counts_steps = self.table is None and num_inference_steps is not None and not begins_at_a_time()
         self.order = self._layout.order if counts_steps else 1
         self.num_inference_steps = steps if self.table is None else len(calls)
         self._told = [torch.tensor(c.timestep, dtype=torch.float32, device=device) for c in calls]
