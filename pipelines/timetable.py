@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..solvers.table import Table
 from .calls_in_progress import pipeline_call
-from .cuts import begins_at_a_time
 from .configured import StockConfigured
+from .cuts import begins_at_a_time
 from .exchange import noised, position
 from .frames import Frame
 from .layout import Asked, Layout, Placement, moved, overruled, rule_layout, table_layout, understood
