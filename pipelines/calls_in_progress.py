@@ -7,6 +7,7 @@ an exception or is seen by other threads; a frame does neither.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -25,11 +26,19 @@ class PipelineCall:
         pipe: whose call it is.
         number: tells this call from every other one that has not ended.
         direct: what runs now was started by the pipeline itself, not by a callback that it was handed.
+        frame: that runs it.
     """
 
     pipe: Any
     number: int
     direct: bool
+    frame: FrameType
+
+    def arguments(self) -> Mapping[str, Any]:
+        """What it was called with, defaults included, under the names of its parameters."""
+        code, values = self.frame.f_code, self.frame.f_locals
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        return {name: values[name] for name in names if name in values}
 
 
 def pipeline_call() -> PipelineCall | None:
@@ -39,7 +48,7 @@ def pipeline_call() -> PipelineCall | None:
         if frame.f_code.co_name == "__call__" and frame.f_code.co_argcount:
             owner = frame.f_locals.get(frame.f_code.co_varnames[0])
             if isinstance(owner, (DiffusionPipeline, ModularPipeline)):
-                return PipelineCall(owner, id(frame), below is None or _is_own(below, type(owner)))
+                return PipelineCall(owner, id(frame), below is None or _is_own(below, type(owner)), frame)
         below, frame = frame, frame.f_back
     return None
 

@@ -59,16 +59,20 @@ def call_parameters(pipe: Any) -> dict[str, inspect.Parameter]:  # noqa: ANN401 
     return dict(inspect.signature(type(pipe).__call__).parameters)
 
 
+# Options that guide by the time of a call, of which a fan has several; and the value without effect.
+BY_TIME: Mapping[str, object] = {
+    "pag_adaptive_scale": 0.0, "use_dynamic_cfg": False, "cfg_truncation": 1.0, "cfg_interval_start": 0.0,
+    "cfg_interval_end": 1.0,
+}  # fmt: skip
 # Options that have an effect in a run only, and the value without one. A model is evaluated at any noise level and
-# outside of any run. First those that depend on how far the run is; then on the time, which differs from row to row of
-# one call; then those that are the solver's.
+# outside of any run. First those that depend on how far the run is; then on the time; then those that are the solver's.
 OF_RUNS: Mapping[str, object] = {
     "skip_guidance_layers": None, "cfg_trunc_ratio": 1.0, "control_guidance_start": 0.0, "control_guidance_end": 1.0,
-    "adapter_conditioning_factor": 1.0, "cfg_interval_start": 0.0, "cfg_interval_end": 1.0, "guidance_schedule": None,
+    "adapter_conditioning_factor": 1.0, "guidance_schedule": None,
     "denoising_start": None, "denoising_end": None, "ar_step": 0, "num_temporal_reasoning_steps": 0,
     "mixed_precision_first_steps": None, "mixed_precision_last_steps": None,
     "callback": None, "callback_on_step_end": None,
-    "pag_adaptive_scale": 0.0, "use_dynamic_cfg": False, "cfg_truncation": 1.0,
+    **BY_TIME,
     "num_inference_steps": None, "timesteps": None, "sigmas": None, "latents": None, "generator": None, "eta": 0.0,
 }  # fmt: skip
 
@@ -83,7 +87,7 @@ def require_no_run(parameters: Mapping[str, inspect.Parameter], options: Mapping
         if name not in parameters or (name == "num_inference_steps" and name not in options):
             continue
         value = options.get(name, parameters[name].default)
-        if _has_effect(value, neutral):
+        if has_effect(value, neutral):
             shown = " ".join(reprlib.repr(value).split())
             raise ValueError(
                 f"{name} = {shown} has its effect in a run, but a model is evaluated at single noise levels: "
@@ -91,7 +95,8 @@ def require_no_run(parameters: Mapping[str, inspect.Parameter], options: Mapping
             )
 
 
-def _has_effect(value: Any, neutral: object) -> bool:  # noqa: ANN401 - any option
+def has_effect(value: Any, neutral: object) -> bool:  # noqa: ANN401 - any option
+    """Whether an option is at another value than the one that does nothing; None never does anything."""
     if neutral is None or value is None:
         return value is not None
     return any(v != neutral for v in (value if isinstance(value, (list, tuple)) else [value]))

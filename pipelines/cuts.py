@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .calls_in_progress import pipeline_call
 from .run import Call
+
+
+def begins_at_a_time() -> bool:
+    """Whether the pipeline that runs looks for its first call by `denoising_start`.
+
+    Those do it entry by entry of `timesteps`. Where a scheduler's order is 2 they go one back from an odd one, because
+    stock schedulers of this order have an odd number of entries; ours may have one more, and can begin at any.
+    """
+    call = pipeline_call()
+    return call is not None and isinstance(call.arguments().get("denoising_start"), float)
 
 
 def calls_before(end: float, times: Sequence[float], count: float) -> int:

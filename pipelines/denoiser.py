@@ -232,10 +232,10 @@ def from_pipeline(
         network.requires_grad_(False)
     frame = frame_of(pipe.scheduler)
     encodings = Encodings(lambda index: encode(setting, call, index), call.count) if call.texts else None
-    sample, dtype, time = network_input(setting, call, frame, encodings)
+    sample, frame, time = network_input(setting, call, frame, encodings)
     packing = packing_of(pipe, sample, call)
     stock = parameters["guidance_scale"].default if "guidance_scale" in parameters else None
     scale = guidance if guidance is not None else 1.0 if stock is None else float(stock)
     shape = state_shape(pipe, sample) if packing is None else (sample.shape[2] // 4, packing.height, packing.width)
     title = name or str(pipe.config.get("_name_or_path") or type(pipe).__name__)
-    return PipelineModel(setting, frame, call, shape, time, dtype, packing, float(scale), title, encodings)
+    return PipelineModel(setting, frame, call, shape, time, sample.dtype, packing, float(scale), title, encodings)

@@ -12,7 +12,7 @@ from ..denoisers.arguments import NetworkArguments
 from .advice import compare_run
 from .calls_in_progress import pipeline_call
 from .exchange import WideCall
-from .frames import TIMES
+from .frames import ALMOST_T, TIMES
 from .scheduler import EPDScheduler
 
 # Positions, the same for every sample: their length may happen to equal the number of rows.
@@ -73,6 +73,8 @@ def units(seen: float, timestep: float, count: float, dtype: torch.dtype) -> str
     """
     exact = torch.tensor(timestep, dtype=torch.float64)
     errors = {name: abs(float(convert(exact, count)) - seen) for name, convert in TIMES.items()}
+    if dtype not in (torch.float32, torch.float64):
+        del errors[ALMOST_T]  # what is rounded to whole numbers is t itself
     best = min(errors, key=lambda name: errors[name])
     if errors[best] > _rounding(seen, dtype):
         raise ValueError(

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..denoisers.arguments import NetworkArguments
 from .conditions import Request
-from .frames import Frame, Packing, native_time
+from .configs import completed, live_config
+from .frames import Frame, Packing, native_time, told_unshifted
+from .grids import shift_of
 from .probe import ProbeScheduler, Seen, Stage, evaluate
 from .prompts import Encodings, Recorder
 
@@ -23,11 +25,15 @@ class FirstCall:
     Args:
         sample, timestep: as `Seen`.
         beside: its other arguments that are tensors or numbers, by name and place in lists and dictionaries.
+        unshifted: whether the networks are told times without the shift of the noise levels.
+        mu: of the shift, as the pipeline computed it.
     """
 
     sample: Tensor
     timestep: Tensor
     beside: Mapping[str, Any]
+    unshifted: bool
+    mu: float | None
 
 
 def first_call(
@@ -55,7 +61,7 @@ def first_call(
     try:
         evaluate(setting, arguments, replaced, tap)
     except Seen as seen:
-        return FirstCall(seen.sample, seen.timestep, beside)
+        return FirstCall(seen.sample, seen.timestep, beside, scheduler.unshifted, scheduler.mu)
     finally:
         for handle in handles:
             handle.remove()
@@ -81,8 +87,8 @@ def encode(setting: Stage, request: Request, index: Sequence[int]) -> list[Any]:
 
 def network_input(
     setting: Stage, request: Request, frame: Frame, encodings: Encodings | None
-) -> tuple[Tensor, torch.dtype, str]:
-    """One sample as the network gets it, its dtype, and what the network is told of time.
+) -> tuple[Tensor, Frame, str]:
+    """One sample as the network gets it, the frame with the timesteps of this pipeline, and what its network is told.
 
     Raises:
         ValueError: for a pipeline whose state, time or guidance cannot be followed.
@@ -108,7 +114,9 @@ def network_input(
     read = [float(call.timestep.flatten()[0]) for call in (early, late)]
     dtype = early.timestep.dtype
     dtype = sample.dtype if dtype.is_floating_point and sample.dtype != dtype else dtype
-    return sample[:1], sample.dtype, native_time((read[0], read[1]), times, frame.num_timesteps, dtype)
+    if early.unshifted and frame.path == "flow":
+        frame = told_unshifted(frame, shift_of(completed(live_config(setting.pipe.scheduler)), early.mu))
+    return sample[:1], frame, native_time((read[0], read[1]), times, frame.num_timesteps, dtype)
 
 
 def _require_alone(kind: str, one: FirstCall, other: FirstCall, what: str) -> None:

@@ -14,11 +14,13 @@ from ..denoisers.protocol import Path
 from ..denoisers.timesteps import Timesteps
 from .configs import completed, live_config, stock_of
 
+ALMOST_T = "t - 1"
 TIMES: Mapping[str, Callable[[Tensor, float], Tensor]] = {  # scheduler's t -> what networks are told
     "t": lambda t, count: t,
     "t / T": lambda t, count: t / count,
     "1 - t / T": lambda t, count: 1 - t / count,  # Lumina: 0 is noise
     "T - t": lambda t, count: count - t,
+    ALMOST_T: lambda t, count: t - 1,  # GLM-Image
 }
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers.models.cache_utils import CacheMixin
@@ -13,6 +14,7 @@ from torch.nn import Module
 
 from ..denoisers.arguments import second_state, takes_lists
 from ..denoisers.hooks import attached
+from .conditions import BY_TIME, has_effect
 from .layout import Placement
 from .probe import NETWORKS
 
@@ -28,12 +30,13 @@ def networks_in(pipe: Pipe) -> dict[str, Module]:
     return {name: part for name, part in parts.items() if part is not None}
 
 
-def placed(pipe: Pipe, parallel: bool) -> tuple[Placement, str]:
+def placed(pipe: Pipe, parallel: bool, arguments: Mapping[str, Any] | None = None) -> tuple[Placement, str]:
     """Where the next run of this pipeline evaluates the points of a fan, and why it is not in one call.
 
     Args:
         pipe: any pipeline whose scheduler is learned, whether it was enabled itself or shares an enabled one's parts.
         parallel: the points of a fan in one call, if this pipeline can.
+        arguments: of the run, by the names of the pipeline's parameters; none: at their defaults.
     """
     networks = networks_in(pipe)
     mixing = mixes(pipe)
@@ -41,7 +44,7 @@ def placed(pipe: Pipe, parallel: bool) -> tuple[Placement, str]:
         return "bare", mixing
     if not networks or not all(attached(network, FAN) for network in networks.values()):
         return "bare", ONE_BY_ONE + "epd.enable was not called on this pipeline since its networks were put in"
-    stuck = _keeps_rows(pipe, networks)
+    stuck = _keeps_rows(pipe, networks) or _guides_by_time(arguments or {})
     return ("batched" if parallel and not stuck else "serial"), stuck if parallel else ""
 
 
@@ -77,6 +80,14 @@ def _keeps_rows(pipe: Pipe, networks: dict[str, Module]) -> str:
         if takes_lists(network.forward) and (vars(pipe).get("_guidance_scale") or 0) > 0:
             return ONE_BY_ONE + "guidance counts the entries of the network's list"
     return ""
+
+
+def _guides_by_time(arguments: Mapping[str, Any]) -> str:
+    """Which option makes the guidance of a call depend on its time; empty when none does."""
+    in_force = [name for name, neutral in BY_TIME.items() if has_effect(arguments.get(name), neutral)]
+    if not in_force:
+        return ""
+    return ONE_BY_ONE + f"{in_force[0]} = {arguments[in_force[0]]!r} guides by the time, which differs between them"
 
 
 def _caches(network: Module) -> bool:

@@ -59,6 +59,8 @@ class ProbeScheduler:
         self.timesteps = timesteps
         self.sigmas = torch.cat([timesteps / 1000, timesteps.new_zeros(1)])
         self.num_inference_steps = len(timesteps)
+        self.unshifted = False
+        self.mu: float | None = None
 
     def set_timesteps(
         self,
@@ -68,7 +70,10 @@ class ProbeScheduler:
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> None:
-        """Accepts whatever a pipeline asks for; the timesteps stay ours."""
+        """Accepts whatever a pipeline asks for; the timesteps stay ours. Timesteps beside the sigmas that the stock
+        scheduler shifts mean that the networks are told unshifted ones (CogView4, GLM-Image).
+        """
+        self.unshifted, self.mu = timesteps is not None and sigmas is not None, mu
 
     def set_begin_index(self, begin_index: int = 0) -> None: ...
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..solvers.table import Table
 from .calls_in_progress import pipeline_call
 from .configured import StockConfigured
+from .cuts import begins_at_a_time
 from .exchange import noised, position
 from .frames import Frame
 from .layout import Asked, Layout, Placement, moved, overruled, rule_layout, table_layout, understood
@@ -106,7 +107,7 @@ class Timetable(StockConfigured):
                 self._say(MOVED)
         steps, calls = self._layout.steps, self._layout.calls
         # Pipelines that bring their own sigmas or timesteps count the entries of ours afterwards.
-        counts_steps = self.table is None and num_inference_steps is not None
+        counts_steps = self.table is None and num_inference_steps is not None and not begins_at_a_time()
         self.order = self._layout.order if counts_steps else 1
         self.num_inference_steps = steps if self.table is None else len(calls)
         self._told = [torch.tensor(c.timestep, dtype=torch.float32, device=device) for c in calls]
@@ -122,7 +123,7 @@ class Timetable(StockConfigured):
         self.laid_out_in = call.number if call is not None and mine else None
         self._placement = self.placement
         if call is not None:  # a pipeline that steps by a copy of its scheduler has states that no hook knows
-            self._placement, note = placed(call.pipe, self.parallel) if mine else ("bare", "")
+            self._placement, note = placed(call.pipe, self.parallel, call.arguments()) if mine else ("bare", "")
             self._say(note if self._placement == "serial" else "")
 
     def __getstate__(self) -> dict[str, Any]:

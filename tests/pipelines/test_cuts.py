@@ -15,6 +15,7 @@ from torch import Tensor
 
 import epd
 from epd.pipelines.cuts import calls_before
+from epd.pipelines.scheduler import EPDScheduler
 
 KINDS = ("epd", "plugin with afs", "memory", "one-call with afs", "mixed")
 
@@ -131,3 +132,27 @@ def test_strength_is_the_part_of_the_calls(name: str, number: float) -> None:
     assert pipe.scheduler.begin_index == 8 - 8 * number
     assert pipe.scheduler.calls[pipe.scheduler.begin_index].opens
     assert pipe.scheduler.steps_done == 4
+
+
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+@pytest.mark.parametrize("rule", ["euler", "heun", "dpm2"])
+def test_5_a_refiner_begins_where_the_state_is_with_a_rule_of_two_calls(rule: str, final: str) -> None:
+    """Pipelines shift the begin of schedulers of order 2 by one call, and 2N calls are not 2N - 1."""
+    base, refiner = base_and_refiner()
+    for pipe in (base, refiner):
+        pipe.scheduler = EPDScheduler.from_config(pipe.scheduler.config, rule=rule, final_sigmas_type=final)
+    states: list[Tensor] = []
+
+    def keep(pipe: Any, index: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+        states.append(kwargs["latents"])
+        return {}
+
+    whole = base(**FAMILIES["sdxl"].call(SEEDS, 4, 4.0), callback_on_step_end=keep)[0]
+    times = [call.timestep[0] for call in base.scheduler.calls]
+    opening = [i for i, call in enumerate(base.scheduler.calls) if i and call.opens]
+    call = {k: v for k, v in FAMILIES["sdxl"].call(SEEDS, 4, 4.0).items() if k not in ("height", "width")}
+    for index in opening:
+        noisier = min(time for time in times[:index] if time > times[index])
+        cut = 1 - (noisier + times[index]) / 2 / len(base.scheduler)
+        result = refiner(**call, image=states[index - 1], denoising_start=cut)[0]
+        assert_same(result, whole)

@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import tables
+from helpers.cogview4 import COGVIEW, cogview4, texts
 from helpers.tiny_pipelines import calls_of, diffusers
 from torch import Tensor
 
 import epd
 from epd.pipelines.scheduler import EPDScheduler
 
-COGVIEW: dict[str, Any] = {
-    "base_shift": 0.25, "max_shift": 0.75, "base_image_seq_len": 256, "use_dynamic_shifting": True,
-    "time_shift_type": "linear",
-}  # fmt: skip
 MU = 0.6
 
 
@@ -99,32 +96,14 @@ def test_5_9_variance_preserving_ones_take_rounded_timesteps() -> None:
     assert own.sigmas.tolist() == torch.tensor([*sigmas, 0.0]).tolist()
 
 
-def tiny_cogview4() -> Any:  # noqa: ANN401
-    torch.manual_seed(0)
-    network = diffusers.CogView4Transformer2DModel(
-        patch_size=2, in_channels=4, num_layers=2, attention_head_dim=4, num_attention_heads=4, out_channels=4,
-        text_embed_dim=32, time_embed_dim=8, condition_dim=4,
-    )  # fmt: skip
-    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
-    vae = diffusers.AutoencoderKL(block_out_channels=[32, 64], latent_channels=4, sample_size=128, **blocks)
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**COGVIEW)
-    return diffusers.CogView4Pipeline(
-        tokenizer=None, text_encoder=None, vae=vae.eval(), transformer=network.eval(), scheduler=scheduler
-    )
-
-
 def pictured(pipe: Any, steps: int) -> Tensor:  # noqa: ANN401
-    texts = torch.randn(2, 1, 16, 32, generator=torch.Generator().manual_seed(1))
     seed = torch.Generator().manual_seed(2)
-    return pipe(
-        prompt_embeds=texts[0], negative_prompt_embeds=texts[1], num_inference_steps=steps, height=16, width=16,
-        guidance_scale=2.0, output_type="latent", generator=seed,
-    ).images  # fmt: skip
+    size = {"height": 16, "width": 16, "output_type": "latent"}
+    return pipe(**texts(), **size, num_inference_steps=steps, guidance_scale=2.0, generator=seed).images
 
 
 def test_5_9_cogview4_pipeline() -> None:
-    pipe = tiny_cogview4()
-    pipe.set_progress_bar_config(disable=True)
+    pipe = cogview4()
     expected = pictured(pipe, 4)
     stock = pipe.scheduler
     pipe.scheduler = EPDScheduler.from_config(stock.config)
