@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -87,7 +87,7 @@ __all__ = [*_HOMES, "rules", "schedules"]  # pyright: ignore[reportUnsupportedDu
 
 def __getattr__(name: str) -> object:
     if name in _MODULES:
-        value: object = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+        value: Any = importlib.import_module(f"{__name__}.{_MODULES[name]}")
     elif name in _HOMES:
         value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
         if name in _ROOMS:
