@@ -39,6 +39,7 @@ class Timetable(StockConfigured):
         self.laid_out_in: int | None = None  # number of the pipeline's call that the run belongs to
         self._placement: Placement = "bare"  # of this run
         self.num_inference_steps = None
+        self._one_step = False  # was asked for, however many network calls these are
         self._layouts: dict[tuple[Placement, Frame], Layout] = {}
         self._layout: Layout | None = None
         self._forget()
@@ -108,6 +109,7 @@ class Timetable(StockConfigured):
         # Pipelines that bring their own sigmas or timesteps count the entries of ours afterwards.
         counts_steps = self.table is None and num_inference_steps is not None
         self.order = self._layout.order if counts_steps else 1
+        self._one_step = num_inference_steps == 1
         self.num_inference_steps = steps if self.table is None else len(calls)
         self._told = [torch.tensor(c.timestep, dtype=torch.float32, device=device) for c in calls]
         self.timesteps = torch.tensor([c.timestep[0] for c in calls], dtype=torch.float32, device=device)
