@@ -71,8 +71,8 @@ class Timetable(StockConfigured):
         if calls and not 0 <= begin_index < len(calls):
             steps = "" if self.table is None else f"call with num_inference_steps = {len(calls)} and "
             raise ValueError(
-                f"begin_index = {begin_index} is beyond the {len(calls)} network calls: {steps}begin before the last of "
-                f"them (image-to-image: a strength of at least 1/{len(calls)})"
+                f"begin_index = {begin_index} is beyond the {len(calls)} network calls: {steps}begin at one of them "
+                f"(image-to-image: a strength of at least 1/{len(calls)})"
             )
         self._begin_index = begin_index
 
