@@ -117,12 +117,15 @@ def own_model(
         device: where states are made.
 
     Raises:
-        TypeError: for a shape that is not of integers.
-        ValueError: for an unknown path, an empty shape, or a range of noise levels that is none.
+        ValueError: for an unknown path, a shape that is empty or not of integers, or a range of noise levels that is
+            none.
     """
     if path not in ("ve", "flow", "vp"):
         raise ValueError(f"path = {path!r} is unknown: give 've', 'flow' or 'vp'")
-    sizes = tuple(map(operator.index, shape))
+    try:
+        sizes = tuple(map(operator.index, shape))
+    except TypeError as error:
+        raise ValueError(f"shape = {shape!r} must be the integer sizes of one sample, such as (1, 8, 8)") from error
     if not sizes or min(sizes) < 1:
         raise ValueError(f"shape = {sizes} must be the sizes of one sample, at least 1 each, without the batch")
     if not 0 < sigma_min < sigma_max < float("inf") or (path == "flow" and sigma_max > 1):

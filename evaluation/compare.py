@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 import statistics
@@ -224,7 +225,10 @@ def chosen(known: list[HandMade], wanted: Sequence[str] | None) -> list[HandMade
     missing = [name for name in wanted if not any(name in (solver.name, solver.group) for solver in known)]
     if missing:
         groups = dict.fromkeys(solver.group for solver in known)
-        raise ValueError(f"no hand-made solver is named {missing[0]!r}: groups are {', '.join(groups)}")
+        names = {name.lower(): name for solver in known for name in (solver.name, solver.group)}
+        close = difflib.get_close_matches(missing[0].lower(), names, n=1, cutoff=0.5)
+        hint = f"perhaps you meant {names[close[0]]!r}; " if close else ""
+        raise ValueError(f"no hand-made solver is named {missing[0]!r}: {hint}groups are {', '.join(groups)}")
     return [solver for solver in known if solver.name in wanted or solver.group in wanted]
 
 

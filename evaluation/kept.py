@@ -97,7 +97,8 @@ class Kept:
             log.info("%d cells are measured already", len(self.cells))
             return
         for path in sorted(folder.glob(f"*/{CELLS}")):
-            what = difference(_json(path).get("identity", {}), self.identity)
+            identity = _json(path).get("identity")  # none in a file that is damaged
+            what = difference(identity, self.identity) if isinstance(identity, dict) else ""
             if what:
                 log.info("%s are of other options (%s): measuring anew, beside them", path, what)
 

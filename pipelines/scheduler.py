@@ -187,8 +187,9 @@ class EPDScheduler(Timetable):
         after = run.advance(points, slopes)
         rows = rows_of(after[:1], self._last_scale if run.finished else run.call.c_in, sample.dtype)
         self._handed = None if rows.is_inference() or run.finished else (rows, rows._version)
-        # PixArt takes this for its result when it was asked for one step.
         original = (after if run.finished else denoised).transpose(0, 1).flatten(0, 1).to(sample.dtype)
+        if self._one_step and not run.finished:
+            original = rows  # asked for one step, PixArt goes on from this and not from the sample
         return EPDSchedulerOutput(rows, original) if return_dict else (rows, original)
 
     def _required(self) -> Layout:

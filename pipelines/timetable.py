@@ -40,6 +40,7 @@ class Timetable(StockConfigured):
         self.laid_out_in: int | None = None  # number of the pipeline's call that the run belongs to
         self._placement: Placement = "bare"  # of this run
         self.num_inference_steps = None
+        self._one_step = False  # was asked for, however many network calls these are
         self._layouts: dict[tuple[Placement, Frame], Layout] = {}
         self._layout: Layout | None = None
         self._forget()
@@ -69,8 +70,11 @@ class Timetable(StockConfigured):
         """
         calls = self.calls
         if calls and not 0 <= begin_index < len(calls):
-            steps = "" if self.table is None else f": call with num_inference_steps = {len(calls)}"
-            raise ValueError(f"begin_index = {begin_index} is beyond the {len(calls)} network calls{steps}")
+            steps = "" if self.table is None else f"call with num_inference_steps = {len(calls)} and "
+            raise ValueError(
+                f"begin_index = {begin_index} is beyond the {len(calls)} network calls: {steps}begin at one of them "
+                f"(image-to-image: a strength of at least 1/{len(calls)})"
+            )
         self._begin_index = begin_index
 
     @property
@@ -109,6 +113,7 @@ class Timetable(StockConfigured):
         # Pipelines that bring their own sigmas or timesteps count the entries of ours afterwards.
         counts_steps = self.table is None and num_inference_steps is not None and not begins_at_a_time()
         self.order = self._layout.order if counts_steps else 1
+        self._one_step = num_inference_steps == 1
         self.num_inference_steps = steps if self.table is None else len(calls)
         self._told = [torch.tensor(c.timestep, dtype=torch.float32, device=device) for c in calls]
         self.timesteps = torch.tensor([c.timestep[0] for c in calls], dtype=torch.float32, device=device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -219,6 +220,7 @@ def test_a_device_that_is_not_there_is_one_sentence(device: str) -> None:
         check_model(model)
 
 
-def test_a_size_that_is_no_integer_is_refused() -> None:
-    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
-        own_model(lambda x, sigma: x, (1.5, 8), 0.1, 10.0)  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize("shape", [(1.5, 8), 8])
+def test_a_size_that_is_no_integer_is_refused(shape: Any) -> None:  # noqa: ANN401
+    with pytest.raises(ValueError, match="must be the integer sizes of one sample"):
+        own_model(lambda x, sigma: x, shape, 0.1, 10.0)

@@ -199,3 +199,9 @@ def test_counting_counts() -> None:
 def test_without_tables_there_is_no_table_of_evaluations() -> None:
     only = dataclasses.replace(measured(), cells=tuple(c for c in measured().cells if not c.learned))
     assert "total evaluations" not in markdown(only) and "sequential calls" in markdown(only)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("euler", "Euler"), ("heun", "Heun"), ("ipndm", "iPNDM")])
+def test_a_solver_that_is_named_otherwise_is_hinted_at(typed: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"is named '{typed}': perhaps you meant '{meant}'; groups are Euler / DDIM, "):
+        compare(toy_mixture(), {}, (3,), samples=4, solvers=[typed])

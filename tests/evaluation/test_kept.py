@@ -102,12 +102,14 @@ def test_cells_of_another_network_under_the_same_name_are_not_taken(
 
 
 def test_damaged_files_are_measured_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "epd")
     first = measure(mixture(), tmp_path)
     for damage in (b"{", b"[]", b'{"cells": [1]}', b'{"cells": {"a": {"no": 1}}}'):
         for path in tmp_path.rglob("*.json"):
             path.write_bytes(damage)
         assert untimed(measure(mixture(), tmp_path)) == untimed(first)
         assert "cannot be read: measuring its cells again" in caplog.text
+        assert "other options" not in caplog.text  # they are of these
         caplog.clear()
     next(tmp_path.rglob("end-1.safetensors")).write_bytes(b"half")
     assert measure(mixture(), tmp_path).cells and "solving it again" in caplog.text

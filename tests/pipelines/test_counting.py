@@ -17,7 +17,7 @@ from torch import Tensor
 import epd
 from epd.denoisers.noise import unit_noise
 from epd.pipelines.frames import frame_of
-from epd.pipelines.scheduler import EPDScheduler
+from epd.pipelines.scheduler import EPDScheduler, EPDSchedulerOutput
 
 KINDS = ("epd", "plugin with afs", "one-call with afs", "mixed")
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -137,6 +137,32 @@ def test_pixart_in_one_step_gives_the_tables_result(afs: bool, parallel: bool) -
     epd.enable(pipe, table, parallel=parallel)
     made = pipe(**family.call(SEEDS, advised(pipe), 4.0))[0]
     assert_same(made, expected)
+
+
+@pytest.mark.filterwarnings("ignore:num_inference_steps = 1")
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixart_asked_for_one_step_runs_the_whole_table(kind: str, parallel: bool) -> None:
+    pipe, family, table = build("pixart"), FAMILIES["pixart"], table_for("pixart", kind)
+    epd.enable(pipe, table, parallel=parallel)
+    expected = pipe(**family.call(SEEDS, advised(pipe), 4.0))[0]
+    assert torch.equal(pipe(**family.call(SEEDS, 1, 4.0))[0], expected)
+
+
+@pytest.mark.parametrize("rule", ["heun", "dpm2"])
+def test_pixart_in_one_step_of_two_calls_is_that_step(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on from the sample after each call, as if that had been handed to it as the only output."""
+    pipe, family = build("pixart"), FAMILIES["pixart"]
+    pipe.scheduler = EPDScheduler.from_config(pipe.scheduler.config, rule=rule, final_sigmas_type="sigma_min")
+    made, real = pipe(**family.call(SEEDS, 1, 4.0))[0], pipe.scheduler.step
+
+    def step(model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool) -> EPDSchedulerOutput:
+        after, original = real(model_output, timestep, sample, return_dict=return_dict)
+        last = pipe.scheduler.step_index == len(pipe.scheduler.calls)
+        return EPDSchedulerOutput(after, original if last else after)
+
+    monkeypatch.setattr(pipe.scheduler, "step", step)
+    assert_same(made, pipe(**family.call(SEEDS, 1, 4.0))[0])
 
 
 @pytest.mark.parametrize("parallel", [True, False])

@@ -156,3 +156,15 @@ def test_5_a_refiner_begins_where_the_state_is_with_a_rule_of_two_calls(rule: st
         cut = 1 - (noisier + times[index]) / 2 / len(base.scheduler)
         result = refiner(**call, image=states[index - 1], denoising_start=cut)[0]
         assert_same(result, whole)
+
+
+def test_a_strength_of_no_call_says_which_is_the_least() -> None:
+    """The number of steps is right already: to advise it again would help nobody."""
+    pipe = diffusers.StableDiffusionImg2ImgPipeline(**build("sd").components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    epd.enable(pipe, table_for("sd", "epd"))
+    call = {k: v for k, v in FAMILIES["sd"].call(SEEDS, 8, 4.0).items() if k not in ("height", "width")}
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="begin_index = 8 is beyond the 8 .* a strength of at least 1/8"):
+        pipe(**call, image=image, strength=0.1)
+    assert pipe(**call, image=image, strength=1 / 8)[0].shape == (2, 4, 8, 8)
