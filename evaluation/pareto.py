@@ -174,8 +174,15 @@ def _labels(axes: Axes, ends: Sequence[tuple[Curve, str, bool]]) -> None:
             fontsize=10.5 if learned else 9.5,
             fontweight="bold" if learned else "normal",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.7, "alpha": 0.45, "shrinkA": 1, "shrinkB": 5,
-                        "relpos": (0, 0.5)},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "lw": 0.7,
+                "alpha": 0.45,
+                "shrinkA": 1,
+                "shrinkB": 5,
+                "relpos": (0, 0.5),
+            },
         )
 
 

@@ -16,7 +16,8 @@ import epd
 from epd.denoisers.noise import unit_noise
 from epd.denoisers.protocol import Path as OdePath
 from epd.evaluation import handmade
-from epd.evaluation.compare import Counting, compare, write_comparison
+from epd.evaluation.batches import Counting
+from epd.evaluation.compare import compare, write_comparison
 from epd.evaluation.comparison import Comparison, by_asked, by_evaluations, family_names, markdown
 from epd.evaluation.pareto import costs, curves, spread
 from epd.solvers.exact import converged
