@@ -25,7 +25,8 @@ from .plan import Plan, make_plan
 from .state import State
 from .straightness import report_straightness
 from .teacher import POOL_SEEDS
-from .train import Update, distill, table_at
+from .train import distill
+from .update import Update, table_at
 
 log = logging.getLogger("epd")
 TENSORS = ("vector", "best", "moments")  # of a State; all else in it is numbers

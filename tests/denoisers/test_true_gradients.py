@@ -129,7 +129,7 @@ def test_a_sigma_that_is_cut_off_in_one_shape_alone_is_noticed(ndim: int) -> Non
     mixture = toy_mixture()
     x, sigma = unit_noise([0, 1], mixture.shape), torch.tensor(0.6, dtype=torch.float64)
     assert has_gradients(mixture, x, sigma)
-    assert not has_gradients(lambda x, s: mixture(x, s.detach() if s.ndim == ndim else s), x, sigma)
+    assert not has_gradients(lambda x, sigma: mixture(x, sigma.detach() if sigma.ndim == ndim else sigma), x, sigma)
 
 
 def test_a_sigma_that_is_cut_off_outside_the_network_is_noticed() -> None:
