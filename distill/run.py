@@ -165,10 +165,10 @@ def numbers_of(table: Table) -> dict[str, float]:
         for index in range(len(array)):
             row = array[index].reshape(-1).tolist()
             out |= {f"{name}/step{index}/{j}": value for j, value in enumerate(row)}
-    ahead = table.effective_lookahead
-    for n in range(ahead.shape[0]):
-        for j in range(ahead.shape[1]):
-            out |= {f"lookahead/step{n}/point{j}/{k}": float(v) for k, v in enumerate(ahead[n, j])}
+    lookahead = table.effective_lookahead
+    for n in range(lookahead.shape[0]):
+        for j in range(lookahead.shape[1]):
+            out |= {f"lookahead/step{n}/point{j}/{k}": float(v) for k, v in enumerate(lookahead[n, j])}
     return out
 
 

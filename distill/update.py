@@ -50,15 +50,15 @@ def table_at(model: Model, plan: Plan, state: State) -> Table:
     """The table of a state's present numbers, with its provenance; an RMSE where it is theirs."""
     config, base = plan.config, plan.tables[state.start]
     whole = model.model if isinstance(model, RowLimited) else model
-    known = (whole.prediction, whole.resolution) if isinstance(whole, Described) else ("", ())
+    described = (whole.prediction, whole.resolution) if isinstance(whole, Described) else ("", ())
     measured = state.start == state.best_start and torch.equal(state.vector, state.best)
     provenance = Provenance(
         model=model.name,
         path=model.path,
         schedule=base.provenance.schedule,
         guidance=model.guidance,
-        prediction=known[0] or base.provenance.prediction,
-        resolution=known[1] or base.provenance.resolution,
+        prediction=described[0] or base.provenance.prediction,
+        resolution=described[1] or base.provenance.resolution,
         seed=config.seed,
         config=config.model_dump(mode="json"),
         metrics={"validation_rmse": state.best_rmse} if measured and math.isfinite(state.best_rmse) else {},

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..denoisers.protocol import Denoiser, coefficient_device
 from .answers import Placement, batched
-from .schedules import given
+from .schedules import checked_sigmas
 from .walk import History, Rule, Steps, drive, expand, walk
 
 
@@ -42,7 +42,7 @@ def trajectory(
         ValueError: for sigmas that do not decrease, or a denoiser that changes the shape.
         FloatingPointError: at the end, when a state is not finite, naming the first step after which it was not.
     """
-    levels = given(sigmas).to(coefficient_device(noise.device))
+    levels = checked_sigmas(sigmas).to(coefficient_device(noise.device))
     x = noise * expand(levels[0], noise)
     yield x
     totals = []

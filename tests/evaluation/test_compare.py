@@ -76,7 +76,7 @@ def test_candidates_end_where_the_model_does(path: OdePath) -> None:
     assert ("discrete" in candidates) == (path == "ve")
     for make in candidates.values():
         for steps in (1, 2, 7):
-            sigmas = epd.schedules.given(make(steps))
+            sigmas = epd.schedules.checked_sigmas(make(steps))
             assert len(sigmas) == steps + 1 and (float(sigmas[0]), float(sigmas[-1])) == (top, 0.02)
 
 
