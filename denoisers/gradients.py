@@ -74,7 +74,7 @@ def _lines(denoiser: Denoiser, x: Tensor, sigma: Tensor, direction: Tensor) -> t
 
 
 def differences_are_rounded(model: Model, step: float, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether the network's rounding is a good part of its difference over `step` noise levels: four calls of one row.
+    """Whether the network's rounding is a good part of its difference over `step` noise levels: five calls of one row.
 
     Half precision rounds by 1e-3 and float32 by 1e-7 of the output, which is then divided by `step`. What the
     coefficients alone can change is left out, as they are exact.
@@ -87,6 +87,8 @@ def differences_are_rounded(model: Model, step: float, dtype: torch.dtype = torc
     def along_x(s: Tensor) -> Tensor:
         return denoiser((x + float(s) * direction) * level, sigma)
 
+    with torch.no_grad():
+        _require_shape(denoiser(x * level, sigma), x)
     span = direction.cpu().double()[:, None].flatten(2)
     first, second = (_without(_difference(along_x, at * step), span) for at in (1.0, 0.8))
     return bool((first - second).norm() > ROUNDED * first.norm())
@@ -96,6 +98,7 @@ def _of_coefficients(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
     """x, D and (dD/dx) x of each row, (B, 3, n): along these c_skip, c_out and c_in change D."""
     with torch.no_grad():
         middle, ahead, behind = (denoiser(x * (1 + s), sigma).cpu().double() for s in (0.0, 0.05, -0.05))
+    _require_shape(middle, x)
     return torch.stack([x.cpu().double(), middle, ahead - behind], 1).flatten(2)
 
 
@@ -129,6 +132,11 @@ def _difference(line: Line, length: float) -> Tensor:
     with torch.no_grad():
         ahead, behind = (line(torch.tensor(at, dtype=torch.float64)).cpu().double() for at in (length, -length))
     return (ahead - behind).flatten(1) / (2 * length)
+
+
+def _require_shape(denoised: Tensor, x: Tensor) -> None:
+    if denoised.shape != x.shape:
+        raise ValueError(f"the denoiser returned shape {tuple(denoised.shape)} for x of shape {tuple(x.shape)}")
 
 
 def _seen_share(line: Line, u: Tensor, part: Tensor) -> float:

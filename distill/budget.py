@@ -53,14 +53,14 @@ def fitted(plan: Plan, seconds: float, speed: Speed) -> Plan:
     for _ in range(12):
         middle = (low + high) / 2
         low, high = (middle, high) if speed.seconds(scaled(plan, middle)) <= AIM * seconds else (low, middle)
-    found = scaled(plan, low)
-    log.info("%d updates fit into the %.0f s that are left", found.total, max(seconds, 0))
-    if found.total < POOR * plan.total:
+    plan_that_fits = scaled(plan, low)
+    log.info("%d updates fit into the %.0f s that are left", plan_that_fits.total, max(seconds, 0))
+    if plan_that_fits.total < POOR * plan.total:
         log.warning(
             "minutes leave time for %d updates, usual are %d: expect a poor table; give more, or a smaller pool",
-            found.total, plan.total,
+            plan_that_fits.total, plan.total,
         )  # fmt: skip
-    return found
+    return plan_that_fits
 
 
 def foreseen(plan: Plan, cost: Cost) -> Plan:

@@ -104,9 +104,9 @@ def structure(config: DistillConfig, path: str) -> Structure:
             raise ValueError("calls = 1 without AFS is one Euler step: use --calls 2, or --afs True on a ve path")
     if step_calls == 2 and afs and calls[0] == 1:
         raise ValueError(f"calls = {config.calls} is even, so AFS saves no call of two-call steps: leave --afs out")
-    wanted = config.memory if config.memory is not None else family.memory
+    remembered = config.memory if config.memory is not None else family.memory
     most = len(calls) - 1 + (afs and calls[0] == 1)
-    memory = most if wanted is None else min(wanted, most)
+    memory = most if remembered is None else min(remembered, most)
     learn = config.learn if config.learn is not None else family.learn
     return Structure(calls, width, memory, family.order, afs, learn)
 

@@ -25,7 +25,8 @@ from .plan import Plan, make_plan
 from .state import State
 from .straightness import report_straightness
 from .teacher import POOL_SEEDS
-from .train import Update, distill, table_at
+from .train import distill
+from .update import Update, table_at
 
 log = logging.getLogger("epd")
 TENSORS = ("vector", "best", "moments")  # of a State; all else in it is numbers
@@ -176,10 +177,10 @@ def numbers_of(table: Table) -> dict[str, float]:
         for index in range(len(array)):
             row = array[index].reshape(-1).tolist()
             out |= {f"{name}/step{index}/{j}": value for j, value in enumerate(row)}
-    ahead = table.effective_lookahead
-    for n in range(ahead.shape[0]):
-        for j in range(ahead.shape[1]):
-            out |= {f"lookahead/step{n}/point{j}/{k}": float(v) for k, v in enumerate(ahead[n, j])}
+    lookahead = table.effective_lookahead
+    for n in range(lookahead.shape[0]):
+        for j in range(lookahead.shape[1]):
+            out |= {f"lookahead/step{n}/point{j}/{k}": float(v) for k, v in enumerate(lookahead[n, j])}
     return out
 
 

@@ -79,7 +79,7 @@ class Teacher:
 
     def key(self) -> str:
         """What distinguishes a cached trajectory, hashed: the network by a fingerprint, where it has one."""
-        told = {
+        conditions = {
             "model": self.model.name,
             "path": self.model.path,
             "shape": self.model.shape,
@@ -92,7 +92,7 @@ class Teacher:
             "together": self.together,
             "weights": self._weights,
         }
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+        return hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:24]
 
     @functools.cached_property
     def _weights(self) -> str:
@@ -106,7 +106,7 @@ class Teacher:
         inner = torch.linspace(0, 1, m + 1, dtype=torch.float64)[:-1]
         fine = (warped[:-1, None] + (warped[1:] - warped[:-1])[:, None] * inner).flatten() ** (1 / power)
         fine[::m] = self.sigmas[:-1]
-        return schedules.given(torch.cat([fine, self.sigmas[-1:]]))
+        return schedules.checked_sigmas(torch.cat([fine, self.sigmas[-1:]]))
 
     @property
     def together(self) -> int:
@@ -159,9 +159,9 @@ class Teacher:
         tolerance = self.config.teacher_tolerance
         with torch.no_grad():
             if self.config.teacher == "exact":
-                asked = _in_dtype(denoiser, noise.dtype)
+                in_dtype = _in_dtype(denoiser, noise.dtype)
                 levels = self.sigmas[[0, -1]] if self.ends else self.sigmas
-                return converged(asked, noise, levels, rtol=tolerance, atol=tolerance)[1:]
+                return converged(in_dtype, noise, levels, rtol=tolerance, atol=tolerance)[1:]
             if self.ends:
                 return solve(self._rule(), denoiser, noise, self.fine_sigmas())[None]
             every = self.config.teacher_multiplier

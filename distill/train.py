@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..denoisers.noise import unit_noise
-from ..denoisers.protocol import Denoiser, Described, Model
-from ..denoisers.rows import RowLimited, limit_rows
+from ..denoisers.protocol import Denoiser, Model
+from ..denoisers.rows import limit_rows
 from ..runs.processes import Workers
 from ..solvers.parallel import Coefficients
-from ..solvers.table import Provenance, Table
 from . import adam, gauss_newton
 from .budget import Speed, fitted
 from .objective import Chunk, end_residual
@@ -28,60 +27,9 @@ from .plan import Plan, finished, parts_at
 from .portions import portions
 from .state import State
 from .teacher import POOL_SEEDS, VALIDATION_SEEDS, Teacher, cache_folder
+from .update import Update
 
 log = logging.getLogger("epd")
-
-
-@dataclass(frozen=True)
-class Update:
-    """One optimiser update.
-
-    Args:
-        iteration: updates done; of `total`.
-        loss: root mean square residual of the batch before the update.
-        validation: RMSE on held-out noise, where it was measured.
-        state: to resume from.
-        seconds: of this update.
-        accepted: False where no step lowered the batch's loss.
-        model, plan: of the run.
-    """
-
-    iteration: int
-    total: int
-    loss: float
-    validation: float | None
-    state: State
-    seconds: float
-    accepted: bool
-    model: Model = field(repr=False)
-    plan: Plan = field(repr=False)
-
-    @functools.cached_property
-    def table(self) -> Table:
-        """Of the present numbers; made when it is asked for, as an update of a small model takes hardly longer."""
-        return table_at(self.model, self.plan, self.state)
-
-
-def table_at(model: Model, plan: Plan, state: State) -> Table:
-    """The table of a state's present numbers, with its provenance; an RMSE where it is theirs."""
-    config, base = plan.config, plan.tables[state.start]
-    whole = model.model if isinstance(model, RowLimited) else model
-    known = (whole.prediction, whole.resolution) if isinstance(whole, Described) else ("", ())
-    measured = state.start == state.best_start and torch.equal(state.vector, state.best)
-    provenance = Provenance(
-        model=model.name,
-        path=model.path,
-        schedule=base.provenance.schedule,
-        guidance=model.guidance,
-        prediction=known[0] or base.provenance.prediction,
-        resolution=known[1] or base.provenance.resolution,
-        seed=config.seed,
-        config=config.model_dump(mode="json"),
-        metrics={"validation_rmse": state.best_rmse} if measured and math.isfinite(state.best_rmse) else {},
-        parent=plan.parent,
-        citation=base.provenance.citation,
-    )
-    return Parameters.of(base, plan.learn).table(state.vector, provenance)
 
 
 def distill(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 import logging
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,16 +16,14 @@ from torch import Tensor
 
 from ..denoisers.checks import check_members, check_model
 from ..denoisers.fingerprint import model_digest
-from ..denoisers.noise import unit_noise
-from ..denoisers.protocol import Denoiser, Model
+from ..denoisers.protocol import Model
 from ..denoisers.rows import limit_rows
 from ..formats.files import write_atomically
 from ..runs.environment import environment
 from ..runs.progress import progress
 from ..solvers.exact import converged
-from ..solvers.solve import solve
 from ..solvers.table import Table
-from ..solvers.walk import Rule
+from .batches import Batch, batches_of, solve_all
 from .comparison import Cell, Comparison, every_cell, family_names, markdown
 from .handmade import HandMade, Schedule, candidate_schedules, handmade
 from .kept import Kept
@@ -35,71 +31,35 @@ from .metrics import Features, extract, frechet_distance, rmse
 
 log = logging.getLogger("epd")
 TIMINGS = 3
-Batches = list[tuple[Denoiser, Tensor]]
-
-
-class Counting:
-    """A denoiser that counts its calls and the rows that they hold."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser, self.calls, self.rows = denoiser, 0, 0
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        self.calls, self.rows = self.calls + 1, self.rows + len(x)
-        return self.denoiser(x, sigma)
-
-
-@dataclass(frozen=True)
-class Solved:
-    """End points of one solver and what they cost, recorded."""
-
-    end: Tensor
-    calls: int
-    evaluations: int
-    seconds: float
 
 
 @dataclass(frozen=True)
 class Judges:
-    """The converged end points and the views in which others are compared with them."""
+    """The converged end points and the views in which others are compared with them.
+
+    Args:
+        end: in main memory.
+        data: features of data (M, F).
+        device: where `features` and `classifier` are handed their samples.
+    """
 
     end: Tensor
     features: Features | None
     classifier: Features | None
-    data: Tensor | None  # features of data (M, F)
+    data: Tensor | None
+    device: str
 
     def measures(self, end: Tensor) -> dict[str, float | None]:
         """The optional numbers of a cell."""
         out: dict[str, float | None] = {}
         if self.features is not None:
-            told = extract(self.features, end)
-            out["frechet"] = frechet_distance(told, extract(self.features, self.end))
-            out["frechet_data"] = None if self.data is None else frechet_distance(told, self.data)
+            of_end = extract(self.features, end, self.device)
+            out["frechet"] = frechet_distance(of_end, extract(self.features, self.end, self.device))
+            out["frechet_data"] = None if self.data is None else frechet_distance(of_end, self.data)
         if self.classifier is not None:
-            same = extract(self.classifier, end).argmax(1) == extract(self.classifier, self.end).argmax(1)
-            out["agreement"] = float(same.double().mean())
+            classes = [extract(self.classifier, x, self.device).argmax(1) for x in (end, self.end)]
+            out["agreement"] = float((classes[0] == classes[1]).double().mean())
         return out
-
-
-def run(rule: Rule, sigmas: Tensor, batches: Batches, timings: int = 1) -> Solved:
-    """Solves every batch, and full ones again until there are this many timings of them.
-
-    Raises:
-        FloatingPointError: when the solver leaves the finite numbers.
-    """
-    ends, seconds, calls, rows = [], [], 0, 0
-    full = [pair for pair in batches if len(pair[1]) == len(batches[0][1])]
-    again = [full[0]] * max(timings - len(full), 0)
-    for denoiser, noise in [*batches, *again]:
-        counting = Counting(denoiser)
-        began = time.perf_counter()
-        ends.append(solve(rule, counting, noise, sigmas))
-        if noise.is_cuda:
-            torch.cuda.synchronize()
-        if len(noise) == len(batches[0][1]):
-            seconds.append(time.perf_counter() - began)
-        calls, rows = counting.calls, counting.rows // len(noise)
-    return Solved(torch.cat(ends[: len(batches)]), calls, rows, statistics.median(seconds))
 
 
 def compare(
@@ -155,11 +115,11 @@ def compare(
     described = _identity(model, dtype, alphas_cumprod) | settings | views | {"conditions": dict(conditions or {})}
     kept = Kept(keep, described)
     with torch.no_grad():
-        batches = list(_batches(model, range(seed, seed + samples), batch, dtype))
+        batches = list(batches_of(model, range(seed, seed + samples), batch, dtype))
         end = torch.cat(list(_ends(model, batches, tolerance, kept)))
-        of_data = None if data is None or features is None else extract(features, data)
-        judges = Judges(end, features, classifier, of_data)
-        few = list(_batches(model, range(seed, seed + min(tuning, samples)), batch, dtype))
+        of_data = None if data is None or features is None else extract(features, data, model.device)
+        judges = Judges(end, features, classifier, of_data, model.device)
+        few = list(batches_of(model, range(seed, seed + min(tuning, samples)), batch, dtype))
         candidates = candidate_schedules(model.path, model.sigma_min, model.sigma_max, alphas_cumprod)
         jobs: dict[str, Callable[[], Cell | None]] = {
             f"{name} {table.digest}": partial(_table_cell, name, families[name], table, batches, judges)
@@ -175,7 +135,7 @@ def compare(
     cells = [replace(c, group=families[c.solver]) if c.learned else c for c in measured if c is not None]
     reference = {}
     if features is not None and of_data is not None:
-        reference["frechet_data"] = frechet_distance(extract(features, end), of_data)
+        reference["frechet_data"] = frechet_distance(extract(features, end, model.device), of_data)
     return Comparison(
         model.name, model.path, model.guidance, samples, batch, seed, str(dtype).removeprefix("torch."), tolerance,
         min(tuning, samples), tuple(calls), tuple(cells), reference, environment(),
@@ -199,42 +159,37 @@ def _identity(model: Model, dtype: torch.dtype, alphas_cumprod: Tensor | None) -
     }
 
 
-def _ends(model: Model, batches: Batches, tolerance: float, kept: Kept) -> Iterator[Tensor]:
-    """The converged end points, batch by batch."""
+def _ends(model: Model, batches: Sequence[Batch], tolerance: float, kept: Kept) -> Iterator[Tensor]:
+    """The converged end points, batch by batch, in main memory."""
     span = (model.sigma_max, model.sigma_min)
     middle = math.sqrt(model.sigma_max * model.sigma_min)
-    for number, (denoiser, noise) in enumerate(progress(batches, "converged end points", "batch")):
-        solving = partial(converged, denoiser, noise, span, tolerance, tolerance)
-        yield kept.end(number, denoiser, noise, middle, lambda solving=solving: solving()[-1])
+    for number, batch in enumerate(progress(batches, "converged end points", "batch")):
+        noise = batch.noise_on_device()
+        solving = partial(converged, batch.denoiser, noise, span, tolerance, tolerance)
+        yield kept.end(number, batch.denoiser, noise, middle, lambda solving=solving: solving()[-1]).cpu()
 
 
-def _batches(model: Model, seeds: Sequence[int], batch: int, dtype: torch.dtype) -> Iterator[tuple[Denoiser, Tensor]]:
-    for first in range(0, len(seeds), batch):
-        part = seeds[first : first + batch]
-        yield model.for_seeds(part), unit_noise(part, model.shape, dtype, model.device)
-
-
-def chosen(known: list[HandMade], wanted: Sequence[str] | None) -> list[HandMade]:
-    """The hand-made solvers of these names or groups.
+def chosen(solvers: list[HandMade], names: Sequence[str] | None) -> list[HandMade]:
+    """The hand-made solvers of these names or groups; all of them where there are no names.
 
     Raises:
         ValueError: for a name that none has.
     """
-    if wanted is None:
-        return known
-    missing = [name for name in wanted if not any(name in (solver.name, solver.group) for solver in known)]
+    if names is None:
+        return solvers
+    missing = [name for name in names if not any(name in (solver.name, solver.group) for solver in solvers)]
     if missing:
-        groups = dict.fromkeys(solver.group for solver in known)
-        names = {name.lower(): name for solver in known for name in (solver.name, solver.group)}
-        close = difflib.get_close_matches(missing[0].lower(), names, n=1, cutoff=0.5)
-        hint = f"perhaps you meant {names[close[0]]!r}; " if close else ""
+        groups = dict.fromkeys(solver.group for solver in solvers)
+        by_lower = {name.lower(): name for solver in solvers for name in (solver.name, solver.group)}
+        close = difflib.get_close_matches(missing[0].lower(), by_lower, n=1, cutoff=0.5)
+        hint = f"perhaps you meant {by_lower[close[0]]!r}; " if close else ""
         raise ValueError(f"no hand-made solver is named {missing[0]!r}: {hint}groups are {', '.join(groups)}")
-    return [solver for solver in known if solver.name in wanted or solver.group in wanted]
+    return [solver for solver in solvers if solver.name in names or solver.group in names]
 
 
-def _table_cell(name: str, group: str, table: Table, batches: Batches, judges: Judges) -> Cell:
+def _table_cell(name: str, group: str, table: Table, batches: Sequence[Batch], judges: Judges) -> Cell:
     sigmas = torch.tensor(table.sigmas)  # a copy: tables are read-only
-    done = run(table.rule(batches[0][1].device), sigmas, batches, TIMINGS)
+    done = solve_all(table.rule(batches[0].device), sigmas, batches, TIMINGS)
     error = rmse(done.end, judges.end)
     log.info("%-28s %2d calls, %2d evaluations: RMSE %.4f", name, done.calls, done.evaluations, error)
     return Cell(name, group, True, done.calls, done.calls, done.evaluations, table.num_steps, "learned", error,
@@ -242,13 +197,18 @@ def _table_cell(name: str, group: str, table: Table, batches: Batches, judges: J
 
 
 def _handmade_cell(
-    solver: HandMade, at: int, candidates: Mapping[str, Schedule], few: Batches, batches: Batches, judges: Judges
+    solver: HandMade,
+    at: int,
+    candidates: Mapping[str, Schedule],
+    few: Sequence[Batch],
+    batches: Sequence[Batch],
+    judges: Judges,
 ) -> Cell | None:
     """The solver on its best schedule, or None where it cannot take a step or is finite on no schedule."""
     steps = solver.steps(at)
     if steps < 1:
         return None
-    count = sum(len(noise) for _, noise in few)
+    count = sum(len(batch.noise) for batch in few)
     scores = {name: _score(solver, make(steps), few, judges.end[:count]) for name, make in candidates.items()}
     best = min(scores, key=lambda name: scores[name])
     if not math.isfinite(scores[best]):
@@ -256,7 +216,7 @@ def _handmade_cell(
         return None
     sigmas = candidates[best](steps)
     try:
-        done = run(solver.rule(sigmas), sigmas, batches, TIMINGS)
+        done = solve_all(solver.rule(sigmas), sigmas, batches, TIMINGS)
     except FloatingPointError as error:  # finite on the tuning samples, yet not on all
         log.warning("%s at %d calls: %s", solver.name, at, error)
         return None
@@ -266,9 +226,9 @@ def _handmade_cell(
                 **judges.measures(done.end))  # fmt: skip
 
 
-def _score(solver: HandMade, sigmas: Tensor, few: Batches, end: Tensor) -> float:
+def _score(solver: HandMade, sigmas: Tensor, few: Sequence[Batch], end: Tensor) -> float:
     try:
-        error = rmse(run(solver.rule(sigmas), sigmas, few).end, end)
+        error = rmse(solve_all(solver.rule(sigmas), sigmas, few).end, end)
     except FloatingPointError:
         return math.inf
     return error if math.isfinite(error) else math.inf

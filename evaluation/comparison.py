@@ -89,8 +89,8 @@ class Comparison:
 
     def best(self, count: Callable[[Cell], int], at: int, group: str) -> Cell | None:
         """The cell of a group with the smallest RMSE among those whose count is `at`."""
-        found = [cell for cell in self.cells if cell.group == group and count(cell) == at]
-        return min(found, key=lambda cell: cell.rmse, default=None)
+        cells = [cell for cell in self.cells if cell.group == group and count(cell) == at]
+        return min(cells, key=lambda cell: cell.rmse, default=None)
 
     def groups(self) -> list[str]:
         """Learned groups first, then hand-made ones, each by their RMSE over the asked calls."""

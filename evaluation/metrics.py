@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 Features = Callable[[Tensor], Tensor]
+ROWS = 512  # samples that are looked at together
 
 
 def rmse(x: Tensor, end: Tensor) -> float:
     """Root mean square difference over all elements of two equally shaped sets of samples."""
     if x.shape != end.shape:
         raise ValueError(f"x has shape {tuple(x.shape)}, end has {tuple(end.shape)}: compare the same samples")
-    return float((x.double() - end.double()).square().mean().sqrt())
+    total = sum(float((a.double() - b.double()).square().sum()) for a, b in _parts(x, end))
+    return math.sqrt(total / x.numel())
 
 
-def extract(features: Features, samples: Tensor, batch: int = 512) -> Tensor:
-    """Features (N, F) float64 of samples (N, *S), which are given to `features` as float32, batch by batch."""
-    parts = [features(samples[i : i + batch].float()) for i in range(0, len(samples), batch)]
+def _parts(x: Tensor, end: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """A few samples of each at a time, so that no copy of all of them is made."""
+    return zip(x.split(ROWS), end.split(ROWS), strict=True)
+
+
+def extract(features: Features, samples: Tensor, device: str = "cpu", batch: int = ROWS) -> Tensor:
+    """Features (N, F) float64, in main memory, of samples (N, *S), which `features` sees as float32, batch by batch.
+
+    Args:
+        device: where `features` wants its samples.
+    """
+    parts = [features(part.to(device, torch.float32)).cpu() for part in samples.split(batch)]
     return torch.cat(parts).double().flatten(1)
 
 

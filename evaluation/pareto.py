@@ -160,8 +160,8 @@ def _ticks(counts: list[int]) -> list[float]:
 def _labels(axes: Axes, ends: Sequence[tuple[Curve, str, bool]]) -> None:
     """Names to the right of the axes, near the height of each curve's end, pushed apart, joined to it by a hairline."""
     low, high = (math.log(v) for v in axes.get_ylim())
-    wanted = [min(max((math.log(curve.points[-1][1]) - low) / (high - low), 0.0), 1.0) for curve, _, _ in ends]
-    places = spread(wanted, 0.052)
+    heights = [min(max((math.log(curve.points[-1][1]) - low) / (high - low), 0.0), 1.0) for curve, _, _ in ends]
+    places = spread(heights, 0.052)
     for (curve, color, learned), place in zip(ends, places, strict=True):
         x, y = curve.points[-1]
         axes.annotate(
@@ -174,16 +174,23 @@ def _labels(axes: Axes, ends: Sequence[tuple[Curve, str, bool]]) -> None:
             fontsize=10.5 if learned else 9.5,
             fontweight="bold" if learned else "normal",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.7, "alpha": 0.45, "shrinkA": 1, "shrinkB": 5,
-                        "relpos": (0, 0.5)},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "lw": 0.7,
+                "alpha": 0.45,
+                "shrinkA": 1,
+                "shrinkB": 5,
+                "relpos": (0, 0.5),
+            },
         )
 
 
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Heights in [0, 1] in the same order as wanted, at least `gap` apart, as near to it as a few passes make them."""
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    gap = min(gap, 1 / max(len(wanted) - 1, 1))
-    places = [wanted[i] for i in order]
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Places in [0, 1] in the order of `heights`, at least `gap` apart, as near to them as a few passes bring them."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    gap = min(gap, 1 / max(len(heights) - 1, 1))
+    places = [heights[i] for i in order]
     for _ in range(200):
         for i in range(len(places) - 1):
             lack = gap - (places[i + 1] - places[i])
@@ -192,7 +199,7 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
         if places:
             # Against the walls from both sides, so that the last word is a height inside the axes.
             places[0], places[-1] = max(places[0], 0.0), min(places[-1], 1.0)
-    out = [0.0] * len(wanted)
+    out = [0.0] * len(heights)
     for place, i in zip(places, order, strict=True):
         out[i] = place
     return out

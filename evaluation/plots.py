@@ -169,8 +169,8 @@ def trajectory_plot(
     with torch.no_grad():
         exact = converged(denoiser, noise, grid, 1e-5, 1e-5)
         strips = [("exact", _views(model, few, exact[:, :samples], grid), grid)]
-        for solver, found in zip(solvers, traces, strict=True):
-            strips.append((solver.name, _views(model, few, found.states[:, :samples], solver.sigmas), solver.sigmas))
+        for solver, course in zip(solvers, traces, strict=True):
+            strips.append((solver.name, _views(model, few, course.states[:, :samples], solver.sigmas), solver.sigmas))
     width = max(len(sigmas) for _, _, sigmas in strips)
     rows = samples * len(strips)
     figure = Figure(figsize=(1.6 + 0.95 * width, 0.98 * rows + 4.4), layout="constrained", facecolor="white")
@@ -205,9 +205,9 @@ def _errors(axes: Axes, solvers: Sequence[Traced], traces: Sequence[Trace]) -> N
 
     palette = iter(LEARNED)
     colors = [next(palette) if solver.learned else HANDMADE for solver in solvers]
-    for solver, found, color in zip(solvers, traces, colors, strict=True):
+    for solver, course, color in zip(solvers, traces, colors, strict=True):
         thick, dot = (2.6, 6.0) if solver.learned else (1.5, 4.0)
-        axes.plot(solver.sigmas[1:].tolist(), found.errors[1:], "-o", color=color, lw=thick, ms=dot)
+        axes.plot(solver.sigmas[1:].tolist(), course.errors[1:], "-o", color=color, lw=thick, ms=dot)
     log_axes(axes)
     axes.xaxis.set_major_locator(LogLocator())  # powers of ten: sigma spans many
     axes.invert_xaxis()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers.timesteps import Timesteps
-from ..solvers.schedules import given
+from ..solvers.schedules import checked_sigmas
 from .configs import Stock, stock_of
 from .frames import Frame
 
@@ -108,7 +108,7 @@ def explicit(sigmas: Sequence[float]) -> Tensor:
         ValueError: unless they decrease.
     """
     row = [float(s) for s in sigmas]
-    return given(row if row and row[-1] == 0 else [*row, 0.0])
+    return checked_sigmas(row if row and row[-1] == 0 else [*row, 0.0])
 
 
 def diffusion_levels(stock: Stock, times: Timesteps, n: int, mu: float | None) -> Tensor:
@@ -133,7 +133,7 @@ def diffusion_levels(stock: Stock, times: Timesteps, n: int, mu: float | None) -
 
 def _ending(body: Tensor, last: float) -> Tensor:
     """Some stock schedulers end in an empty step, up to rounding."""
-    return given([*(s for s in body.tolist() if s > last * (1 + 1e-6)), last])
+    return checked_sigmas([*(s for s in body.tolist() if s > last * (1 + 1e-6)), last])
 
 
 def _exact(levels: Tensor, times: Timesteps) -> Tensor:

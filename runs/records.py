@@ -37,8 +37,8 @@ class Records:
             if math.isfinite(value):
                 self.writer.add_scalar(name, value, iteration)
         # JSON has no infinity, which the loss of a start that overflowed is.
-        told = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
-        self.file.write(json.dumps({"iteration": iteration, **told}, allow_nan=False) + "\n")
+        values = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
+        self.file.write(json.dumps({"iteration": iteration, **values}, allow_nan=False) + "\n")
         self.file.flush()
 
     def close(self) -> None:

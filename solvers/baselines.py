@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers.protocol import Path
-from .schedules import given
+from .schedules import checked_sigmas
 from .walk import Ask, History, Rule, Steps
 
 Frame = Literal["ve", "vp", "flow"]
@@ -112,7 +112,7 @@ def scheduler_rule(make: Make, sigmas: Tensor | Sequence[float], path: Path = "v
         ValueError: for a class that is not in `KINDS`, a scheduler of the other path, one that clips samples, or other
             sigmas than it is then driven with.
     """
-    levels = given(sigmas).detach().cpu()
+    levels = checked_sigmas(sigmas).detach().cpu()
     kind, frame, output = _introduce(make(), levels, path)
 
     def rule(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:

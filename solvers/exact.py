@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..denoisers.protocol import Denoiser
-from .schedules import given
+from .schedules import checked_sigmas
 
 MAX_STEPS = 5000  # between two sigmas of the result; 1e-12 on a mixture of 1,800 sharp components takes some 500
 FIRST_STEP = 0.05  # in log sigma
@@ -93,7 +93,7 @@ def cross_check(
 
 
 def _positive(sigmas: Tensor | ArrayLike) -> Tensor:
-    levels = given(sigmas).detach()
+    levels = checked_sigmas(sigmas).detach()
     if not float(levels[-1]) > 0:
         raise ValueError(f"sigmas[{len(levels) - 1}] = 0: the exact flow is solved in log sigma, end above 0 (0.002)")
     return levels

@@ -39,8 +39,8 @@ def _pinned(sigmas: Tensor, first: float, last: float) -> Tensor:
     return sigmas
 
 
-def given(sigmas: Tensor | ArrayLike) -> Tensor:
-    """Any given sigmas as float64, checked: (N+1,) or (N+1, B), finite, strictly decreasing, > 0 (the last may be 0).
+def checked_sigmas(sigmas: Tensor | ArrayLike) -> Tensor:
+    """Sigmas as float64, checked: (N+1,) or (N+1, B), finite, strictly decreasing, > 0 (the last may be 0).
 
     Numbers on an accelerator and those that require gradients are not read: that would wait for the device, and be
     done again for every update of a training.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..denoisers.protocol import Denoiser, coefficient_device
 from .answers import Placement, batched
-from .schedules import given
+from .schedules import checked_sigmas
 from .walk import History, Rule, Steps, drive, expand, walk
 
 
@@ -43,7 +43,7 @@ def trajectory(
             changes the shape.
         FloatingPointError: at the end, when a state is not finite, naming the first step after which it was not.
     """
-    levels = given(sigmas).to(coefficient_device(noise.device))
+    levels = checked_sigmas(sigmas).to(coefficient_device(noise.device))
     if levels.ndim == 2 and levels.shape[1:] != noise.shape[:1]:
         raise ValueError(
             f"sigmas of shape {tuple(levels.shape)} are those of {levels.shape[1]} samples, but noise of shape "

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..denoisers.protocol import beside
-from .schedules import given
+from .schedules import checked_sigmas
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def drive(asking: Walk, answer: Answer, detach: bool = False) -> Iterator[State]
 
 def plan(rule: Rule, sigmas: Tensor | ArrayLike) -> list[list[Ask]]:
     """Per step, the questions that a rule will ask: a dry run on a state of zeros, since they do not depend on x."""
-    levels = given(sigmas)
+    levels = checked_sigmas(sigmas)
     asks: list[list[Ask]] = [[] for _ in range(len(levels) - 1)]
 
     def answer(ask: Ask) -> Tensor:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,16 +14,11 @@ from torch import Tensor
 
 from epd import GaussianMixture, Table, solve
 from epd.denoisers.noise import unit_noise
-from epd.distill import adam
 from epd.distill.config import DistillConfig
-from epd.distill.objective import end_residual
-from epd.distill.parameters import Parameters
 from epd.distill.plan import make_plan
-from epd.distill.run import run_distill
-from epd.distill.state import State
-from epd.distill.teacher import Teacher
-from epd.distill.train import POOL_SEEDS, Trainer, Update, distill
-from epd.runs.checkpoint import Checkpoint, RunError
+from epd.distill.teacher import POOL_SEEDS, Teacher
+from epd.distill.train import Trainer, distill
+from epd.distill.update import Update
 from epd.runs.processes import Workers
 from epd.solvers.exact import converged
 
@@ -223,132 +215,6 @@ def test_an_initial_table_of_other_calls_or_with_nothing_to_learn_is_refused() -
         make_plan(model, toy_config(calls=4, family="epd", step_calls=1))
 
 
-class Broken(GaussianMixture):
-    """The toy model with a fault."""
-
-    fault = "nan"
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        out = super().__call__(x, sigma)
-        return out * math.nan if self.fault == "nan" else out[:, :, :1]
-
-    def for_seeds(self, seeds: Sequence[int]) -> GaussianMixture:
-        return self
-
-
-@pytest.mark.parametrize(("fault", "error"), [("nan", FloatingPointError), ("shape", ValueError)])
-@pytest.mark.parametrize("teacher", ["exact", "heun"])
-def test_broken_networks_are_one_clear_error_and_leave_nothing(
-    fault: str, error: type[Exception], teacher: str, cache: Path, tmp_path: Path
-) -> None:
-    model = Broken(torch.zeros(1, 1, 2, 2), 0.2, sigma_min=0.02, sigma_max=20.0)
-    model.fault = fault
-    with pytest.raises(error, match="NaN or infinity|shape"):
-        run_distill(model, toy_config(teacher=teacher), tmp_path / "run")
-    assert not list(cache.rglob("*.safetensors")) and not (tmp_path / "run" / "solver.json").exists()
-
-
-def run(out: Path, **changes: object) -> Path:
-    resume = bool(changes.pop("resume", False))
-    path = run_distill(toy_mixture(), toy_config(family="epd", **changes), out, resume=resume)
-    assert path is not None
-    return path
-
-
-def test_a_run_folder_holds_everything(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    table = Table.load(run(tmp_path / "a"))
-    assert table.provenance.model == "toy" and table.provenance.config["family"] == "epd"
-    lines = (tmp_path / "a" / "history.jsonl").read_text().splitlines()
-    events = EventAccumulator(str(tmp_path / "a" / "tb")).Reload()
-    tags = events.Tags()["scalars"]
-    assert {"losses/train_rmse", "losses/validation_rmse", "nodes/step1/0", "weights/step0/1", "sigmas/step0/0"} <= set(
-        tags
-    )
-    assert [e.step for e in events.Scalars("losses/train_rmse")] == list(range(1, len(lines) + 1))
-
-
-def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
-    before = run(tmp_path / "a").read_bytes()
-    with pytest.raises(RunError, match="already holds a run: add --resume"):
-        run(tmp_path / "a")
-    assert run(tmp_path / "a", resume=True).read_bytes() == before  # finished: left as it is
-    with pytest.raises(RunError, match="config.seed was 0, is 1"):
-        run(tmp_path / "a", seed=1, resume=True)
-    assert (tmp_path / "a" / "solver.json").read_bytes() == before
-
-
-@pytest.mark.parametrize("lost", ["checkpoint.safetensors", "config.json", "both"])
-def test_resume_with_a_missing_file_never_overwrites_a_finished_table(tmp_path: Path, lost: str) -> None:
-    """A lost checkpoint, a lost identity, a lost pair, each with the same options and with others."""
-    before = run(tmp_path / "a").read_bytes()
-    for name in ("checkpoint.safetensors", "config.json") if lost == "both" else (lost,):
-        (tmp_path / "a" / name).unlink()
-    files = sorted((p.name, p.read_bytes()) for p in (tmp_path / "a").iterdir() if p.is_file())
-    message = "nothing says which run this is: choose another --out" if lost == "both" else "config.seed was 0, is 1"
-    with pytest.raises(RunError, match=message):
-        run(tmp_path / "a", seed=1, resume=True)
-    if lost == "both":
-        with pytest.raises(RunError, match=message):
-            run(tmp_path / "a", resume=True)
-    else:
-        assert run(tmp_path / "a", resume=True).read_bytes() == before
-    assert sorted((p.name, p.read_bytes()) for p in (tmp_path / "a").iterdir() if p.is_file()) == files
-
-
-@pytest.mark.parametrize("damage", ["cut", "noise", "empty", "nan", "text"])
-def test_a_damaged_checkpoint_is_one_clear_error_that_asks_for_no_deletion(tmp_path: Path, damage: str) -> None:
-    before = run(tmp_path / "a").read_bytes()
-    path = tmp_path / "a" / "checkpoint.safetensors"
-    data = path.read_bytes()
-    nan = torch.tensor(math.nan, dtype=torch.float64).numpy().tobytes()
-    path.write_bytes(
-        {
-            "cut": data[: len(data) // 2],
-            "noise": bytes(255 - b for b in data),
-            "empty": b"",
-            "nan": data[:-8] + nan,
-            "text": b"{}" * 500,
-        }[damage]
-    )
-    assert run(tmp_path / "a", resume=True).read_bytes() == before  # finished: nobody needs the checkpoint
-    (tmp_path / "a" / "solver.json").unlink()
-    with pytest.raises(RunError, match="damaged .*another --out") as error:
-        run(tmp_path / "a", resume=True)
-    assert "delete" not in str(error.value)
-    assert not (tmp_path / "a" / "solver.json").exists()
-
-
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from epd.runs import follow
-
-    whole = run(tmp_path / "whole").read_bytes()
-    real, written = follow.save_checkpoint, []
-
-    def full(path: Path, checkpoint: Checkpoint, identity: Mapping[str, object]) -> None:
-        written.append(path)
-        if len(written) > 1:
-            monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
-        real(path, checkpoint, identity)
-
-    monkeypatch.setattr(follow, "save_checkpoint", full)
-    monkeypatch.setattr(follow, "CHECKPOINT_SECONDS", 0.0)
-    with pytest.raises(OSError, match="could not write .* what was there before is unchanged"):
-        run(tmp_path / "a")
-    monkeypatch.undo()
-    monkeypatch.setenv("EPD_CACHE", str(tmp_path / "cache"))
-    assert not list((tmp_path / "a").glob(".*")) and not (tmp_path / "a" / "solver.json").exists()
-    assert run(tmp_path / "a", resume=True).read_bytes() == whole
-
-
-def test_dry_run_computes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: Path) -> None:
-    assert run_distill(toy_mixture(), toy_config(), tmp_path / "a", dry_run=True) is None
-    text = capsys.readouterr().out
-    assert "3 sequential calls" in text and "training evaluations" in text and "seconds" in text
-    assert not (tmp_path / "a").exists() and not cache.exists()
-
-
 def test_a_child_names_its_parent() -> None:
     model, config = toy_mixture(), toy_config(iterations=2)
     parent = updates(config)[-1].table
@@ -370,57 +236,3 @@ def test_teachers_of_other_conditions_are_not_reused(cache: Path) -> None:
     odd.odd = 40
     first = Teacher(plain, config, sigmas, cache).states(range(64))
     assert not torch.allclose(Teacher(odd, config, sigmas, cache).states(range(64)), first, atol=0.1)
-
-
-class Given(Workers):
-    """Gives the optimiser gradients from a list instead of a batch's."""
-
-    def __init__(self, gradients: list[Tensor]) -> None:
-        super().__init__()
-        object.__setattr__(self, "gradients", iter(gradients))
-
-    def mean(self, parts: int, size: int, work: Callable[[int], Tensor]) -> Tensor:
-        return torch.cat([next(self.gradients), torch.zeros(1, dtype=torch.float64)])  # type: ignore[attr-defined]
-
-
-def steps_of_adam(gradients: list[Tensor], clip: float) -> list[State]:
-    """The states of Adam before and after updates with these gradients."""
-    config = toy_config(family="amed", calls=4, schedule="polynomial", optimizer="adam", clip=clip)
-    plan = make_plan(toy_mixture(), config)
-
-    class Run:
-        workers: Workers = Given(gradients)
-        config, residual, iterations = plan.config, staticmethod(end_residual()), 100
-
-        def parameters(self, state: State) -> Parameters:
-            return Parameters.of(plan.tables[0], plan.learn)
-
-    none = torch.zeros_like(gradients[0])
-    states = [State(0, 0, 0, none, none, math.inf, 0, 0, 0.0, torch.stack([none, none]))]
-    for _ in gradients:
-        moved = adam.update(Run(), states[-1], 1, lambda i: pytest.fail("not asked"), exploring=False)
-        iteration = states[-1].iteration + 1
-        states.append(dataclasses.replace(states[-1], iteration=iteration, vector=moved.vector, moments=moved.moments))
-    return states
-
-
-def test_an_outlier_among_gradients_is_clipped_to_the_usual_scale() -> None:
-    """Usual norm 1, then 50 times as much: the second moment hears of 1.4 squared, in the outlier's direction."""
-    usual, outlier = torch.tensor([0.6, 0.8], dtype=torch.float64), torch.tensor([30.0, -40.0], dtype=torch.float64)
-    before, after = steps_of_adam([usual] * 20 + [outlier], clip=1.4)[-2:]
-    heard = (after.moments[1] - 0.99 * before.moments[1]) / 0.01
-    assert torch.allclose(heard, (1.4 * outlier / 50) ** 2, rtol=1e-12)
-    free = steps_of_adam([usual] * 20 + [outlier / 50 * 1.39], clip=1.4)[-1]
-    assert torch.allclose((free.moments[1] - 0.99 * before.moments[1]) / 0.01, (1.39 * outlier / 50) ** 2, rtol=1e-12)
-
-
-def test_adam_does_not_depend_on_the_scale_of_the_loss() -> None:
-    generator = torch.Generator().manual_seed(0)
-    gradients = [torch.randn(2, generator=generator, dtype=torch.float64).exp() for _ in range(30)]
-    small, large = (steps_of_adam([k * g for g in gradients], clip=1.4)[-1].vector for k in (1.0, 1e4))
-    assert torch.allclose(small, large, rtol=1e-6)
-
-
-def test_gradients_of_zero_do_not_stop_adam_for_good() -> None:
-    states = steps_of_adam([torch.zeros(2, dtype=torch.float64)] * 3 + [torch.ones(2, dtype=torch.float64)] * 2, 1.4)
-    assert torch.equal(states[3].vector, states[0].vector) and bool((states[-1].vector < states[3].vector).all())

@@ -26,7 +26,8 @@ from epd.distill.objective import Chunk, end_residual, mean_square
 from epd.distill.parameters import Parameters
 from epd.distill.plan import make_plan
 from epd.distill.teacher import POOL_SEEDS, PROOF, VALIDATION_SEEDS, Teacher, block_size
-from epd.distill.train import Update, distill
+from epd.distill.train import distill
+from epd.distill.update import Update
 from epd.solvers.exact import converged
 
 EPS = 1e-3  # differences of solves in batches of another size: their rounding is divided by it

@@ -22,7 +22,8 @@ from epd.distill.objective import Chunk, Residual, end_residual
 from epd.distill.parameters import Parameters
 from epd.distill.plan import Plan, make_plan
 from epd.distill.state import Problem, State, Stepped
-from epd.distill.train import Update, distill
+from epd.distill.train import distill
+from epd.distill.update import Update
 from epd.runs.processes import Workers
 from epd.solvers.parallel import parallel
 

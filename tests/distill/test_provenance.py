@@ -19,7 +19,8 @@ from epd.denoisers.rows import limit_rows
 from epd.distill.parameters import Parameters
 from epd.distill.plan import Plan, make_plan
 from epd.distill.state import State
-from epd.distill.train import Trainer, Update, distill, table_at
+from epd.distill.train import Trainer, distill
+from epd.distill.update import Update, table_at
 from epd.pipelines.denoiser import from_pipeline
 from epd.runs.processes import Workers
 

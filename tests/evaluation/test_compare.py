@@ -16,7 +16,8 @@ import epd
 from epd.denoisers.noise import unit_noise
 from epd.denoisers.protocol import Path as OdePath
 from epd.evaluation import handmade
-from epd.evaluation.compare import Counting, compare, write_comparison
+from epd.evaluation.batches import Counting
+from epd.evaluation.compare import compare, write_comparison
 from epd.evaluation.comparison import Comparison, by_asked, by_evaluations, family_names, markdown
 from epd.evaluation.pareto import costs, curves, spread
 from epd.solvers.exact import converged
@@ -75,7 +76,7 @@ def test_candidates_end_where_the_model_does(path: OdePath) -> None:
     assert ("discrete" in candidates) == (path == "ve")
     for make in candidates.values():
         for steps in (1, 2, 7):
-            sigmas = epd.schedules.given(make(steps))
+            sigmas = epd.schedules.checked_sigmas(make(steps))
             assert len(sigmas) == steps + 1 and (float(sigmas[0]), float(sigmas[-1])) == (top, 0.02)
 
 

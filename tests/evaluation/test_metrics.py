@@ -26,6 +26,8 @@ def exact_moments(count: int, mean: float, variance: float) -> Tensor:
 
 def test_rmse_by_hand() -> None:
     assert rmse(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])) == pytest.approx((25 / 2) ** 0.5)
+    x, end = draw(1300, 3, 0), draw(1300, 3, 1)  # more than are looked at together
+    assert rmse(x, end) == pytest.approx(float((x - end).square().mean().sqrt()), rel=1e-12)
     with pytest.raises(ValueError, match="same samples"):
         rmse(torch.zeros(2, 2), torch.zeros(1, 2))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from torch import Tensor
 
 import epd
 
@@ -81,3 +84,9 @@ FAMILIES = {
     "mixed calls": full_table([1, 2, 1, 2]),
     "mixed calls, AFS": full_table([2, 1, 1, 2], afs=True, past=1),
 }
+
+
+def fan(sigmas: Tensor, nodes: Sequence[float], weights: Sequence[float], order: int = 1) -> epd.Table:
+    """The same fan in every step."""
+    steps = len(sigmas) - 1
+    return epd.Table(sigmas, [nodes] * steps, [weights] * steps, order=order)

@@ -48,3 +48,12 @@ def test_no_room_holds_more_than_a_quarter_of_the_source() -> None:
     lines = {room: sum(len(p.read_text(encoding="utf-8").splitlines()) for p in paths) for room, paths in files.items()}
     largest = max(lines, key=lambda room: lines[room])
     assert 4 * lines[largest] < sum(lines.values()), f"{largest} has {lines[largest]} of {sum(lines.values())} lines"
+
+
+def test_no_file_of_source_or_tests_has_more_than_300_lines() -> None:
+    files = [path for place in (*ROOMS, "experiments", "tests") for path in (ROOT / place).rglob("*.py")]
+    files += (ROOT / "epd").glob("*.py")
+    assert len(files) > 100
+    for path in sorted(files):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= 300, f"{path} has {lines} lines: split it where two of its subjects meet"
