@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..denoisers.arguments import takes_lists
 from ..denoisers.fingerprint import Dependencies
 from ..denoisers.networks import noise_levels
 from ..denoisers.protocol import Path, rows_per_condition
 from .conditions import Request, call_parameters, request
 from .dependencies import dependencies, resolution
-from .first_call import encode, network_input, packing_of, state_shape
+from .first_call import encode, network_input, packing_of, require_followed, state_shape
 from .frames import TIMES, Frame, Packing, frame_of
 from .probe import ProbeScheduler, Stage, borrowed, evaluate, stage
 from .prompts import Encodings
@@ -139,6 +140,7 @@ class PipelineModel:
         def tap(sample: Tensor, stock: Tensor) -> tuple[Tensor, Tensor]:
             copies = len(sample) // len(latents)  # guidance by a doubled call: [all rows, all rows]
             rows = latents.to(sample.device, sample.dtype).repeat(copies, *[1] * (latents.ndim - 1))
+            rows = rows.unsqueeze(2) if sample.ndim > rows.ndim else rows  # the frame of a list's entries
             if rows.shape[1] < sample.shape[1] and rows.ndim > 3:  # channels beside the state: masks, images
                 rows = torch.cat([rows, sample[:, rows.shape[1] :]], dim=1)
             kind = stock.dtype if stock.is_floating_point() else torch.float32
@@ -221,6 +223,7 @@ def from_pipeline(
         ValueError: for arguments that this pipeline does not take, or a pipeline that cannot be evaluated this way;
             it says why.
     """
+    require_followed(pipe)
     named = {"height": height, "width": width, "num_frames": num_frames, "guidance_scale": guidance}
     shared = {**{key: value for key, value in named.items() if value is not None}, **(options or {})}
     call = request(pipe, prompts, negative_prompt, class_labels, embeds, shared)
@@ -228,6 +231,7 @@ def from_pipeline(
     if "num_inference_steps" in parameters:
         call = replace(call, shared={**call.shared, "num_inference_steps": 1})
     setting = stage(pipe)
+    call = replace(call, listed=any(takes_lists(network.forward) for network in setting.networks))
     for network in setting.networks:
         network.requires_grad_(False)
     frame = frame_of(pipe.scheduler)

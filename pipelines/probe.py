@@ -140,12 +140,17 @@ def tapped(networks: Sequence[Any], tap: Tap) -> Iterator[None]:
 
     def hook(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         call = NetworkArguments(args, kwargs)
+        listed = isinstance(call.state, list)
+        if listed:
+            call.state = torch.stack(call.state)
         if not isinstance(call.state, Tensor) or not isinstance(call.time, Tensor):
             raise ValueError(
                 f"a network was called with a {type(call.state).__name__} as its state and a "
                 f"{type(call.time).__name__} as its time, not with tensors: this pipeline cannot be evaluated here"
             )
         call.state, call.time = tap(call.state, call.time)
+        if listed:
+            call.state = list(call.state.unbind())
         return call.pair()
 
     handles = [network.register_forward_pre_hook(hook, with_kwargs=True) for network in networks]

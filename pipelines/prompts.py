@@ -74,6 +74,10 @@ class _Rows:
         self.value = torch.cat([_padded(part.detach().cpu(), longest) for part in parts])
 
 
+class _Entries(list[Any]):
+    """One per prompt."""
+
+
 def _moved(value: Any) -> Any:  # noqa: ANN401 - nested results of any pipeline
     """The tensors in main memory: a thousand prompts' encodings would fill an accelerator's."""
     if isinstance(value, Tensor):
@@ -99,7 +103,8 @@ def _join(alone: Any, parts: Sequence[Any]) -> Any:  # noqa: ANN401 - nested res
     if isinstance(alone, tuple):
         return tuple(_join(value, [part[i] for part in parts]) for i, value in enumerate(alone))
     if isinstance(alone, list) and len(alone) == 1:  # a list with one entry per prompt
-        return [row for part in parts for row in part]
+        entries = [entry for part in parts for entry in part]
+        return _Entries(_Rows([e[None]], alone[0].device) if isinstance(e, Tensor) else e for e in entries)
     return alone
 
 
@@ -108,6 +113,7 @@ def _gather(joined: Any, index: Tensor) -> Any:  # noqa: ANN401
         return joined.value[index].to(joined.device)
     if isinstance(joined, tuple):
         return tuple(_gather(value, index) for value in joined)
-    if isinstance(joined, list):
-        return [joined[i] for i in index.tolist()]
+    if isinstance(joined, _Entries):
+        entries = [joined[i] for i in index.tolist()]
+        return [entry.value[0].to(entry.device) if isinstance(entry, _Rows) else entry for entry in entries]
     return joined

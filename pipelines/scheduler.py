@@ -13,6 +13,7 @@ from torch import Tensor
 from ..solvers import registry
 from ..solvers.table import Table
 from .exchange import EPDSchedulerOutput, WideCall, evaluated, moved_points, position, rows_of, spread
+from .fan_rows import unmarked
 from .layout import Layout, require_fit
 from .run import PipelineWalk
 from .timetable import Timetable
@@ -183,7 +184,7 @@ class EPDScheduler(Timetable):
             points = run.points
         else:
             points = moved_points(sample, run.points, call.c_in)
-        denoised, slopes = evaluated(call, points, model_output)
+        denoised, slopes = evaluated(call, points, unmarked(model_output))
         after = run.advance(points, slopes)
         rows = rows_of(after[:1], self._last_scale if run.finished else run.call.c_in, sample.dtype)
         self._handed = None if rows.is_inference() or run.finished else (rows, rows._version)
