@@ -70,8 +70,9 @@ class PipelineModel:
 
     def depends_on(self) -> Dependencies | None:
         """All networks of the pipeline and what it is asked for; None where that cannot be told."""
-        told = {"guidance": self.guidance, "time": self.time, "dtype": str(self.dtype), "prediction": self.prediction}
-        return dependencies(self.pipe, self.request, self._index or (0,), told)
+        settings = {"guidance": self.guidance, "time": self.time, "dtype": str(self.dtype)}
+        settings["prediction"] = self.prediction
+        return dependencies(self.pipe, self.request, self._index or (0,), settings)
 
     @property
     def sigma_min(self) -> float:
@@ -161,9 +162,9 @@ class PipelineModel:
 
     def _arguments(self, index: Sequence[int], latents: Tensor) -> dict[str, Any]:
         out = self.request.arguments(index)
-        if "latents" in self.stage.known:  # else the pipeline would draw noise for nothing
+        if "latents" in self.stage.parameters:  # else the pipeline would draw noise for nothing
             out["latents"] = latents.detach().to(self.device, self.dtype)
-        if "generator" in self.stage.known:
+        if "generator" in self.stage.parameters:
             out["generator"] = torch.Generator().manual_seed(0)  # nor may it touch the global one
         return out
 
@@ -172,7 +173,7 @@ class PipelineModel:
         """Pictures (B, C, H, W) in [0, 1] of finished states, by the pipeline's own last lines; a video's frames lie
         side by side, (B, C, H, frames W).
         """
-        if "latents" not in self.stage.known:
+        if "latents" not in self.stage.parameters:
             vae = self.pipe.components.get("vae")
             if vae is not None:
                 x = vae.decode(x.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample

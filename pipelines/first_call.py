@@ -54,7 +54,7 @@ def first_call(
         raise Seen(sample.detach(), timestep.detach())
 
     arguments = request.arguments(index)
-    if "generator" in setting.known:
+    if "generator" in setting.parameters:
         arguments["generator"] = torch.Generator().manual_seed(seed)
     scheduler = ProbeScheduler(setting.pipe.scheduler, torch.tensor([t], device=setting.device))
     replaced = {"scheduler": scheduler, **({} if encode is None else {"encode_prompt": encode})}

@@ -21,8 +21,7 @@ from .probe import NETWORKS
 Pipe = Any  # any pipeline of diffusers
 FAN = "fan"  # the change's name among those that are attached to a network
 REGISTRY = "_diffusers_hook"  # where diffusers keeps the hooks of a module
-# Pipelines whose loops make another output of the network's and their own latents, before the step. (Sana
-# Pipelines whose loops make another output of the network's and their own latents, before the step. (Those of Sana
+# Pipelines whose loops make another output of the network's and their own latents before the step. (Those of Sana
 COMBINING = frozenset((
     "Cosmos2TextToImagePipeline", "Cosmos2VideoToWorldPipeline", "PRXPixelPipeline", "SanaSprintPipeline",
     "SanaSprintImg2ImgPipeline", "StableDiffusionLatentUpscalePipeline", "LTX2DFRPipeline",

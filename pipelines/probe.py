@@ -128,10 +128,10 @@ def networks_of(pipe: Any) -> list[Any]:  # noqa: ANN401
     Raises:
         ValueError: when it has none.
     """
-    found = [pipe.components[name] for name in NETWORKS if pipe.components.get(name) is not None]
-    if not found:
+    networks = [pipe.components[name] for name in NETWORKS if pipe.components.get(name) is not None]
+    if not networks:
         raise ValueError(f"{type(pipe).__name__} has none of {', '.join(NETWORKS)}: there is no network to evaluate")
-    return found
+    return networks
 
 
 @contextlib.contextmanager
@@ -169,14 +169,14 @@ class Stage:
         pipe: any pipeline of diffusers.
         networks: its denoising networks.
         device: where it computes.
-        known: the names of its call's arguments.
+        parameters: the names of its call's arguments.
         two: whether two networks share the timesteps.
     """
 
     pipe: Any
     networks: tuple[Any, ...]
     device: torch.device
-    known: frozenset[str]
+    parameters: frozenset[str]
     two: bool
 
 
@@ -186,9 +186,9 @@ def stage(pipe: Any) -> Stage:  # noqa: ANN401
     Raises:
         ValueError: when it has no network.
     """
-    known = frozenset(inspect.signature(type(pipe).__call__).parameters)
+    parameters = frozenset(inspect.signature(type(pipe).__call__).parameters)
     two = pipe.components.get("transformer_2") is not None
-    return Stage(pipe, tuple(networks_of(pipe)), torch.device(pipe._execution_device), known, two)
+    return Stage(pipe, tuple(networks_of(pipe)), torch.device(pipe._execution_device), parameters, two)
 
 
 def evaluate(stage: Stage, arguments: Arguments, replaced: Mapping[str, object], tap: Tap) -> Tensor:

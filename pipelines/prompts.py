@@ -57,10 +57,10 @@ class Encodings:
         Those of the latest call only are kept where the pipeline computes: the calls of a run take turns between
         anchors and fans, and between batches, and gathering rows anew takes less than anything that a network does.
         """
-        wanted, latest = tuple(index), self._latest
-        if latest is None or latest[0] != wanted:
+        conditions, latest = tuple(index), self._latest
+        if latest is None or latest[0] != conditions:
             self._latest = latest = None  # gone before the next ones are there
-            latest = wanted, [_gather(call, torch.tensor(wanted)) for call in self._calls]
+            latest = conditions, [_gather(call, torch.tensor(conditions)) for call in self._calls]
             self._latest = latest
         return Replay(latest[1])
 

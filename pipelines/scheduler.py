@@ -132,9 +132,9 @@ class EPDScheduler(Timetable):
             return None
         run = self._run if self._run is not None else self._layout.run(self._begin_index or 0)
         unscaled = self._run is None and self._first_scale != 1.0  # DDPM's and DiT's pipelines pass bare noise
-        if run.finished or not (run.rows > 1 or run.ahead or unscaled):
+        if run.finished or not (run.rows > 1 or run.moves_first_call or unscaled):
             return None
-        return WideCall(run.rows, self._told[run.index], run.call.timestep[0])
+        return WideCall(run.rows, self._network_times[run.index], run.call.timestep[0])
 
     def spread(self, rows: Tensor) -> Tensor:
         """The rows of a wide call, R x K sample-major, of the R that the pipeline has, one per sample and copy."""
