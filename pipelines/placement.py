@@ -99,6 +99,9 @@ def _keeps_rows(pipe: Pipe, networks: dict[str, Module]) -> str:
             return ONE_BY_ONE + "a cache that is active in the network keeps rows from call to call"
         if takes_lists(network.forward) and (vars(pipe).get("_guidance_scale") or 0) > 0:
             return ONE_BY_ONE + "guidance counts the entries of the network's list"
+    guider = pipe.components.get("guider")  # of modular pipelines
+    if guider is not None and vars(guider).get("adaptive_projected_guidance_momentum"):
+        return ONE_BY_ONE + "the momentum of the guidance keeps rows from call to call"
     return ""
 
 

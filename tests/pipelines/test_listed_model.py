@@ -22,7 +22,9 @@ TEXTS = {"prompt_embeds": embeddings(1), "negative_prompt_embeds": embeddings(2)
 class Written(diffusers.ZImagePipeline):
     """Its texts are as long as they are."""
 
-    def encode_prompt(self, prompt: list[str], do_classifier_free_guidance: bool, **_: object) -> tuple[list[Tensor], ...]:
+    def encode_prompt(
+        self, prompt: list[str], do_classifier_free_guidance: bool, **_: object
+    ) -> tuple[list[Tensor], ...]:
         def rows(seed: int) -> list[Tensor]:
             return [embeddings(seed + len(text), len(text))[0] for text in prompt]
 
