@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.guiders import AdaptiveProjectedGuidance
+from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance
 from helpers.list_and_packed_pipelines import embeddings, z_image
 from helpers.pipeline_tables import SMALL, assert_same, seeds, table_for, variant
 from helpers.tiny_cogvideox import cogvideox
