@@ -93,8 +93,8 @@ def _origin(table: Table) -> str:
         "notes": p.notes,
         "citation": p.citation,
     }
-    known = [(name, _cell(value)) for name, value in facts.items() if value]
-    return _columns(("", ""), known) if known else "Not recorded."
+    recorded = [(name, _cell(value)) for name, value in facts.items() if value]
+    return _columns(("", ""), recorded) if recorded else "Not recorded."
 
 
 def _steps(table: Table) -> str:

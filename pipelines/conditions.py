@@ -23,6 +23,7 @@ class Request:
         labels: P class labels.
         embeds: precomputed embeddings, P rows each, by the names of the call's arguments.
         counted: the pipeline is told the number of samples and nothing else.
+        listed: the pipeline takes embeddings as lists with one tensor per sample.
     """
 
     shared: Mapping[str, Any]
@@ -31,6 +32,7 @@ class Request:
     labels: tuple[int, ...] = ()
     embeds: Mapping[str, Tensor] = field(default_factory=dict)
     counted: bool = False
+    listed: bool = False
 
     @property
     def count(self) -> int:
@@ -50,7 +52,8 @@ class Request:
             if self.negative is not None:
                 out["negative_prompt"] = [self.negative] * len(index)
         for name, value in self.embeds.items():
-            out[name] = value[torch.tensor(list(index), device=value.device)]
+            rows = value[torch.tensor(list(index), device=value.device)]
+            out[name] = list(rows.unbind()) if self.listed else rows
         return out
 
 

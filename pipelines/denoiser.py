@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..denoisers.arguments import takes_lists
 from ..denoisers.fingerprint import Dependencies
 from ..denoisers.networks import noise_levels
 from ..denoisers.protocol import Path, rows_per_condition
 from .conditions import Request, call_parameters, request
 from .dependencies import dependencies, resolution
-from .first_call import encode, network_input, packing_of, state_shape
+from .first_call import encode, network_input, packing_of, require_followed, state_shape
 from .frames import TIMES, Frame, Packing, frame_of
 from .probe import ProbeScheduler, Stage, borrowed, evaluate, stage
 from .prompts import Encodings
@@ -69,8 +70,9 @@ class PipelineModel:
 
     def depends_on(self) -> Dependencies | None:
         """All networks of the pipeline and what it is asked for; None where that cannot be told."""
-        told = {"guidance": self.guidance, "time": self.time, "dtype": str(self.dtype), "prediction": self.prediction}
-        return dependencies(self.pipe, self.request, self._index or (0,), told)
+        settings = {"guidance": self.guidance, "time": self.time, "dtype": str(self.dtype)}
+        settings["prediction"] = self.prediction
+        return dependencies(self.pipe, self.request, self._index or (0,), settings)
 
     @property
     def sigma_min(self) -> float:
@@ -139,6 +141,7 @@ class PipelineModel:
         def tap(sample: Tensor, stock: Tensor) -> tuple[Tensor, Tensor]:
             copies = len(sample) // len(latents)  # guidance by a doubled call: [all rows, all rows]
             rows = latents.to(sample.device, sample.dtype).repeat(copies, *[1] * (latents.ndim - 1))
+            rows = rows.unsqueeze(2) if sample.ndim > rows.ndim else rows  # the frame of a list's entries
             if rows.shape[1] < sample.shape[1] and rows.ndim > 3:  # channels beside the state: masks, images
                 rows = torch.cat([rows, sample[:, rows.shape[1] :]], dim=1)
             kind = stock.dtype if stock.is_floating_point() else torch.float32
@@ -159,9 +162,9 @@ class PipelineModel:
 
     def _arguments(self, index: Sequence[int], latents: Tensor) -> dict[str, Any]:
         out = self.request.arguments(index)
-        if "latents" in self.stage.known:  # else the pipeline would draw noise for nothing
+        if "latents" in self.stage.parameters:  # else the pipeline would draw noise for nothing
             out["latents"] = latents.detach().to(self.device, self.dtype)
-        if "generator" in self.stage.known:
+        if "generator" in self.stage.parameters:
             out["generator"] = torch.Generator().manual_seed(0)  # nor may it touch the global one
         return out
 
@@ -170,7 +173,7 @@ class PipelineModel:
         """Pictures (B, C, H, W) in [0, 1] of finished states, by the pipeline's own last lines; a video's frames lie
         side by side, (B, C, H, frames W).
         """
-        if "latents" not in self.stage.known:
+        if "latents" not in self.stage.parameters:
             vae = self.pipe.components.get("vae")
             if vae is not None:
                 x = vae.decode(x.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample
@@ -221,6 +224,7 @@ def from_pipeline(
         ValueError: for arguments that this pipeline does not take, or a pipeline that cannot be evaluated this way;
             it says why.
     """
+    require_followed(pipe)
     named = {"height": height, "width": width, "num_frames": num_frames, "guidance_scale": guidance}
     shared = {**{key: value for key, value in named.items() if value is not None}, **(options or {})}
     call = request(pipe, prompts, negative_prompt, class_labels, embeds, shared)
@@ -228,6 +232,7 @@ def from_pipeline(
     if "num_inference_steps" in parameters:
         call = replace(call, shared={**call.shared, "num_inference_steps": 1})
     setting = stage(pipe)
+    call = replace(call, listed=any(takes_lists(network.forward) for network in setting.networks))
     for network in setting.networks:
         network.requires_grad_(False)
     frame = frame_of(pipe.scheduler)

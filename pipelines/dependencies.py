@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ def dependencies(
     """Every network of the pipeline, text encoders included, and what it is asked for these conditions; None where
     that holds an object that is neither a tensor nor plain data, such as a control image.
     """
-    arguments = request.arguments(index)
+    arguments = dataclasses.replace(request, listed=False).arguments(index)
     rows = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
     plain = {name: value for name, value in arguments.items() if name not in rows}
     try:

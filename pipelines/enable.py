@@ -53,7 +53,9 @@ def enable(pipe: Pipe, table: Table | str | Path | None = None, parallel: bool =
     The pipeline itself holds one row per sample at any time, whatever a call evaluates. Where that is not enough, the
     points are evaluated one after another, with the same result: in pipelines that mix the latents with tensors of
     their own between calls (inpainting, image conditions beside the latents), with networks that take a second state
-    or time or have an active cache, and in loops that are not a pipeline's call. `summary` says why. Pipelines made of
+    or time or have an active cache, under guidance that depends on the time or keeps momentum, in pipelines that
+    combine latents and output themselves, and in loops that are not a pipeline's call. `summary` says why.
+    Pipelines made of
     the same components share the solver; each of them is treated as its own loop needs.
     Where two networks share the work by timestep (Wan 2.2), all points of a fan go to the one of its first point.
     `denoising_end` must lie between two steps: another is refused, naming the nearest; a refiner may begin anywhere.

@@ -12,6 +12,7 @@ from ..denoisers.arguments import NetworkArguments
 from .advice import compare_run
 from .calls_in_progress import pipeline_call
 from .exchange import WideCall
+from .fan_rows import mark_next_output
 from .frames import ALMOST_T, TIMES
 from .scheduler import EPDScheduler
 
@@ -48,6 +49,8 @@ def widen(module: torch.nn.Module, call: NetworkArguments) -> bool:
         lengths = (len(state), len(state) * frames)
         call.change_conditioning(lambda name, value: _repeated(name, value, lengths, wide.width, listed))
         call.time = _own_times(current.pipe, call.time, wide, len(scheduler), state)
+        if module is not vars(current.pipe).get("controlnet"):  # whose output goes into the network
+            mark_next_output(module)
     call.state = list(rows.unbind()) if listed else rows
     return True
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoisers.arguments import NetworkArguments
+from ..denoisers.arguments import NetworkArguments, takes_lists
 from .conditions import Request
 from .configs import completed, live_config
 from .frames import Frame, Packing, native_time, told_unshifted
 from .grids import shift_of
+from .placement import not_followed
 from .probe import ProbeScheduler, Seen, Stage, evaluate
 from .prompts import Encodings, Recorder
 
@@ -53,7 +54,7 @@ def first_call(
         raise Seen(sample.detach(), timestep.detach())
 
     arguments = request.arguments(index)
-    if "generator" in setting.known:
+    if "generator" in setting.parameters:
         arguments["generator"] = torch.Generator().manual_seed(seed)
     scheduler = ProbeScheduler(setting.pipe.scheduler, torch.tensor([t], device=setting.device))
     replaced = {"scheduler": scheduler, **({} if encode is None else {"encode_prompt": encode})}
@@ -83,6 +84,17 @@ def encode(setting: Stage, request: Request, index: Sequence[int]) -> list[Any]:
     recorder = Recorder(setting.pipe.encode_prompt)
     first_call(setting, request, index, 1.0, recorder, 0)
     return recorder.results
+
+
+def require_followed(pipe: Any) -> None:  # noqa: ANN401 - any pipeline of diffusers
+    """Refuses a pipeline that evaluates more than one network at one state and one time.
+
+    Raises:
+        ValueError: naming what else there is.
+    """
+    beside = not_followed(pipe)
+    if beside:
+        raise ValueError(f"{type(pipe).__name__} cannot be evaluated at single noise levels: {beside}")
 
 
 def network_input(
@@ -116,6 +128,7 @@ def network_input(
     dtype = sample.dtype if dtype.is_floating_point and sample.dtype != dtype else dtype
     if early.unshifted and frame.path == "flow":
         frame = told_unshifted(frame, shift_of(completed(live_config(setting.pipe.scheduler)), early.mu))
+    sample = sample.squeeze(2) if takes_lists(setting.networks[0].forward) else sample  # entries have a frame each
     return sample[:1], frame, native_time((read[0], read[1]), times, frame.num_timesteps, dtype)
 
 

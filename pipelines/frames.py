@@ -129,7 +129,7 @@ def told_unshifted(frame: Frame, shift: float) -> Frame:
     return replace(frame, precondition=coefficients)
 
 
-def native_time(seen: tuple[float, float], given: tuple[float, float], count: float, dtype: torch.dtype) -> str:
+def native_time(seen: tuple[float, float], timesteps: tuple[float, float], count: float, dtype: torch.dtype) -> str:
     """Which of TIMES a pipeline applies, told from two probes.
 
     Raises:
@@ -137,10 +137,10 @@ def native_time(seen: tuple[float, float], given: tuple[float, float], count: fl
     """
     tolerance = 4 * torch.finfo(dtype).eps if dtype.is_floating_point else 1e-9
     for name, convert in TIMES.items():
-        wanted = [float(convert(torch.tensor(t, dtype=torch.float64), count)) for t in given]
-        if all(abs(w - s) <= tolerance * max(1.0, abs(w)) for w, s in zip(wanted, seen, strict=True)):
+        expected = [float(convert(torch.tensor(t, dtype=torch.float64), count)) for t in timesteps]
+        if all(abs(w - s) <= tolerance * max(1.0, abs(w)) for w, s in zip(expected, seen, strict=True)):
             return name
-    raise ValueError(f"timesteps {given} reach the network as {seen}, none of {', '.join(TIMES)}: not supported")
+    raise ValueError(f"timesteps {timesteps} reach the network as {seen}, none of {', '.join(TIMES)}: not supported")
 
 
 @dataclass(frozen=True)

@@ -77,11 +77,11 @@ def require_agreement(frame: Frame, timesteps: Sequence[float], sigmas: Sequence
         ValueError: when they say different things.
     """
     levels = torch.tensor(sigmas[: len(timesteps)], dtype=torch.float64)
-    told, times = frame.precondition(levels)[3], torch.tensor(timesteps, dtype=torch.float64)
-    if len(told) != len(times) or bool(((told - times).abs() > 1e-3 * times.abs().max()).any()):
+    own_times, times = frame.precondition(levels)[3], torch.tensor(timesteps, dtype=torch.float64)
+    if len(own_times) != len(times) or bool(((own_times - times).abs() > 1e-3 * times.abs().max()).any()):
         raise ValueError(
             f"timesteps = {[round(t, 3) for t in timesteps]} are not those of sigmas = {list(sigmas)}, which are "
-            f"{[round(t, 3) for t in told.tolist()]}: give one of them"
+            f"{[round(t, 3) for t in own_times.tolist()]}: give one of them"
         )
 
 

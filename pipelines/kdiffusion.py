@@ -88,31 +88,31 @@ def sigmas_of(table: Table | str | Path, dtype: torch.dtype = torch.float32) -> 
 
 
 def _part_of(table: Table, sigmas: Tensor) -> tuple[int, int]:
-    """First and last index of the given sigmas among the table's."""
-    own, given = table.sigmas.tolist(), sigmas.detach().cpu().to(torch.float64).tolist()
-    given = given[:-1] if given and given[-1] == 0 else given
-    close = [i for i, value in enumerate(own) if given and abs(value - given[0]) <= 1e-3 * value]
+    """First and last index of these sigmas among the table's."""
+    own, levels = table.sigmas.tolist(), sigmas.detach().cpu().to(torch.float64).tolist()
+    levels = levels[:-1] if levels and levels[-1] == 0 else levels
+    close = [i for i, value in enumerate(own) if levels and abs(value - levels[0]) <= 1e-3 * value]
     first = close[0] if close else 0
-    part = own[first : first + len(given)]
-    if not close or len(part) != len(given) or any(abs(a - b) > 1e-3 * a for a, b in zip(part, given, strict=True)):
+    part = own[first : first + len(levels)]
+    if not close or len(part) != len(levels) or any(abs(a - b) > 1e-3 * a for a, b in zip(part, levels, strict=True)):
         raise ValueError(
-            f"sigmas = {[round(s, 4) for s in given]} are not those that the table was learned for, "
+            f"sigmas = {[round(s, 4) for s in levels]} are not those that the table was learned for, "
             f"{[round(s, 4) for s in own]}: pass sigmas_of(table), or a contiguous part of it"
         )
     if first and table.columns:
         raise ValueError(f"sigmas start at the table's step {first}, but it remembers earlier slopes: start at 0")
-    return first, first + len(given) - 1
+    return first, first + len(levels) - 1
 
 
 def _denoised(model: Callable[..., Tensor], ask: Ask, extra_args: Mapping[str, Any], parallel: bool) -> Tensor:
     """(K, B, *S)."""
     count, batch = ask.points.shape[:2]
-    told = ask.network_sigma.reshape(count, -1).expand(count, batch)
-    told = beside(told, ask.points)
+    network_sigma = ask.network_sigma.reshape(count, -1).expand(count, batch)
+    network_sigma = beside(network_sigma, ask.points)
     if not parallel or extra_args.get("denoise_mask") is not None:
-        return torch.stack([model(p, t, **extra_args) for p, t in zip(ask.points, told, strict=True)])
+        return torch.stack([model(p, t, **extra_args) for p, t in zip(ask.points, network_sigma, strict=True)])
     tiled = {name: _tiled(value, batch, count) for name, value in extra_args.items()}
-    return model(ask.points.flatten(0, 1), told.flatten(), **tiled).unflatten(0, (count, batch))
+    return model(ask.points.flatten(0, 1), network_sigma.flatten(), **tiled).unflatten(0, (count, batch))
 
 
 def _tiled(value: Any, batch: int, count: int) -> Any:  # noqa: ANN401 - a caller's own arguments

@@ -20,8 +20,8 @@ Placement = Literal["bare", "serial", "batched"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """What a pipeline asked `set_timesteps` for.
+class ScheduleRequest:
+    """What a pipeline wants of `set_timesteps`.
 
     Raises:
         ValueError: for nothing at all.
@@ -68,31 +68,33 @@ class Layout:
         return PipelineWalk(self.rule, self.levels, self.calls, begin, self.columns)
 
 
-def rule_layout(config: Mapping[str, Any], frame: Frame, asked: Asked) -> Layout:
+def rule_layout(config: Mapping[str, Any], frame: Frame, request: ScheduleRequest) -> Layout:
     """A hand-made rule on the caller's own sigmas, or on those that the stock scheduler would use."""
-    levels = stock_levels(config, frame, asked.steps, asked.timesteps, asked.sigmas, asked.mu)
+    levels = stock_levels(config, frame, request.steps, request.timesteps, request.sigmas, request.mu)
     rule = named_rule(config["rule"], config["rule_order"], levels)
     return Layout(rule, levels, calls_of(rule, levels, frame.precondition, batched=False))
 
 
-def understood(asked: Asked, config: Mapping[str, Any], frame: Frame, table: Table | None) -> tuple[Asked, Frame]:
+def understood(
+    request: ScheduleRequest, config: Mapping[str, Any], frame: Frame, table: Table | None
+) -> tuple[ScheduleRequest, Frame]:
     """What timesteps and sigmas mean together: one of them; on flows, a ramp to be shifted and told as it is.
 
     Raises:
         ValueError: when they do not agree.
     """
-    if asked.timesteps is None or asked.sigmas is None:
-        return asked, frame
-    require_agreement(frame, asked.timesteps, asked.sigmas)
+    if request.timesteps is None or request.sigmas is None:
+        return request, frame
+    require_agreement(frame, request.timesteps, request.sigmas)
     levels = [] if table is None else list(table.sigmas)
-    if frame.path != "flow" or _close(asked.sigmas, levels) or _close(asked.sigmas, levels[:-1]):
-        return dataclasses.replace(asked, timesteps=None), frame
-    frame = told_unshifted(frame, shift_of(config, asked.mu))
+    if frame.path != "flow" or _close(request.sigmas, levels) or _close(request.sigmas, levels[:-1]):
+        return dataclasses.replace(request, timesteps=None), frame
+    frame = told_unshifted(frame, shift_of(config, request.mu))
     if table is None:
-        return dataclasses.replace(asked, sigmas=asked.sigmas[: len(asked.timesteps)]), frame
-    if not is_even(asked.sigmas, frame.num_timesteps):
-        raise ValueError(f"sigmas = {asked.sigmas} are not the table's own, {levels}: leave them out, it brings them")
-    return Asked(len(asked.timesteps), mu=asked.mu), frame
+        return dataclasses.replace(request, sigmas=request.sigmas[: len(request.timesteps)]), frame
+    if not is_even(request.sigmas, frame.num_timesteps):
+        raise ValueError(f"sigmas = {request.sigmas} are not the table's own, {levels}: leave them out, it brings them")
+    return ScheduleRequest(len(request.timesteps), mu=request.mu), frame
 
 
 def moved(table: Table) -> bool:
@@ -126,16 +128,16 @@ def table_layout(table: Table, frame: Frame, placement: Placement) -> Layout:
     return Layout(rule, levels, calls_of(rule, levels, frame.precondition, placement == "batched"), table.columns)
 
 
-def overruled(layout: Layout, asked: Asked) -> str:
+def overruled(layout: Layout, request: ScheduleRequest) -> str:
     """What to tell somebody who asked for another number than the table's network calls; empty when it fits.
 
     Raises:
         ValueError: for sigmas or timesteps that are not the table's.
     """
     calls, levels = layout.calls, layout.levels.tolist()
-    steps = len(asked.sigmas) if asked.sigmas is not None and is_placeholder(asked.sigmas) else asked.steps
+    steps = len(request.sigmas) if request.sigmas is not None and is_placeholder(request.sigmas) else request.steps
     times = [call.timestep[0] for call in calls]
-    own = (("sigmas", asked.sigmas, [levels, levels[:-1]]), ("timesteps", asked.timesteps, [times]))
+    own = (("sigmas", request.sigmas, [levels, levels[:-1]]), ("timesteps", request.timesteps, [times]))
     for name, values, rows in own:
         if values is not None and not is_placeholder(values) and not any(_close(values, row) for row in rows):
             raise ValueError(f"{name} = {values} are not the table's own, {rows[0]}: leave them out, it brings them")

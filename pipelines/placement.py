@@ -21,6 +21,12 @@ from .probe import NETWORKS
 Pipe = Any  # any pipeline of diffusers
 FAN = "fan"  # the change's name among those that are attached to a network
 REGISTRY = "_diffusers_hook"  # where diffusers keeps the hooks of a module
+# Pipelines whose loops make another output of the network's and their own latents before the step. (Those of Sana
+COMBINING = frozenset((
+    "Cosmos2TextToImagePipeline", "Cosmos2VideoToWorldPipeline", "PRXPixelPipeline", "SanaSprintPipeline",
+    "SanaSprintImg2ImgPipeline", "StableDiffusionLatentUpscalePipeline", "LTX2DFRPipeline",
+    "LTX2DFRTemporalRefinePipeline", "RFD4ProteinaPipeline",
+))  # fmt: skip
 ONE_BY_ONE = "the points of a fan are evaluated one after another: "
 
 
@@ -58,9 +64,23 @@ def mixes(pipe: Pipe) -> str:
     for name, network in networks_in(pipe).items():
         if name != "controlnet" and _takes_more(network.config):
             return ONE_BY_ONE + "the network takes more than the latents"
+    beside = not_followed(pipe)
+    return ONE_BY_ONE + beside if beside else ""
+
+
+def not_followed(pipe: Pipe) -> str:
+    """What a pipeline does with its state or time that is not seen at its network; empty when there is nothing."""
+    networks = networks_in(pipe)
+    if any(kind.__name__ in COMBINING for kind in type(pipe).__mro__):
+        return "the pipeline combines its latents with what the network says of them"
+    kinds = {type(network) for network in networks.values()}
+    for name, part in pipe.components.items():
+        if type(part) in kinds and name not in networks:
+            return f"the pipeline asks a second network, {name!r}, in every call"
+    for network in networks.values():
         second = second_state(network.forward)
         if second and not (second == "timestep_r" and network.config.get("use_meanflow") is False):
-            return ONE_BY_ONE + f"the network takes {second!r} beside its state and time"
+            return f"the network takes {second!r} beside its state and time"
     return ""
 
 
@@ -79,6 +99,9 @@ def _keeps_rows(pipe: Pipe, networks: dict[str, Module]) -> str:
             return ONE_BY_ONE + "a cache that is active in the network keeps rows from call to call"
         if takes_lists(network.forward) and (vars(pipe).get("_guidance_scale") or 0) > 0:
             return ONE_BY_ONE + "guidance counts the entries of the network's list"
+    guider = pipe.components.get("guider")  # of modular pipelines
+    if guider is not None and vars(guider).get("adaptive_projected_guidance_momentum"):
+        return ONE_BY_ONE + "the momentum of the guidance keeps rows from call to call"
     return ""
 
 

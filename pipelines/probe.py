@@ -128,10 +128,10 @@ def networks_of(pipe: Any) -> list[Any]:  # noqa: ANN401
     Raises:
         ValueError: when it has none.
     """
-    found = [pipe.components[name] for name in NETWORKS if pipe.components.get(name) is not None]
-    if not found:
+    networks = [pipe.components[name] for name in NETWORKS if pipe.components.get(name) is not None]
+    if not networks:
         raise ValueError(f"{type(pipe).__name__} has none of {', '.join(NETWORKS)}: there is no network to evaluate")
-    return found
+    return networks
 
 
 @contextlib.contextmanager
@@ -140,12 +140,17 @@ def tapped(networks: Sequence[Any], tap: Tap) -> Iterator[None]:
 
     def hook(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         call = NetworkArguments(args, kwargs)
+        listed = isinstance(call.state, list)
+        if listed:
+            call.state = torch.stack(call.state)
         if not isinstance(call.state, Tensor) or not isinstance(call.time, Tensor):
             raise ValueError(
                 f"a network was called with a {type(call.state).__name__} as its state and a "
                 f"{type(call.time).__name__} as its time, not with tensors: this pipeline cannot be evaluated here"
             )
         call.state, call.time = tap(call.state, call.time)
+        if listed:
+            call.state = list(call.state.unbind())
         return call.pair()
 
     handles = [network.register_forward_pre_hook(hook, with_kwargs=True) for network in networks]
@@ -164,14 +169,14 @@ class Stage:
         pipe: any pipeline of diffusers.
         networks: its denoising networks.
         device: where it computes.
-        known: the names of its call's arguments.
+        parameters: the names of its call's arguments.
         two: whether two networks share the timesteps.
     """
 
     pipe: Any
     networks: tuple[Any, ...]
     device: torch.device
-    known: frozenset[str]
+    parameters: frozenset[str]
     two: bool
 
 
@@ -181,9 +186,9 @@ def stage(pipe: Any) -> Stage:  # noqa: ANN401
     Raises:
         ValueError: when it has no network.
     """
-    known = frozenset(inspect.signature(type(pipe).__call__).parameters)
+    parameters = frozenset(inspect.signature(type(pipe).__call__).parameters)
     two = pipe.components.get("transformer_2") is not None
-    return Stage(pipe, tuple(networks_of(pipe)), torch.device(pipe._execution_device), known, two)
+    return Stage(pipe, tuple(networks_of(pipe)), torch.device(pipe._execution_device), parameters, two)
 
 
 def evaluate(stage: Stage, arguments: Arguments, replaced: Mapping[str, object], tap: Tap) -> Tensor:

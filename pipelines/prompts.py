@@ -57,10 +57,10 @@ class Encodings:
         Those of the latest call only are kept where the pipeline computes: the calls of a run take turns between
         anchors and fans, and between batches, and gathering rows anew takes less than anything that a network does.
         """
-        wanted, latest = tuple(index), self._latest
-        if latest is None or latest[0] != wanted:
+        conditions, latest = tuple(index), self._latest
+        if latest is None or latest[0] != conditions:
             self._latest = latest = None  # gone before the next ones are there
-            latest = wanted, [_gather(call, torch.tensor(wanted)) for call in self._calls]
+            latest = conditions, [_gather(call, torch.tensor(conditions)) for call in self._calls]
             self._latest = latest
         return Replay(latest[1])
 
@@ -72,6 +72,10 @@ class _Rows:
         self.device = device
         longest = max((part.shape[1] for part in parts if part.ndim > 1), default=0)
         self.value = torch.cat([_padded(part.detach().cpu(), longest) for part in parts])
+
+
+class _Entries(list[Any]):
+    """One per prompt."""
 
 
 def _moved(value: Any) -> Any:  # noqa: ANN401 - nested results of any pipeline
@@ -99,7 +103,8 @@ def _join(alone: Any, parts: Sequence[Any]) -> Any:  # noqa: ANN401 - nested res
     if isinstance(alone, tuple):
         return tuple(_join(value, [part[i] for part in parts]) for i, value in enumerate(alone))
     if isinstance(alone, list) and len(alone) == 1:  # a list with one entry per prompt
-        return [row for part in parts for row in part]
+        entries = [entry for part in parts for entry in part]
+        return _Entries(_Rows([e[None]], alone[0].device) if isinstance(e, Tensor) else e for e in entries)
     return alone
 
 
@@ -108,6 +113,7 @@ def _gather(joined: Any, index: Tensor) -> Any:  # noqa: ANN401
         return joined.value[index].to(joined.device)
     if isinstance(joined, tuple):
         return tuple(_gather(value, index) for value in joined)
-    if isinstance(joined, list):
-        return [joined[i] for i in index.tolist()]
+    if isinstance(joined, _Entries):
+        entries = [joined[i] for i in index.tolist()]
+        return [entry.value[0].to(entry.device) if isinstance(entry, _Rows) else entry for entry in entries]
     return joined

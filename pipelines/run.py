@@ -161,7 +161,7 @@ class PipelineWalk:
         return 1 if self._alone else len(self.call.slots)
 
     @property
-    def ahead(self) -> bool:
+    def moves_first_call(self) -> bool:
         """The first call is not at the state that the run starts from, or not only there: `open` makes its points."""
         only_state = self._at_state(self.call) and len(self.call.slots) == 1
         return self.points is None and not self._alone and not only_state

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..solvers import registry
 from ..solvers.table import Table
 from .exchange import EPDSchedulerOutput, WideCall, evaluated, moved_points, position, rows_of, spread
+from .fan_rows import unmarked
 from .layout import Layout, require_fit
 from .run import PipelineWalk
 from .timetable import Timetable
@@ -131,9 +132,9 @@ class EPDScheduler(Timetable):
             return None
         run = self._run if self._run is not None else self._layout.run(self._begin_index or 0)
         unscaled = self._run is None and self._first_scale != 1.0  # DDPM's and DiT's pipelines pass bare noise
-        if run.finished or not (run.rows > 1 or run.ahead or unscaled):
+        if run.finished or not (run.rows > 1 or run.moves_first_call or unscaled):
             return None
-        return WideCall(run.rows, self._told[run.index], run.call.timestep[0])
+        return WideCall(run.rows, self._network_times[run.index], run.call.timestep[0])
 
     def spread(self, rows: Tensor) -> Tensor:
         """The rows of a wide call, R x K sample-major, of the R that the pipeline has, one per sample and copy."""
@@ -183,7 +184,7 @@ class EPDScheduler(Timetable):
             points = run.points
         else:
             points = moved_points(sample, run.points, call.c_in)
-        denoised, slopes = evaluated(call, points, model_output)
+        denoised, slopes = evaluated(call, points, unmarked(model_output))
         after = run.advance(points, slopes)
         rows = rows_of(after[:1], self._last_scale if run.finished else run.call.c_in, sample.dtype)
         self._handed = None if rows.is_inference() or run.finished else (rows, rows._version)

@@ -14,7 +14,7 @@ from .configured import StockConfigured
 from .cuts import begins_at_a_time
 from .exchange import noised, position
 from .frames import Frame
-from .layout import Asked, Layout, Placement, moved, overruled, rule_layout, table_layout, understood
+from .layout import Layout, Placement, ScheduleRequest, moved, overruled, rule_layout, table_layout, understood
 from .placement import placed
 from .run import Call, PipelineWalk
 
@@ -98,15 +98,16 @@ class Timetable(StockConfigured):
             mu: of flows with a dynamic shift; a table needs none.
         """
         times, levels = (None if v is None else [float(s) for s in v] for v in (timesteps, sigmas))
-        asked, frame = understood(Asked(num_inference_steps, times, levels, mu), self.config, self.frame, self.table)
+        request = ScheduleRequest(num_inference_steps, times, levels, mu)
+        request, frame = understood(request, self.config, self.frame, self.table)
         if self.table is None:
-            self._layout = rule_layout(self.config, frame, asked)
+            self._layout = rule_layout(self.config, frame, request)
         else:
             self._place()
             if (key := (self._placement, frame)) not in self._layouts:  # a table is the same in every run
                 self._layouts = {key: table_layout(self.table, frame, self._placement)}
             self._layout = self._layouts[key]
-            self._say(overruled(self._layout, asked))
+            self._say(overruled(self._layout, request))
             if self._placement == "bare" and moved(self.table):
                 self._say(MOVED)
         steps, calls = self._layout.steps, self._layout.calls
@@ -115,7 +116,7 @@ class Timetable(StockConfigured):
         self.order = self._layout.order if counts_steps else 1
         self._one_step = num_inference_steps == 1
         self.num_inference_steps = steps if self.table is None else len(calls)
-        self._told = [torch.tensor(c.timestep, dtype=torch.float32, device=device) for c in calls]
+        self._network_times = [torch.tensor(c.timestep, dtype=torch.float32, device=device) for c in calls]
         self.timesteps = torch.tensor([c.timestep[0] for c in calls], dtype=torch.float32, device=device)
         ends = [*(c.sigma[0] for c in calls), float(self._layout.levels[-1])]
         self.sigmas = torch.tensor(ends, dtype=torch.float32)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance
 from helpers.list_and_packed_pipelines import embeddings, z_image
 from helpers.pipeline_tables import SMALL, assert_same, seeds, table_for, variant
 from helpers.tiny_cogvideox import cogvideox
@@ -15,6 +17,7 @@ from helpers.tiny_pipelines import diffusers, network
 from torch import Tensor
 
 import epd
+from epd.pipelines.placement import placed
 
 CALLS = 16  # of four steps with three points, one after another
 VIDEO = {"height": 64, "width": 64, "num_frames": 5, "output_type": "latent", "return_dict": False}
@@ -66,3 +69,13 @@ def test_5_guidance_by_time_is_serial_and_says_so_once(
     plain, calls, _ = made_by(pipe, call)
     assert calls == (8 if otherwise else CALLS)
     assert not torch.allclose(plain, serial, atol=1e-3 * float(serial.abs().max()))
+
+
+@pytest.mark.parametrize("momentum", [-0.5, None])
+def test_5_a_guider_with_momentum_keeps_rows_from_call_to_call(momentum: float | None) -> None:
+    pipe = epd.enable(variant(diffusers.StableDiffusionPipeline), table_for("sd", "epd"))
+    guider = AdaptiveProjectedGuidance(adaptive_projected_guidance_momentum=momentum)
+    parts = SimpleNamespace(components={**pipe.components, "guider": guider}, __call__=pipe.__call__)
+    placement, note = placed(parts, True)
+    assert placement == ("batched" if momentum is None else "serial")
+    assert ("momentum" in note) == (momentum is not None)

@@ -18,7 +18,7 @@ from epd.denoisers.noise import unit_noise
 from epd.pipelines.fan import units
 
 SEEDS = (2, 3)
-SIZE = {"height": 16, "width": 16}
+SIZE: dict[str, Any] = {"height": 16, "width": 16}
 CONFIGS = [COGVIEW, {**COGVIEW, "time_shift_type": "exponential"}, {"shift": 3.0}, {"shift": 1.0}]
 
 
