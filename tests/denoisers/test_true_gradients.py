@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import tiny_pipelines
+from helpers.counting import counting
 from helpers.pipeline_families import FAMILIES
 from helpers.toy_models import toy_mixture
 from torch import Tensor
@@ -168,3 +169,9 @@ def test_the_probe_keeps_to_the_row_limit(rows: int) -> None:
 
     assert model_has_gradients(limit_rows(own_model(denoise, (2, 3), 0.02, 20.0), rows))
     assert set(asked) == {min(rows, 2)}
+
+
+def test_a_step_into_another_mode_is_no_missing_gradient() -> None:
+    """Five modes so far apart that a tenth of the noise level leads from one to another, and less changes nothing."""
+    assert model_has_gradients(counting((1, 16, 16)), torch.float64)
+    assert model_has_gradients(counting((1, 16, 16)), torch.float32)

@@ -103,7 +103,7 @@ def test_a_dry_run_of_a_large_sample_makes_small_calls() -> None:
     """256 rows of 2^18 numbers were 268 MB for the states alone; 2^22 numbers a call are 16 rows."""
     model = counting((1, 512, 512), plain=True)
     cost = estimate(model, make_plan(model, toy_config(batch=512, pool=512, accumulate=1)))
-    assert model.calls == [2] * 4 and cost.rows == 16
+    assert model.calls[-4:] == [2] * 4 and max(model.calls) == 2 and cost.rows == 16
 
 
 def test_every_number_of_a_cost_is_written_out() -> None:
