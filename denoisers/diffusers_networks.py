@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .networks import Call, NetworkDenoiser, Rows
+from .networks import NetworkCall, NetworkDenoiser, Rows
 from .preconditioning import Prediction, discrete
 from .timesteps import Timesteps
 
@@ -30,7 +30,12 @@ class DiffusersModel(Protocol):
 
 
 def _denoiser(
-    model: DiffusersModel, call: Call, alphas_cumprod: Tensor, prediction: Prediction, name: str, null: Rows | None
+    model: DiffusersModel,
+    call: NetworkCall,
+    alphas_cumprod: Tensor,
+    prediction: Prediction,
+    name: str,
+    null: Rows | None,
 ) -> NetworkDenoiser:
     size = model.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size

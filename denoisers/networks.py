@@ -13,7 +13,7 @@ from .preconditioning import Preconditioning
 from .protocol import Denoiser, Path, beside, coefficient_device, rows_per_condition
 
 Rows = Mapping[str, Tensor]  # conditioning by name, one row per sample
-Call = Callable[[Tensor, Tensor, Rows], Tensor]  # (scaled x (R, *S), timestep (R,), rows) -> output (R, *S)
+NetworkCall = Callable[[Tensor, Tensor, Rows], Tensor]  # (scaled x (R, *S), timestep (R,), rows) -> output (R, *S)
 
 
 def guided(denoise: Denoiser, x: Tensor, sigma: Tensor, guidance: float) -> Tensor:
@@ -84,7 +84,7 @@ class NetworkDenoiser:
         resolution: pixels; recorded with tables.
     """
 
-    call: Call
+    call: NetworkCall
     precondition: Preconditioning
     shape: tuple[int, ...]
     sigma_min: float

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .timesteps import Timesteps
 
-Coefficients = tuple[Tensor, Tensor, Tensor, Tensor]  # c_skip, c_out, c_in, c_noise, all shaped like sigma
-Preconditioning = Callable[[Tensor], Coefficients]
+NetworkCoefficients = tuple[Tensor, Tensor, Tensor, Tensor]  # c_skip, c_out, c_in, c_noise, all shaped like sigma
+Preconditioning = Callable[[Tensor], NetworkCoefficients]
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
@@ -30,7 +30,7 @@ def edm(sigma_data: float = 0.5) -> Preconditioning:
     if not 0 < sigma_data < float("inf"):
         raise ValueError(f"sigma_data = {sigma_data} must be positive and finite: the data's standard deviation")
 
-    def coefficients(sigma: Tensor) -> Coefficients:
+    def coefficients(sigma: Tensor) -> NetworkCoefficients:
         total = sigma**2 + sigma_data**2
         root = total.sqrt()
         return sigma_data**2 / total, sigma * sigma_data / root, 1 / root, sigma.log() / 4
@@ -49,7 +49,7 @@ def v_prediction(times: Timesteps) -> Preconditioning:
     Reference: arXiv 2202.00512, Appendix D.
     """
 
-    def coefficients(sigma: Tensor) -> Coefficients:
+    def coefficients(sigma: Tensor) -> NetworkCoefficients:
         alpha = (sigma * sigma + 1).rsqrt()
         return alpha * alpha, -alpha * sigma, alpha, times.timestep(sigma)
 
@@ -122,7 +122,7 @@ def vp(
     if prediction not in ("epsilon", "score", "v"):
         raise ValueError(f"prediction = {prediction!r} is unknown: give 'epsilon', 'score' or 'v'")
 
-    def coefficients(sigma: Tensor) -> Coefficients:
+    def coefficients(sigma: Tensor) -> NetworkCoefficients:
         alpha = (sigma * sigma + 1).rsqrt()
         rise = (sigma * sigma).log1p()
         time = 2 * rise / (beta_min + (beta_min**2 + 2 * (beta_max - beta_min) * rise).sqrt())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .objective import Chunk, steps_loss
 from .parameters import Parameters
-from .state import Problem, State, Stepped
+from .state import Problem, Stepped, TrainerState
 
 BETAS = (0.9, 0.99)
 WARM = 0.15  # share of the updates that the learning rate rises
@@ -27,7 +27,7 @@ def one_cycle(fraction: float, peak: float) -> float:
 
 
 def update(
-    problem: Problem, state: State, parts: int, part: Callable[[int], Iterable[Chunk]], exploring: bool
+    problem: Problem, state: TrainerState, parts: int, part: Callable[[int], Iterable[Chunk]], exploring: bool
 ) -> Stepped:
     """One Adam update; the parts' gradients are averaged before they are clipped. Reference: arXiv 1412.6980.
 
@@ -56,7 +56,7 @@ def first_scale(numbers: int) -> float:
 
 
 def scaled_gradient(
-    problem: Problem, state: State, parts: int, part: Callable[[int], Iterable[Chunk]]
+    problem: Problem, state: TrainerState, parts: int, part: Callable[[int], Iterable[Chunk]]
 ) -> tuple[Tensor, float]:
     """The parts' mean gradient and loss in one row (P + 1,), and the loss scale at which the gradient was finite.
 

@@ -21,7 +21,7 @@ from ..solvers.solve import solve
 from ..solvers.walk import plan
 from .objective import Chunk, Residual, mean_square
 from .parameters import Parameters
-from .state import Problem, State, Stepped
+from .state import Problem, Stepped, TrainerState
 
 DAMPING = 1e-2  # relative to the diagonal: the first step is nearly a Gauss-Newton step
 LEAST, MOST = 1e-6, 1e3
@@ -153,7 +153,7 @@ def damped_step(normal: Normal, damping: float) -> Tensor:
 
 
 def update(
-    problem: Problem, state: State, parts: int, part: Callable[[int], Iterable[Chunk]], exploring: bool
+    problem: Problem, state: TrainerState, parts: int, part: Callable[[int], Iterable[Chunk]], exploring: bool
 ) -> Stepped:
     """One trust-region step from the batch's parts, accepted by as many others.
 

@@ -15,7 +15,7 @@ from . import gauss_newton
 from .config import DistillConfig, ResolvedConfig
 from .families import ADAM_START_COST, FEWEST_STARTS, START_COST, initial_table, starts, structure
 from .parameters import Parameters
-from .state import State
+from .state import TrainerState
 
 log = logging.getLogger("epd")
 ALONE = 0.6  # share of a start's updates that use one part of the batch
@@ -160,7 +160,7 @@ def parts_at(plan: Plan, iteration: int) -> int:
     return max(1, math.ceil(grown * (every / 2 if plan.exploring(iteration) else every)))
 
 
-def finished(plan: Plan, state: State) -> bool:
+def finished(plan: Plan, state: TrainerState) -> bool:
     """Whether a run has nothing left to do: all updates done, or no improvement for `patience` measurements."""
     stopped = 0 < plan.config.patience <= state.stale and state.iteration > plan.screening
     return stopped or state.iteration >= plan.total

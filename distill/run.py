@@ -22,14 +22,14 @@ from .budget import decided, foreseen
 from .config import DistillConfig
 from .cost import Cost, estimate
 from .plan import Plan, make_plan
-from .state import State
+from .state import TrainerState
 from .straightness import report_straightness
 from .teacher import POOL_SEEDS
 from .train import distill
 from .update import Update, table_at
 
 log = logging.getLogger("epd")
-TENSORS = ("vector", "best", "moments")  # of a State; all else in it is numbers
+TENSORS = ("vector", "best", "moments")  # of a TrainerState; all else in it is numbers
 
 
 def run_distill(
@@ -98,7 +98,7 @@ def _begin(model: Model, folder: Folder, checkpoint: Checkpoint | None) -> None:
     folder.begin()
 
 
-def _resumed(plan: Plan, checkpoint: Checkpoint | None, folder: Folder) -> tuple[Plan, State | None]:
+def _resumed(plan: Plan, checkpoint: Checkpoint | None, folder: Folder) -> tuple[Plan, TrainerState | None]:
     """The plan and the state to go on with; a plan that was fitted to a time keeps the lengths that were decided."""
     if checkpoint is None:
         return plan, None
@@ -122,14 +122,14 @@ def _identity(model: Model, plan: Plan, features: nn.Module | None) -> dict[str,
     }
 
 
-def checkpoint_of(state: State, plan: Plan) -> Checkpoint:
+def checkpoint_of(state: TrainerState, plan: Plan) -> Checkpoint:
     """A state, and the plan's lengths: where they were fitted to a time, a resumed run has to keep to them."""
     values = asdict(state)
     tensors = {name: values.pop(name) for name in TENSORS}
     return Checkpoint(tensors, {"state": values, "lengths": [plan.config.screening, plan.iterations]})
 
 
-def state_of(checkpoint: Checkpoint, path: Path) -> tuple[State, tuple[int, int]]:
+def state_of(checkpoint: Checkpoint, path: Path) -> tuple[TrainerState, tuple[int, int]]:
     """The state in a checkpoint and the plan's lengths: updates of screening one start, and of training.
 
     Raises:
@@ -138,7 +138,7 @@ def state_of(checkpoint: Checkpoint, path: Path) -> tuple[State, tuple[int, int]
     try:
         screening, iterations = checkpoint.numbers["lengths"]
         tensors = {name: checkpoint.tensors[name] for name in TENSORS}
-        return State(**checkpoint.numbers["state"], **tensors), (screening, iterations)
+        return TrainerState(**checkpoint.numbers["state"], **tensors), (screening, iterations)
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path} is not of a distillation ({error}): choose another --out") from error
 

@@ -14,7 +14,7 @@ from .parameters import Parameters
 
 
 @dataclass(frozen=True)
-class State:
+class TrainerState:
     """Everything that a run needs to go on, bit for bit; noise and batches follow from the seed and the iteration.
 
     Args:
@@ -73,6 +73,6 @@ class Problem(Protocol):
         """Updates after screening."""
         ...
 
-    def parameters(self, state: State) -> Parameters:
+    def parameters(self, state: TrainerState) -> Parameters:
         """What the state's vector stands for."""
         ...

@@ -25,7 +25,7 @@ from .objective import Chunk, end_residual
 from .parameters import Parameters
 from .plan import Plan, finished, parts_at
 from .portions import portions
-from .state import State
+from .state import TrainerState
 from .teacher import POOL_SEEDS, VALIDATION_SEEDS, Teacher, cache_folder
 from .update import Update
 
@@ -35,7 +35,7 @@ log = logging.getLogger("epd")
 def distill(
     model: Model,
     plan: Plan,
-    state: State | None = None,
+    state: TrainerState | None = None,
     features: nn.Module | None = None,
     cache: Path | None = None,
     workers: Workers | None = None,
@@ -106,7 +106,7 @@ class Trainer:
         self.plan = fitted(self.plan, left, Speed(part, measurement))
         self.config, self.iterations = self.plan.config, self.plan.iterations
 
-    def updates(self, state: State | None) -> Iterator[Update]:
+    def updates(self, state: TrainerState | None) -> Iterator[Update]:
         state = state or self._first()
         while not finished(self.plan, state):
             tick = time.perf_counter()
@@ -122,7 +122,7 @@ class Trainer:
             seconds = time.perf_counter() - tick
             yield Update(state.iteration, self.plan.total, loss, rmse, state, seconds, accepted, self.model, self.plan)
 
-    def _stepped(self, state: State) -> tuple[State, float, bool]:
+    def _stepped(self, state: TrainerState) -> tuple[TrainerState, float, bool]:
         """The state after one update of the optimiser, the batch's loss before it, and whether it was accepted."""
         step = gauss_newton.update if self.config.gauss_newton else adam.update
         parts = parts_at(self.plan, state.iteration)
@@ -132,7 +132,7 @@ class Trainer:
         changes = {"vector": moved.vector, "damping": moved.damping, "moments": moved.moments, "scale": moved.scale}
         return replace(state, iteration=state.iteration + 1, **changes), math.sqrt(moved.loss), moved.accepted
 
-    def _lost(self, state: State, error: FloatingPointError) -> State:
+    def _lost(self, state: TrainerState, error: FloatingPointError) -> TrainerState:
         """The state after a start whose numbers overflow: the next start, or the end of the run with its best.
 
         Raises:
@@ -147,7 +147,7 @@ class Trainer:
         log.warning("training ends at update %d with the best numbers so far: %s", state.iteration + 1, error)
         return replace(state, iteration=self.plan.total, vector=state.best, start=state.best_start)
 
-    def _measured(self, state: State) -> tuple[State, float | None]:
+    def _measured(self, state: TrainerState) -> tuple[TrainerState, float | None]:
         """The state with its present numbers held against the best, where they are to be measured."""
         if state.iteration % self.config.validate_every and not self._ends_start(state.iteration):
             return state, None
@@ -156,7 +156,7 @@ class Trainer:
             return replace(state, best=state.vector, best_rmse=rmse, best_start=state.start, stale=0), rmse
         return replace(state, stale=state.stale + 1), rmse
 
-    def _chosen(self, state: State, rmse: float | None) -> State:
+    def _chosen(self, state: TrainerState, rmse: float | None) -> TrainerState:
         """The state that a run ends with: its best on held-out noise, or its last where that is as good but for chance.
 
         Most of the error is that of a few samples between two modes. The best of a dozen measurements is one where few
@@ -168,7 +168,7 @@ class Trainer:
             return replace(state, best=state.vector, best_rmse=rmse, best_start=state.start)
         return replace(state, vector=state.best, start=state.best_start)
 
-    def _worse(self, state: State) -> bool:
+    def _worse(self, state: TrainerState) -> bool:
         """Whether the last numbers are worse than the best ones by two standard errors of the held-out samples."""
         last = self.parameters(state).coefficients(state.vector)
         best = self.starts[state.best_start].coefficients(state.best)
@@ -186,12 +186,12 @@ class Trainer:
             iteration <= self.plan.screening and iteration % self.config.screening == 0
         )
 
-    def _first(self) -> State:
+    def _first(self) -> TrainerState:
         vector = self.starts[0].start
         none = torch.zeros(2, len(vector), dtype=torch.float64)
-        return State(0, 0, 0, vector, vector, math.inf, 0, 0, gauss_newton.DAMPING, none)
+        return TrainerState(0, 0, 0, vector, vector, math.inf, 0, 0, gauss_newton.DAMPING, none)
 
-    def _begun(self, state: State) -> State:
+    def _begun(self, state: TrainerState) -> TrainerState:
         """The state at the beginning of each start, and at the end of screening; else as it is."""
         n = state.iteration
         if n > self.plan.screening or (n < self.plan.screening and n % self.config.screening):
@@ -244,7 +244,7 @@ class Trainer:
             return called
         return lambda x, sigma: checkpoint(called, x, sigma, use_reentrant=False)  # type: ignore[return-value]
 
-    def _validate(self, state: State) -> float:
+    def _validate(self, state: TrainerState) -> float:
         """RMSE to the teacher's end points on held-out noise."""
         c = self.parameters(state).coefficients(state.vector)
         try:
@@ -260,6 +260,6 @@ class Trainer:
         with torch.no_grad():
             return end_residual()(c, chunk.denoiser, chunk).reshape(len(chunk.noise), -1).square().sum(1).cpu()
 
-    def parameters(self, state: State) -> Parameters:
+    def parameters(self, state: TrainerState) -> Parameters:
         """What the state's vector stands for."""
         return self.starts[state.start]

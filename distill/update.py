@@ -13,7 +13,7 @@ from ..denoisers.rows import RowLimited
 from ..solvers.table import Provenance, Table
 from .parameters import Parameters
 from .plan import Plan
-from .state import State
+from .state import TrainerState
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Update:
     total: int
     loss: float
     validation: float | None
-    state: State
+    state: TrainerState
     seconds: float
     accepted: bool
     model: Model = field(repr=False)
@@ -46,7 +46,7 @@ class Update:
         return table_at(self.model, self.plan, self.state)
 
 
-def table_at(model: Model, plan: Plan, state: State) -> Table:
+def table_at(model: Model, plan: Plan, state: TrainerState) -> Table:
     """The table of a state's present numbers, with its provenance; an RMSE where it is theirs."""
     config, base = plan.config, plan.tables[state.start]
     whole = model.model if isinstance(model, RowLimited) else model

@@ -10,7 +10,7 @@ from ..denoisers.digits import EMBEDDED, digits_classifier, digits_data
 from .metrics import Features
 
 
-class Judges(TypedDict):
+class JudgeArguments(TypedDict):
     """What `compare` can be given for a model, by its argument names; none where there is none."""
 
     features: Features | None
@@ -18,12 +18,12 @@ class Judges(TypedDict):
     data: Tensor | None
 
 
-def judges_of(name: str) -> Judges:
+def judges_of(name: str) -> JudgeArguments:
     """The judges of a model: the digits' own classifier for the embedded models, nobody for others."""
     if name not in EMBEDDED:
-        return Judges(features=None, classifier=None, data=None)
+        return JudgeArguments(features=None, classifier=None, data=None)
     network = digits_classifier()
-    return Judges(
+    return JudgeArguments(
         features=lambda x: network.features(x.float()),
         classifier=lambda x: network(x.float()),
         data=digits_data()[0],

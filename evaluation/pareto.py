@@ -23,7 +23,7 @@ FEATURED = 5  # hand-made methods that are drawn in full; the others are paler
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostAxis:
     """What the horizontal axis counts."""
 
     name: str
@@ -41,16 +41,16 @@ class Curve:
     points: list[tuple[float, float]]
 
 
-def costs(c: Comparison) -> list[Cost]:
+def costs(c: Comparison) -> list[CostAxis]:
     """Sequential calls, total evaluations, milliseconds a sample."""
     return [
-        Cost("calls", "sequential network calls", lambda cell: cell.calls, True),
-        Cost("evaluations", "network evaluations of one sample", lambda cell: cell.evaluations, True),
-        Cost("time", f"milliseconds per batch of {min(c.batch, c.samples)}", lambda cell: 1000 * cell.seconds, False),
+        CostAxis("calls", "sequential network calls", lambda cell: cell.calls, True),
+        CostAxis("evaluations", "network evaluations of one sample", lambda cell: cell.evaluations, True),
+        CostAxis("time", f"milliseconds a batch of {min(c.batch, c.samples)}", lambda cell: 1000 * cell.seconds, False),
     ]
 
 
-def curves(c: Comparison, cost: Cost) -> list[Curve]:
+def curves(c: Comparison, cost: CostAxis) -> list[Curve]:
     """One curve a group, best first."""
     out = []
     for group in c.groups():
@@ -69,7 +69,7 @@ def pareto_plots(c: Comparison, folder: Path) -> list[Path]:
     return [*single, pareto_plot(c, costs(c), folder / "pareto.png")]
 
 
-def pareto_plot(c: Comparison, shown: Sequence[Cost], path: Path) -> Path:
+def pareto_plot(c: Comparison, shown: Sequence[CostAxis], path: Path) -> Path:
     """One picture with a panel for each of the costs."""
     from matplotlib.figure import Figure
 
@@ -97,7 +97,7 @@ def _title(figure: Figure, title: str, subtitle: str) -> None:
     figure.supxlabel(subtitle, x=0.012, ha="left", fontsize=9, color="#5b6470")
 
 
-def _draw(axes: Axes, c: Comparison, cost: Cost) -> None:
+def _draw(axes: Axes, c: Comparison, cost: CostAxis) -> None:
     shown = [curve for curve in curves(c, cost) if curve.points]
     learned = [curve for curve in shown if curve.learned]
     handmade = [curve for curve in shown if not curve.learned]
@@ -115,7 +115,7 @@ def _draw(axes: Axes, c: Comparison, cost: Cost) -> None:
     _labels(axes, ends)
 
 
-def _axes(axes: Axes, shown: Sequence[Curve], cost: Cost) -> None:
+def _axes(axes: Axes, shown: Sequence[Curve], cost: CostAxis) -> None:
     from matplotlib.ticker import FixedLocator
 
     log_axes(axes)

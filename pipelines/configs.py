@@ -15,9 +15,9 @@ from typing import Any, Literal
 import diffusers
 
 Config = Mapping[str, Any]
-Family = Literal["vp", "flow", "edm"]
+PathFamily = Literal["vp", "flow", "edm"]
 
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: Mapping[str, PathFamily] = {
     "EulerDiscreteScheduler": "vp",
     "EulerAncestralDiscreteScheduler": "vp",
     "HeunDiscreteScheduler": "vp",
@@ -120,7 +120,7 @@ class Stock:
     """
 
     name: str
-    family: Family
+    family: PathFamily
     config: Config
 
     def build(self) -> Any:  # noqa: ANN401 - any scheduler of diffusers

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..denoisers.protocol import Denoiser, beside, coefficient_device
 from .walk import Answer, Ask
 
-Placement: TypeAlias = Callable[[Denoiser], Answer]
+MakeAnswer: TypeAlias = Callable[[Denoiser], Answer]
 
 
 def slope(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ..denoisers.protocol import Path
 from .schedules import checked_sigmas
 from .walk import Ask, History, Rule, Steps
 
-Frame = Literal["ve", "vp", "flow"]
+StateFrame = Literal["ve", "vp", "flow"]
 Make = Callable[[], object]  # returns a SchedulerMixin, whose subclasses share no typed attributes
 # What a scheduler gets instead of sigma 1 on a flow path, where its log(1 - sigma) is infinite; as diffusers does.
 LARGEST_FLOW_SIGMA = 1 - 1e-6
@@ -30,7 +30,7 @@ class Kind:
         output: the kind of model output that it takes, where its config does not say.
     """
 
-    frame: Frame
+    frame: StateFrame
     arm: Callable[[Any, Tensor], None]
     second: float | None = None
     output: str | None = None
@@ -140,13 +140,13 @@ def scheduler_rule(make: Make, sigmas: Tensor | Sequence[float], path: Path = "v
     return rule
 
 
-def _introduce(scheduler: Any, levels: Tensor, path: Path) -> tuple[Kind, Frame, str]:  # noqa: ANN401
+def _introduce(scheduler: Any, levels: Tensor, path: Path) -> tuple[Kind, StateFrame, str]:  # noqa: ANN401
     """Kind, frame and model output of a scheduler, checked against what it will be used for."""
     name = type(scheduler).__name__
     if name not in KINDS:
         raise ValueError(f"no adapter for {name}: there is one for {', '.join(KINDS)}")
     kind, config = KINDS[name], scheduler.config
-    frame: Frame = "flow" if config.get("use_flow_sigmas") else kind.frame
+    frame: StateFrame = "flow" if config.get("use_flow_sigmas") else kind.frame
     if (frame == "flow") != (path == "flow"):
         raise ValueError(
             f"{name} works in the {frame} frame, the path is {path!r}: on a flow path use a FlowMatch "
@@ -166,7 +166,7 @@ def _marks(sigma: Tensor, sigma_next: Tensor, second: float | None) -> list[Tens
     return [sigma] if second is None else [sigma, sigma_next**second * sigma ** (1 - second)]
 
 
-def _scale(frame: Frame, sigma: Tensor) -> Tensor:
+def _scale(frame: StateFrame, sigma: Tensor) -> Tensor:
     """Our state times this is the scheduler's sample."""
     return (1 + sigma**2).rsqrt() if frame == "vp" else torch.ones_like(sigma)
 

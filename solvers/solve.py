@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..denoisers.protocol import Denoiser, coefficient_device
-from .answers import Placement, batched
+from .answers import MakeAnswer, batched
 from .schedules import checked_sigmas
 from .walk import History, Rule, Steps, drive, expand, walk
 
@@ -22,7 +22,7 @@ def trajectory(
     noise: Tensor,
     sigmas: Tensor | ArrayLike,
     detach: bool = False,
-    answer: Placement = batched,
+    answer: MakeAnswer = batched,
     check: bool = True,
 ) -> Iterator[Tensor]:
     """The N + 1 states x_0 = noise * sigmas[0], ..., x_N, one by one, each (B, *S) in the dtype of the noise.
@@ -66,7 +66,7 @@ def solve(
     denoiser: Denoiser,
     noise: Tensor,
     sigmas: Tensor | ArrayLike,
-    answer: Placement = batched,
+    answer: MakeAnswer = batched,
     check: bool = True,
 ) -> Tensor:
     """The last state of `trajectory`: x at sigmas[-1], (B, *S). Arguments and errors are those of `trajectory`."""

@@ -15,7 +15,7 @@ from epd.distill import adam
 from epd.distill.objective import end_residual
 from epd.distill.parameters import Parameters
 from epd.distill.plan import make_plan
-from epd.distill.state import State
+from epd.distill.state import TrainerState
 from epd.runs.processes import Workers
 
 
@@ -30,7 +30,7 @@ class Listed(Workers):
         return torch.cat([next(self.gradients), torch.zeros(1, dtype=torch.float64)])  # type: ignore[attr-defined]
 
 
-def steps_of_adam(gradients: list[Tensor], clip: float) -> list[State]:
+def steps_of_adam(gradients: list[Tensor], clip: float) -> list[TrainerState]:
     """The states of Adam before and after updates with these gradients."""
     config = toy_config(family="amed", calls=4, schedule="polynomial", optimizer="adam", clip=clip)
     plan = make_plan(toy_mixture(), config)
@@ -39,11 +39,11 @@ def steps_of_adam(gradients: list[Tensor], clip: float) -> list[State]:
         workers: Workers = Listed(gradients)
         config, residual, iterations = plan.config, staticmethod(end_residual()), 100
 
-        def parameters(self, state: State) -> Parameters:
+        def parameters(self, state: TrainerState) -> Parameters:
             return Parameters.of(plan.tables[0], plan.learn)
 
     none = torch.zeros_like(gradients[0])
-    states = [State(0, 0, 0, none, none, math.inf, 0, 0, 0.0, torch.stack([none, none]))]
+    states = [TrainerState(0, 0, 0, none, none, math.inf, 0, 0, 0.0, torch.stack([none, none]))]
     for _ in gradients:
         moved = adam.update(Run(), states[-1], 1, lambda i: pytest.fail("not asked"), exploring=False)
         iteration = states[-1].iteration + 1

@@ -18,7 +18,7 @@ from epd.distill.families import initial_table, structure
 from epd.distill.gauss_newton import RecordingDenoiser, ReplayingDenoiser, damped_step, first_reached, normal_equations
 from epd.distill.objective import Chunk, Residual, end_residual, steps_loss
 from epd.distill.parameters import Parameters
-from epd.distill.state import State
+from epd.distill.state import TrainerState
 from epd.runs.processes import Workers
 from epd.solvers.exact import converged
 from epd.solvers.parallel import parallel
@@ -129,7 +129,7 @@ class TwoParts:
     residual: Residual = end_residual()
     iterations: int = 10
 
-    def parameters(self, state: State) -> Parameters:
+    def parameters(self, state: TrainerState) -> Parameters:
         return self.parameters_
 
 
@@ -147,7 +147,7 @@ def test_a_step_that_fits_its_own_batch_alone_is_refused_but_while_exploring(exp
     own, others = chunk_of(target), chunk_of(vector)
     trainer = TwoParts(parameters, toy_config(optimizer="gauss-newton").resolved(4))
     none = torch.zeros(2, len(vector), dtype=torch.float64)
-    state = State(0, 0, 0, vector, vector, math.inf, 0, 0, gauss_newton.DAMPING, none)
+    state = TrainerState(0, 0, 0, vector, vector, math.inf, 0, 0, gauss_newton.DAMPING, none)
     moved = gauss_newton.update(trainer, state, 1, lambda i: [own if i == 0 else others], exploring)
     assert moved.accepted == exploring
     if exploring:

@@ -21,7 +21,7 @@ from epd.distill.config import ResolvedConfig
 from epd.distill.objective import Chunk, Residual, end_residual
 from epd.distill.parameters import Parameters
 from epd.distill.plan import Plan, make_plan
-from epd.distill.state import Problem, State, Stepped
+from epd.distill.state import Problem, Stepped, TrainerState
 from epd.distill.train import distill
 from epd.distill.update import Update
 from epd.runs.processes import Workers
@@ -59,14 +59,14 @@ class OneBatch:
     def iterations(self) -> int:
         return self.plan.iterations
 
-    def parameters(self, state: State) -> Parameters:
+    def parameters(self, state: TrainerState) -> Parameters:
         return Parameters.of(self.plan.tables[0], self.plan.learn)
 
 
-def state_of(problem: OneBatch, scale: float, iteration: int = 0) -> State:
+def state_of(problem: OneBatch, scale: float, iteration: int = 0) -> TrainerState:
     vector = problem.parameters(None).start  # type: ignore[arg-type] - one start
     none = torch.zeros(2, len(vector), dtype=torch.float64)
-    return State(iteration, 0, 0, vector, vector, math.inf, 0, 0, 0.0, none, scale)
+    return TrainerState(iteration, 0, 0, vector, vector, math.inf, 0, 0, 0.0, none, scale)
 
 
 def gradient(objective: str, scale: float, dtype: torch.dtype, precision: str, convolved: bool) -> Tensor:
@@ -154,10 +154,10 @@ def test_a_loss_scale_falls_until_the_gradient_is_finite_and_rises_now_and_then(
 Step = Callable[..., Stepped]
 
 
-def failing(step: Step, fails: Callable[[State], bool]) -> Step:
+def failing(step: Step, fails: Callable[[TrainerState], bool]) -> Step:
     """An optimiser that overflows at some states."""
 
-    def update(problem: Problem, state: State, *rest: object) -> Stepped:
+    def update(problem: Problem, state: TrainerState, *rest: object) -> Stepped:
         if fails(state):
             raise FloatingPointError("the state is not finite after step 1")
         return step(problem, state, *rest)
@@ -165,7 +165,7 @@ def failing(step: Step, fails: Callable[[State], bool]) -> Step:
     return update
 
 
-def run(cache: Path, optimizer: str, state: State | None = None, **changes: object) -> list[Update]:
+def run(cache: Path, optimizer: str, state: TrainerState | None = None, **changes: object) -> list[Update]:
     model = toy_mixture()
     plan = make_plan(model, toy_config(family="epd", optimizer=optimizer, iterations=4, screening=3, **changes))
     return list(distill(model, plan, state, cache=cache))
@@ -177,12 +177,12 @@ def optimizer(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def fail(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[State], bool]], None]:
+def fail(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[TrainerState], bool]], None]:
     module = train.adam if optimizer == "adam" else train.gauss_newton
     return lambda fails: monkeypatch.setattr(module, "update", failing(module.update, fails))
 
 
-Fail = Callable[[Callable[[State], bool]], None]
+Fail = Callable[[Callable[[TrainerState], bool]], None]
 
 
 def test_a_start_that_overflows_is_lost_and_the_others_go_on(

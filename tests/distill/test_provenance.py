@@ -18,7 +18,7 @@ from epd.denoisers.protocol import Model
 from epd.denoisers.rows import limit_rows
 from epd.distill.parameters import Parameters
 from epd.distill.plan import Plan, make_plan
-from epd.distill.state import State
+from epd.distill.state import TrainerState
 from epd.distill.train import Trainer, distill
 from epd.distill.update import Update, table_at
 from epd.pipelines.denoiser import from_pipeline
@@ -29,7 +29,7 @@ def first_table(model: Model, plan: Plan) -> epd.Table:
     """The table that training starts from, with the provenance of one that was learned."""
     vector = Parameters.of(plan.tables[0], plan.learn).start
     none = torch.zeros(2, len(vector), dtype=torch.float64)
-    return table_at(model, plan, State(0, 0, 0, vector, vector, math.inf, 0, 0, 0.0, none))
+    return table_at(model, plan, TrainerState(0, 0, 0, vector, vector, math.inf, 0, 0, 0.0, none))
 
 
 def updates(cache: Path, table: epd.Table | None = None, **changes: object) -> list[Update]:

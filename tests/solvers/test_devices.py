@@ -23,7 +23,7 @@ from epd.denoisers.preconditioning import edm, epsilon, flow, v_prediction
 from epd.denoisers.protocol import Path
 from epd.denoisers.timesteps import Timesteps, linear_beta
 from epd.pipelines.kdiffusion import sample_epd
-from epd.solvers.answers import Placement, batched, serial
+from epd.solvers.answers import MakeAnswer, batched, serial
 from epd.solvers.parallel import Coefficients, parallel
 
 rules = epd.rules
@@ -109,7 +109,7 @@ def test_a_fake_device_shows_both_faults(fake: None) -> None:
 @on_devices
 @pytest.mark.parametrize("answer", [batched, serial])
 @pytest.mark.parametrize("name", RULES)
-def test_no_rule_waits_for_the_device_or_mixes_devices(name: str, answer: Placement, device: str, fake: None) -> None:
+def test_no_rule_waits_for_the_device_or_mixes_devices(name: str, answer: MakeAnswer, device: str, fake: None) -> None:
     noise = torch.empty(5, 2, 3, device=device)
     for sigmas in (SIGMAS, GRID, levels(device), levels(device, 5)):
         x = epd.solve(RULES[name](), elementwise, noise, sigmas, answer=answer, check=False)
