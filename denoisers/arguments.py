@@ -30,6 +30,8 @@ class NetworkArguments:
         ValueError: when the call has no state or no time.
     """
 
+    finish: Callable[[Any], Any] | None = None  # what the call returns -> what its caller gets
+
     def __init__(self, args: Positional, kwargs: Keywords) -> None:
         self._values: dict[Key, Any] = {**dict(enumerate(args)), **kwargs}
         self._count = len(args)

@@ -17,6 +17,9 @@ from .rows import limit_rows
 LENGTHS = (0.1, 0.02, 0.004, 0.001)
 TOLERANCE = 0.25  # of what autograd sees of a derivative: rounding and bends; where it is cut off, it sees far less
 LEAST_SHARE = 0.05  # of a derivative, in the part of it that the network alone can have: less is rounding
+# Half precision rounds what autograd says as well: of a derivative that is there it may see anything, and of one that
+# is cut off no more than this.
+CUT_OFF = 0.1
 ROUNDED = 0.05  # of a difference, what another one does not repeat: 1e-3 in float32, 0.1 to 1 in half precision
 Line = Callable[[Tensor], Tensor]  # how far along, in noise levels -> denoised
 
@@ -48,8 +51,19 @@ def has_gradients(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> bool:
     linear = _of_coefficients(denoiser, x, sigma)
     spans = (direction.cpu().double()[:, None].flatten(2), linear, linear)
     lines = zip(_lines(denoiser, x, sigma, direction), _lines(denoiser, beside, sigma, direction), spans, strict=True)
+    (along_x, nearby, span), *along_sigma = lines
+    rounded = _is_rounded(along_x, nearby, span)
     # Along sigma a network that rounds its times changes over long steps alone, and is what is looked for.
-    return all(_is_seen(line, nearby, span, bends=i == 0) for i, (line, nearby, span) in enumerate(lines))
+    return _is_seen(along_x, nearby, span, rounded, bends=True) and all(
+        _is_seen(*line, rounded, bends=False) for line in along_sigma
+    )
+
+
+def _is_rounded(line: Line, nearby: Line, span: Tensor) -> bool:
+    """Whether the shortest differences are rounding, as in half precision: another one does not repeat them."""
+    whole = _difference(nearby, LENGTHS[-1])
+    part = _without(whole, span)
+    return bool(part.norm() > LEAST_SHARE * whole.norm()) and not _tells(_difference(line, LENGTHS[-1]), part, whole)
 
 
 def _noise(x: Tensor, seed: int) -> Tensor:
@@ -101,13 +115,14 @@ def _of_coefficients(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
     return torch.stack([x.cpu().double(), middle, ahead - behind], 1).flatten(2)
 
 
-def _is_seen(line: Line, nearby: Line, span: Tensor, bends: bool) -> bool:
+def _is_seen(line: Line, nearby: Line, span: Tensor, rounded: bool, bends: bool) -> bool:
     """Whether autograd sees the derivative along a line, in the span and beside it.
 
     One length at which it does is enough, and so is that differences tell nothing at any: a network that rounds or
     embeds time may oscillate within all of them. That autograd sees more than they do is no fault for the same reason.
 
     Args:
+        rounded: what autograd sees is rounded, too; only nothing at all is a fault.
         bends: a part that only longer differences have is none of the derivative: their ends lie in other modes.
     """
     inside, beside = [], []
@@ -117,7 +132,8 @@ def _is_seen(line: Line, nearby: Line, span: Tensor, bends: bool) -> bool:
         aside = _without(other, span)
         for part, seen in ((other - aside, inside), (aside, beside)):
             if not any(seen) and _tells(u, part, other):
-                seen.append(_seen_share(line, u, part) > 1 - TOLERANCE)
+                share = _seen_share(line, u, part)
+                seen.append(abs(share) > CUT_OFF if rounded else share > 1 - TOLERANCE)
             elif bends and not any(seen) and part.norm() <= LEAST_SHARE * other.norm():
                 seen.append(True)
         if any(inside) and any(beside):

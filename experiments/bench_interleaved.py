@@ -158,7 +158,7 @@ def interleave(tables: Sequence[str | None], runs: int, seed: int) -> dict[str, 
         "network_calls": len(order),
         "changes_of_thread": sum(one != other for one, other in zip(order[1:], order, strict=False)),
         "wrong": sum(painter.wrong for painter in painters),
-        "hooks_left": len(unet._forward_pre_hooks),
+        "hooks_left": len(unet._forward_pre_hooks) + len(unet._forward_hooks),
     }
 
 

@@ -12,7 +12,7 @@ from ..denoisers.arguments import NetworkArguments
 from .advice import compare_run
 from .calls_in_progress import pipeline_call
 from .exchange import WideCall
-from .fan_rows import mark_next_output
+from .fan_rows import marked
 from .frames import ALMOST_T, TIMES
 from .scheduler import EPDScheduler
 
@@ -50,7 +50,7 @@ def widen(module: torch.nn.Module, call: NetworkArguments) -> bool:
         call.change_conditioning(lambda name, value: _repeated(name, value, lengths, wide.width, listed))
         call.time = _own_times(current.pipe, call.time, wide, len(scheduler), state)
         if module is not vars(current.pipe).get("controlnet"):  # whose output goes into the network
-            mark_next_output(module)
+            call.finish = marked
     call.state = list(rows.unbind()) if listed else rows
     return True
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
-from torch.nn import Module
 
 
 class FanRows(Tensor):
@@ -50,22 +49,13 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def mark_next_output(network: Module) -> None:
-    """The tensors that this network's call under way returns are `FanRows`; those of later calls are not."""
-
-    def mark(module: object, args: object, output: Any) -> Any:  # noqa: ANN401 - any network's output
-        handle.remove()
-        return _marked(output)
-
-    handle = network.register_forward_hook(mark, always_call=True)
-
-
-def _marked(output: Any) -> Any:  # noqa: ANN401
+def marked(output: Any) -> Any:  # noqa: ANN401 - any network's output
+    """The same output, its tensors as `FanRows`."""
     if isinstance(output, Tensor):
         return output.as_subclass(FanRows)
     if isinstance(output, BaseOutput):
-        return type(output)(**{name: _marked(value) for name, value in output.items()})
-    return tuple(map(_marked, output)) if isinstance(output, tuple) else output
+        return type(output)(**{name: marked(value) for name, value in output.items()})
+    return tuple(map(marked, output)) if isinstance(output, tuple) else output
 
 
 def unmarked(output: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 
 import pytest
 import torch
@@ -44,10 +45,10 @@ def test_users_share_a_change_and_the_last_one_takes_it_away() -> None:
     release()
     release()
     assert attached(network, "double") and attached(nn.Sequential(network), "later")
-    assert len(network._forward_pre_hooks) == 1
+    assert len(network._forward_pre_hooks) == len(network._forward_hooks) == 1
     del second
     gc.collect()
-    assert not network._forward_pre_hooks
+    assert not network._forward_pre_hooks and not network._forward_hooks
     assert not attached(network, "double")
     assert network(ONE, TEN).tolist() == [11, 11]
 
@@ -69,3 +70,37 @@ def test_state_and_time_by_place_or_name(named: int) -> None:
 def test_a_call_without_a_state() -> None:
     with pytest.raises(ValueError, match="without 'sample', by this or another name"):
         NetworkArguments((), {"timestep": TEN})
+
+
+def test_the_output_of_the_same_call_alone_is_finished() -> None:
+    network, user, finished = Sum(), User(), [True]
+
+    def negate(module: nn.Module, call: NetworkArguments) -> bool:
+        if finished.pop():
+            call.finish = lambda output: -output
+        return False
+
+    attach(network, "negate", negate, user)
+    assert network(ONE, TEN).tolist() == [-11, -11]
+    finished += [False, True, False, True]
+    assert network(ONE, TEN).tolist() == [-11, -11]
+    assert network(ONE, TEN).tolist() == [11, 11]
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        network(ONE, torch.ones(3))
+    assert network(ONE, TEN).tolist() == [11, 11], "a call that failed is over"
+
+
+def test_the_output_of_another_threads_call_is_not_finished() -> None:
+    network, user, results = Sum(), User(), []
+
+    def negate(module: nn.Module, call: NetworkArguments) -> bool:
+        if threading.current_thread() is threading.main_thread():
+            call.finish = lambda output: -output
+            other = threading.Thread(target=lambda: results.append(network(ONE, TEN)))
+            other.start()
+            other.join()
+        return False
+
+    attach(network, "negate", negate, user)
+    results.append(network(ONE, TEN))
+    assert [result.tolist() for result in results] == [[11, 11], [-11, -11]]

@@ -156,9 +156,21 @@ def test_a_network_that_ignores_sigma_has_true_gradients() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_of_pipelines_are_seen(name: str, dtype: torch.dtype) -> None:
     pipe = tiny_pipelines.build(name).to(dtype)
-    # Guidance multiplies what bfloat16 rounds, and how that falls differs from processor to processor.
-    guidance = 3.0 if dtype == torch.float32 else 1.0
-    assert model_has_gradients(FAMILIES[name].model(pipe, None if name == "ddpm" else guidance))
+    assert model_has_gradients(FAMILIES[name].model(pipe, None if name == "ddpm" else 3.0))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_does_not_hide_a_network_that_is_cut_off(half: torch.dtype) -> None:
+    """It is judged by less, as what autograd sees is rounded, too; in x or in time alone it is cut off all the same."""
+    network = digits()
+
+    def halved(change: Callable[[Tensor], Tensor], told: Callable[[Tensor], Tensor]) -> Model:
+        call = lambda x, t, rows: change(network.call(x.float(), told(t), rows)).to(half)  # noqa: E731
+        return replace(network, call=call, dtype=half)
+
+    assert model_has_gradients(halved(lambda x: x, lambda t: t))
+    assert not model_has_gradients(halved(Tensor.detach, lambda t: t))
+    assert not model_has_gradients(halved(lambda x: x, Tensor.detach))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])

@@ -140,7 +140,23 @@ def test_a_collected_pipeline_takes_its_hook_along() -> None:
     assert len(unet._forward_pre_hooks) == 1
     del other
     gc.collect()
-    assert not unet._forward_pre_hooks
+    assert not unet._forward_pre_hooks and not unet._forward_hooks
+
+
+def test_no_hook_comes_or_goes_during_a_run() -> None:
+    """Torch goes through the forward hooks when a call fails: another thread's changes would hide its error."""
+    pipe = epd.enable(build("sd"), table_for("sd", "epd"))
+    seen = []
+
+    def note(module: object, args: object) -> None:
+        seen.append(tuple(map(id, (*pipe.unet._forward_pre_hooks, *pipe.unet._forward_hooks))))
+
+    handle = pipe.unet.conv_in.register_forward_pre_hook(note)
+    with torch.no_grad():
+        run(pipe, "sd", 4)
+    handle.remove()
+    seen.append(tuple(map(id, (*pipe.unet._forward_pre_hooks, *pipe.unet._forward_hooks))))
+    assert len(seen) > 4 and len(set(seen)) == 1
 
 
 def test_a_pipeline_of_the_same_network_is_left_enabled_when_another_is_disabled() -> None:
