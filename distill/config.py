@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..solvers.registry import Schedule, Teacher
 
-Learned = Literal["nodes", "weights", "slope_scale", "sigma_scale", "anchor", "memory", "lookahead", "sigmas"]
+Learned = Literal[
+    "nodes", "weights", "slope_scale", "sigma_scale", "anchor_scale", "anchor", "memory", "lookahead", "sigmas"
+]
 
 SMALL = 4096  # numbers in a sample up to which a backward pass through a whole trajectory is cheap in memory
 # What an optimiser takes where the config leaves it open. Adam sees many small batches: what it must average out is a

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..denoisers.protocol import Model
-from ..solvers.parallel import availability
+from ..solvers.availability import availability
 from ..solvers.registry import SCHEDULES, Ends, make_sigmas
 from ..solvers.rules import uniform_adams_bashforth
 from ..solvers.table import Provenance, Table

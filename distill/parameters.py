@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..solvers.parallel import Coefficients, Used
+from ..solvers.availability import Used
+from ..solvers.parallel import Coefficients
 from ..solvers.table import Provenance, Table
 
 SCALE = 0.2  # slope and sigma scales stay within 1 +- this; the published tables use 0.05 to 0.2
+WIDE = 1.0  # where the anchor's sigma scale is learned, too, log sigma scales stay within +- this
 MARGIN = 1e-3  # nodes stay this far inside (0, 1), where a sigmoid may saturate
 SIMPLEX_FLOOR = 1e-6  # keeps a published zero weight learnable: a softmax at -inf has no gradient
 UPDATE = ("anchor", "weights", "memory")  # the update weights of a step, which sum to one together
@@ -25,7 +27,7 @@ class Parameters:
 
     sigmas: log-sigma increments by softmax between fixed ends. nodes: sigmoid. scales: 1 + SCALE tanh(p). Weights on
     the simplex: softmax. Weights with anchor and memory, and look-ahead weights: free but for one of each combination,
-    which makes the sum one.
+    which makes the sum one where the table is to be consistent.
 
     Args:
         base: the table that the vector `start` stands for; everything that is not learned stays as it is there.
@@ -70,10 +72,11 @@ class Parameters:
             sigmas=self._sigmas(raw["sigmas"]) if "sigmas" in raw else fixed.sigmas,
             nodes=MARGIN + (1 - 2 * MARGIN) * raw["nodes"].sigmoid() if "nodes" in raw else fixed.nodes,
             weights=weights * scale,
-            sigma_scale=_scale(raw["sigma_scale"]) if "sigma_scale" in raw else fixed.sigma_scale,
+            sigma_scale=self._told(raw["sigma_scale"]) if "sigma_scale" in raw else fixed.sigma_scale,
+            anchor_scale=self._told(raw["anchor_scale"]) if "anchor_scale" in raw else fixed.anchor_scale,
             anchor=anchor,
             memory=memory,
-            lookahead=_sum_to_one(raw["lookahead"], self._first_lookahead) if "lookahead" in raw else fixed.lookahead,
+            lookahead=self._summed(raw["lookahead"], self._first_lookahead) if "lookahead" in raw else fixed.lookahead,
             calls=fixed.calls,
             afs=fixed.afs,
             used=self._used,
@@ -92,12 +95,14 @@ class Parameters:
             weights=c.weights.numpy() / scale,
             slope_scale=scale,
             sigma_scale=c.sigma_scale.numpy(),
+            anchor_scale=c.anchor_scale.numpy(),
             order=base.order if by_order else 1,
             afs=base.afs,
             anchor=c.anchor.numpy(),
             memory=c.memory.numpy()[:, :own] if by_order and "memory" not in self.learn else c.memory.numpy(),
             lookahead=None if by_order else c.lookahead.numpy(),
             calls=base.calls,
+            consistent=base.consistent,
             provenance=provenance,
         )
 
@@ -123,9 +128,15 @@ class Parameters:
         n, width = self.base.num_steps, self.base.num_nodes
         row = torch.cat([raw.get(k, self._update_parts[k]).reshape(n, -1) for k in UPDATE], 1)
         if self.learn & set(UPDATE):
-            row = _sum_to_one(row, self._first_update)
+            row = self._summed(row, self._first_update)
         anchor, weights, memory = row.split([1, width, row.shape[1] - 1 - width], 1)
         return weights, anchor[:, 0], memory
+
+    def _told(self, raw: Tensor) -> Tensor:
+        return (WIDE * raw.tanh()).exp() if self._wide else _scale(raw)
+
+    def _summed(self, rows: Tensor, first: Tensor) -> Tensor:
+        return _sum_to_one(rows, first) if self.base.consistent else rows
 
     # What does not depend on the vector; every update asks for it.
 
@@ -136,6 +147,10 @@ class Parameters:
     @functools.cached_property
     def _fixed(self) -> Coefficients:
         return self.base.coefficients()
+
+    @functools.cached_property
+    def _wide(self) -> bool:
+        return "anchor_scale" in self.learn
 
     @functools.cached_property
     def _slope_scale(self) -> Tensor:
@@ -189,6 +204,8 @@ def _raw(table: Table, name: str, learn: frozenset[str]) -> Tensor:
         return torch.tensor(table.sigmas).log().diff().neg().log()
     if name == "nodes":
         return ((torch.tensor(table.nodes) - MARGIN) / (1 - 2 * MARGIN)).clamp(1e-6, 1 - 1e-6).logit()
+    if name in ("sigma_scale", "anchor_scale") and "anchor_scale" in learn:
+        return _inverse_wide(torch.tensor(getattr(table, name)))
     if name in ("slope_scale", "sigma_scale"):
         return _inverse_scale(torch.tensor(getattr(table, name)))
     if name == "lookahead":
@@ -207,9 +224,13 @@ def _active(table: Table, name: str, learn: frozenset[str]) -> Tensor:
         return fan
     if name == "weights" and _on_simplex(table, learn):
         return fan & (torch.arange(table.num_nodes) > 0)
+    if name == "anchor_scale":
+        return torch.arange(table.num_steps) >= table.moves_first_call
     if name == "lookahead":
-        return _but_first(_free_lookahead(table))
-    update = _but_first(_free_update(table, learn))
+        free = _free_lookahead(table)
+        return _but_first(free) if table.consistent else free
+    update = _free_update(table, learn)
+    update = _but_first(update) if table.consistent else update
     anchor, weights, memory = update.split([1, table.num_nodes, update.shape[1] - 1 - table.num_nodes], 1)
     return {"anchor": anchor[:, 0], "weights": weights, "memory": memory}[name]
 
@@ -259,7 +280,7 @@ def _sum_to_one(values: Tensor, first: Tensor) -> Tensor:
 
 def _on_simplex(table: Table, learn: Collection[str]) -> bool:
     """Whether the fan's weights have every step that has a fan for themselves."""
-    if "weights" not in learn or "anchor" in learn or ("memory" in learn and table.columns):
+    if not table.consistent or "weights" not in learn or "anchor" in learn or ("memory" in learn and table.columns):
         return False
     fixed = torch.tensor((table.anchor != 0) | (table.memory != 0).any(1)) & _fan(table).any(1)
     return not bool(fixed.any())
@@ -273,3 +294,11 @@ def _inverse_scale(scale: Tensor) -> Tensor:
     if bool((scale - 1).abs().ge(SCALE).any()):
         raise ValueError(f"a scale of the initial table lies outside 1 +- {SCALE}: start from unit scales")
     return ((scale - 1) / SCALE).atanh()
+
+
+def _inverse_wide(scale: Tensor) -> Tensor:
+    if bool(scale.log().abs().ge(WIDE).any()):
+        raise ValueError(
+            f"a sigma scale of the initial table lies outside exp(+-{WIDE:g}): start from unit scales"
+        )
+    return (scale.log() / WIDE).atanh()

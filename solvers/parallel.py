@@ -1,4 +1,4 @@
-"""The learned rule: an anchor, a fan of parallel look-ahead points, memory of earlier slopes, one or two calls a step.
+"""The learned rule: an anchor, a fan of parallel look-ahead points, memory of earlier slopes, up to two calls a step.
 
 One rule serves every learned family. With look-ahead weights of Adams-Bashforth it is EPD (order 1) and EPD-Plugin
 (arXiv 2507.14797); without a fan and with learned memory it is the S4S / BNS family; DPM-Solver-2, AMED and iPNDM
@@ -7,32 +7,16 @@ are special cases.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
 
+from .availability import Used
+from .combine import combine
 from .rules import analytic_slope
-from .walk import Ask, History, Rule, Steps, expand
-
-
-@dataclass(frozen=True)
-class Used:
-    """Which weights of one step can be non-zero; the others are skipped.
-
-    Args:
-        anchor: whether the update weighs the anchor slope.
-        memory: indices of the memory columns that the update weighs.
-        lookahead: per fan point, indices into [anchor, memory] that point to it; empty: no such point.
-    """
-
-    anchor: bool
-    memory: tuple[int, ...]
-    lookahead: tuple[tuple[int, ...], ...]
+from .walk import Ask, History, Rule, Steps
 
 
 @dataclass(frozen=True)
@@ -48,10 +32,11 @@ class Coefficients:
         nodes: (N, J), where in log sigma each fan point sits: sigma'^r sigma^(1-r).
         weights: (N, J) of the fan slopes in the update (slope scale included).
         sigma_scale: (N, J), the network gets this times the point's sigma as its noise level.
+        anchor_scale: (N,), the same of the anchor.
         anchor: (N,) weight of the anchor slope in the update.
         memory: (N, M) weights of remembered slopes in the update.
         lookahead: (N, J, 1 + M) weights of [anchor, memory] in the direction to each fan point.
-        calls: per step, 2 (anchor, then fan) or 1 (anchor and fan together).
+        calls: per step, 2 (anchor, then fan), 1 (anchor and fan together) or 0 (analytic slope, the first step only).
         afs: analytic first slope; in a two-call step it replaces the anchor, in a one-call step it is the first memory.
         used: per step, which of [update memory (M,), look-ahead of each point (J, 1 + M)] can be non-zero.
 
@@ -63,6 +48,7 @@ class Coefficients:
     nodes: Tensor
     weights: Tensor
     sigma_scale: Tensor
+    anchor_scale: Tensor
     anchor: Tensor
     memory: Tensor
     lookahead: Tensor
@@ -73,7 +59,7 @@ class Coefficients:
     def __post_init__(self) -> None:
         n, j, m = len(self.calls), *self.nodes.shape[1:2], *self.memory.shape[1:2]
         shapes = {"sigmas": (n + 1,), "nodes": (n, j), "weights": (n, j), "sigma_scale": (n, j)}
-        shapes |= {"anchor": (n,), "memory": (n, m), "lookahead": (n, j, 1 + m)}
+        shapes |= {"anchor_scale": (n,), "anchor": (n,), "memory": (n, m), "lookahead": (n, j, 1 + m)}
         samples: dict[str, int] = {}
         for name, shape in shapes.items():
             own = tuple(getattr(self, name).shape)
@@ -91,71 +77,16 @@ class Coefficients:
 
     def to(self, device: torch.device) -> Coefficients:
         """The same numbers on another device."""
-        names = ("sigmas", "nodes", "weights", "sigma_scale", "anchor", "memory", "lookahead")
+        names = ("sigmas", "nodes", "weights", "sigma_scale", "anchor_scale", "anchor", "memory", "lookahead")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
-
-
-class _WeightedSum(torch.autograd.Function):
-    """The sum of `combine` with a gradient of a few operations, where autograd's own takes six for each term.
-
-    Training goes through dozens of sums of small tensors: what they cost is how many operations they are.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, used: Sequence[int], *terms: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(weights, *terms)
-        ctx.used = tuple(used)
-        return _weighted_sum(weights, used, terms)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        weights, *terms = ctx.saved_tensors  # type: ignore[attr-defined]
-        (gradient,) = gradients
-        where = _index(ctx.used, weights.device)  # type: ignore[attr-defined]
-        each = torch.stack(terms).flatten(1 if weights.ndim == 1 else 2)  # (K, B d), or (K, B, d)
-        if weights.ndim == 1:
-            products = each @ gradient.flatten()
-        else:
-            products = (each * gradient.flatten(1)).sum(2)
-        pulled = torch.zeros_like(weights).index_copy_(0, where, products.to(weights))
-        column = weights.index_select(0, where).to(gradient)
-        column = column.reshape(*column.shape, *[1] * (gradient.ndim + 1 - column.ndim))
-        return pulled, None, *(column * gradient).unbind()
-
-
-@functools.lru_cache(maxsize=4096)
-def _index(used: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(used, device=device)
-
-
-def _weighted_sum(weights: Tensor, used: Sequence[int], terms: Sequence[Tensor]) -> Tensor:
-    columns = weights.unbind()
-    total = expand(columns[used[0]], terms[0]) * terms[0]
-    for k, term in zip(used[1:], terms[1:], strict=True):
-        total = total + expand(columns[k], term) * term
-    return total
-
-
-def combine(weights: Tensor, terms: Sequence[Tensor], used: Sequence[int]) -> Tensor:
-    """sum_k weights[k] terms[k] over the used k; element by element, so that a sample's bits ignore its batch.
-
-    Args:
-        weights: (T,), or (T, B) when each sample has its own.
-        terms: T of (B, *S).
-        used: indices into both.
-    """
-    inside = [terms[k] for k in used]
-    if weights.requires_grad and torch.is_grad_enabled():
-        return cast(Tensor, _WeightedSum.apply(weights, used, *inside))
-    return _weighted_sum(weights, used, inside)
 
 
 def parallel(c: Coefficients) -> Rule:
     """The rule of a learned table. Reference: arXiv 2507.14797, Eqs. 8-10 (anchor = 0, no memory).
 
     Two-call step n: d = slope(x, sigma); p_j = x + (tau_j - sigma) sum lookahead[n, j] [d, memory];
-    mean = anchor[n] d + sum_j weights[n, j] slope(p_j, tau_j) + sum memory[n] memory.
+    mean = anchor[n] d + sum_j weights[n, j] slope(p_j, tau_j) + sum memory[n] memory. In a one-call step d is none of
+    the directions; in a first step of no call it is the analytic slope, and there are no points.
     """
     columns, width = c.memory.shape[1], c.nodes.shape[1]
     per_device: dict[torch.device, list[_Step]] = {}
@@ -169,15 +100,19 @@ def parallel(c: Coefficients) -> Rule:
     def rule(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
         _require_fit(c, x, n, history)
         step = steps_on(sigma.device)[n]
-        fan, analytic = step.fan, c.afs and n == 0
-        if c.calls[n] == 2:
-            anchor = analytic_slope(x, sigma) if analytic else (yield Ask(x[None], sigma[None]))[0]
+        fan, calls, analytic = step.fan, c.calls[n], c.afs and n == 0
+        fan_slopes: Sequence[Tensor] = ()
+        if calls == 0:
+            anchor = analytic_slope(x, sigma)
+        elif calls == 2:
+            anchor = analytic_slope(x, sigma) if analytic else (yield step.anchor(x, sigma))[0]
             fan_slopes = (yield fan.ask(x, sigma, sigma_next, (anchor, *history))).unbind()
         else:
             if analytic:
                 history = (analytic_slope(x, sigma),) * min(columns, 1 + width)
-            # Slot 0, the anchor, is not known yet, nor used.
-            ask = fan.ask(x, sigma, sigma_next, (x, *history), here=True)
+            ask = step.anchor(x, sigma)
+            if fan.slots:  # slot 0, the anchor, is not known yet, nor used
+                ask = together(ask, fan.ask(x, sigma, sigma_next, (x, *history)))
             anchor, *fan_slopes = (yield ask).unbind()
         evaluated = dict(zip(fan.slots, fan_slopes, strict=True))
         # A point that was not evaluated leaves its slot unused; the anchor only fills the place.
@@ -209,23 +144,38 @@ class _Step:
 
     Args:
         fan: its look-ahead points.
+        scale: 0-d or (B,), the sigma scale of the anchor.
         update: (1 + J + M,) or (1 + J + M, B), weights of [anchor, fan, memory] in the mean slope.
         terms: which of them are used.
     """
 
     fan: _Fan
+    scale: Tensor
     update: Tensor
     terms: list[int]
+
+    def anchor(self, x: Tensor, sigma: Tensor) -> Ask:
+        """The question for the state itself."""
+        sigma, scale = torch.broadcast_tensors(sigma, self.scale)
+        return Ask(x[None], sigma[None], scale[None])
+
+
+def together(first: Ask, second: Ask) -> Ask:
+    """One question for the points of both."""
+    scales = [torch.ones_like(ask.sigma) if ask.sigma_scale is None else ask.sigma_scale for ask in (first, second)]
+    points = torch.cat([first.points, second.points])
+    return Ask(points, torch.cat([first.sigma, second.sigma]), torch.cat(scales))
 
 
 def _steps(c: Coefficients) -> list[_Step]:
     width = c.nodes.shape[1]
     updates = torch.cat([c.anchor[:, None], c.weights, c.memory], 1).unbind()
+    by_step = (c.used, updates, c.anchor_scale.unbind(), c.nodes, 1 - c.nodes, c.sigma_scale, c.lookahead)
     steps = []
-    for used, update, *rows in zip(c.used, updates, c.nodes, 1 - c.nodes, c.sigma_scale, c.lookahead, strict=True):
+    for used, update, scale, *rows in zip(*by_step, strict=True):
         fan = _Fan.of(used, *rows)
         terms = [0] * used.anchor + [1 + j for j in fan.slots] + [1 + width + k for k in used.memory]
-        steps.append(_Step(fan, update, terms))
+        steps.append(_Step(fan, scale, update, terms))
     return steps
 
 
@@ -254,47 +204,15 @@ class _Fan:
         *like_nodes, lookahead = rows if len(slots) == len(used.lookahead) else [row[slots] for row in rows]
         return cls(slots, [used.lookahead[j] for j in slots], *like_nodes, lookahead.transpose(0, 1))
 
-    def ask(
-        self, x: Tensor, sigma: Tensor, sigma_next: Tensor, directions: Sequence[Tensor], here: bool = False
-    ) -> Ask:
-        """The question for these points; with `here` for the state itself, too, first."""
-        if not self.slots:
-            return Ask(x[None], sigma[None])
+    def ask(self, x: Tensor, sigma: Tensor, sigma_next: Tensor, directions: Sequence[Tensor]) -> Ask:
+        """The question for these points."""
         fan = self.per_sample() if sigma.ndim > self.nodes.ndim - 1 else self
         mids = sigma_next**fan.nodes * sigma**fan.others
         weights = ((mids - sigma) * fan.lookahead).unbind(1)
         points = [x + combine(w, directions, inside) for w, inside in zip(weights, fan.inside, strict=True)]
-        scale = fan.scale.expand_as(mids)
-        if here:
-            points.insert(0, x)
-            mids = torch.cat([sigma.expand(mids.shape[1:])[None], mids])
-            scale = torch.cat([torch.ones_like(scale[:1]), scale])
-        return Ask(torch.stack(points), mids, scale)
+        return Ask(torch.stack(points), mids, fan.scale.expand_as(mids))
 
     def per_sample(self) -> _Fan:
         """The same numbers for every sample, beside noise levels that each sample has of its own."""
         nodes, others, scale, lookahead = (t[..., None] for t in (self.nodes, self.others, self.scale, self.lookahead))
         return _Fan(self.slots, self.inside, nodes, others, scale, lookahead)
-
-
-def availability(num_steps: int, width: int, columns: int, calls: Sequence[int], afs: bool) -> tuple[Used, ...]:
-    """Per step, which weights have something to weigh: early steps have little memory, and a one-call first step
-    without AFS has no direction to look ahead along, so it evaluates its anchor only.
-
-    Args:
-        width: J, fan points a step.
-        columns: M, memory columns.
-    """
-    out: list[Used] = []
-    fans: list[bool] = []  # newest last: was the fan of that (pseudo-)step evaluated?
-    if afs and calls[0] == 1:
-        fans.append(False)
-    for n in range(num_steps):
-        memory = []
-        for k, evaluated in enumerate(reversed(fans)):
-            memory += [k * (1 + width) + s for s in range(1 + width) if s == 0 or evaluated]
-        memory = [k for k in memory if k < columns]
-        inside = [0] * (calls[n] == 2) + [1 + k for k in memory]
-        out.append(Used(True, tuple(memory), (tuple(inside),) * width))
-        fans.append(bool(inside) and width > 0)
-    return tuple(out)

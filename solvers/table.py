@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -18,7 +17,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..formats.files import read_text, write_atomically
-from .parallel import Coefficients, Used, availability, parallel
+from .availability import Used, availability
+from .parallel import Coefficients, parallel
 from .provenance import Provenance
 from .rules import uniform_adams_bashforth
 from .table_checks import Array, TableError, check, check_sigmas, checked_calls, field_of
@@ -38,6 +38,7 @@ class Table:
         weights: (N, J). On the simplex where neither anchor nor memory is used, else all weights of a step sum to one.
         slope_scale: (N, J) > 0, multiplies a fan slope; default 1.
         sigma_scale: (N, J) > 0, the network gets sigma_scale * sigma as its noise level; default 1.
+        anchor_scale: (N,) > 0, the same for the anchor; default 1.
         order: 1 to 4, of the Adams-Bashforth look-ahead over anchor slopes: 1 is EPD, 3 the published plugins.
         afs: analytic first slope x / sqrt(1 + sigma^2).
         anchor: (N,) weight of the anchor slope; default 0.
@@ -45,7 +46,9 @@ class Table:
             [anchor, fan 1..J]; default none. Entries that no earlier step fills must be 0.
         lookahead: (N, J, 1 + M) weights of [anchor, memory] in the direction to each fan point, summing to one;
             default: Adams-Bashforth of `order`.
-        calls: 2 (anchor, then fan) or 1 (anchor and fan in one call), one number or one per step.
+        calls: 2 (anchor, then fan) or 1 (anchor and fan in one call), one number or one per step; the first step may
+            take 0: along the analytic slope x / sqrt(1 + sigma^2), without a fan.
+        consistent: the weights of every update and look-ahead sum to one; False: they are free.
         provenance: what it was learned for and how.
 
     Raises:
@@ -57,12 +60,14 @@ class Table:
     weights: Array
     slope_scale: Array
     sigma_scale: Array
+    anchor_scale: Array
     order: int
     afs: bool
     anchor: Array
     memory: Array
     lookahead: Array | None
     calls: tuple[int, ...]
+    consistent: bool
     provenance: Provenance
 
     def __init__(
@@ -78,6 +83,8 @@ class Table:
         memory: ArrayLike | None = None,
         lookahead: ArrayLike | None = None,
         calls: int | Sequence[int] = 2,
+        anchor_scale: ArrayLike | None = None,
+        consistent: bool = True,
         provenance: Provenance = Provenance(),  # noqa: B008 - frozen
     ) -> None:
         if not isinstance(provenance, Provenance):
@@ -94,12 +101,14 @@ class Table:
             "weights": field_of("weights", weights, 2, shape),
             "slope_scale": field_of("slope_scale", np.ones(shape) if slope_scale is None else slope_scale, 2, shape),
             "sigma_scale": field_of("sigma_scale", np.ones(shape) if sigma_scale is None else sigma_scale, 2, shape),
+            "anchor_scale": field_of("anchor_scale", np.ones(n) if anchor_scale is None else anchor_scale, 1, (n,)),
             "order": order,
             "afs": afs,
             "anchor": field_of("anchor", np.zeros(n) if anchor is None else anchor, 1, (n,)),
             "memory": memory,
             "lookahead": lookahead,
             "calls": checked_calls(calls, n),
+            "consistent": consistent,
             "provenance": provenance,
         }
         if lookahead is not None:
@@ -125,6 +134,11 @@ class Table:
         return max(sum(map(bool, used.lookahead)) + (calls == 1) for used, calls in steps)
 
     @property
+    def moves_first_call(self) -> bool:
+        """The first call is not at the initial state, as an analytic slope leads away from it."""
+        return self.calls[0] == 0 or (self.afs and self.calls[0] == 2)
+
+    @property
     def depth(self) -> int:
         """Sequential network calls of one sample."""
         return sum(self.calls) - (self.afs and self.calls[0] == 2)
@@ -133,7 +147,7 @@ class Table:
     def nfe(self) -> int:
         """Network evaluations of one sample."""
         fan = sum(1 for u in self.used for inside in u.lookahead if inside)
-        return self.num_steps + fan - (self.afs and self.calls[0] == 2)
+        return self.num_steps + fan - self.moves_first_call
 
     @functools.cached_property
     def columns(self) -> int:
@@ -163,15 +177,14 @@ class Table:
     @functools.cached_property
     def used(self) -> tuple[Used, ...]:
         """Per step, which weights are not zero; the rule skips the others."""
-        lookahead, memory = self.effective_lookahead, self._padded_memory
-        return tuple(
-            Used(
-                bool(self.anchor[n]) or not self.num_nodes,
-                tuple(k for k in u.memory if memory[n, k]),
-                tuple(tuple(k for k in inside if lookahead[n, j, k]) for j, inside in enumerate(u.lookahead)),
-            )
-            for n, u in enumerate(self.available)
-        )
+        lookahead, past = self.effective_lookahead, self._padded_memory
+        out = []
+        for n, u in enumerate(self.available):
+            memory = tuple(k for k in u.memory if past[n, k])
+            points = tuple(tuple(k for k in inside if lookahead[n, j, k]) for j, inside in enumerate(u.lookahead))
+            # An update of zeros alone, which free sums allow, still weighs something.
+            out.append(Used(bool(self.anchor[n]) or not (memory or any(points)), memory, points))
+        return tuple(out)
 
     @property
     def _padded_memory(self) -> Array:
@@ -188,6 +201,7 @@ class Table:
             nodes=tensor(self.nodes),
             weights=tensor(self.weights * self.slope_scale),
             sigma_scale=tensor(self.sigma_scale),
+            anchor_scale=tensor(self.anchor_scale),
             anchor=tensor(self.anchor),
             memory=tensor(self._padded_memory),
             lookahead=tensor(self.effective_lookahead),
@@ -232,29 +246,9 @@ class Table:
 
     def sorted(self) -> Table:
         """The same solver with each row's nodes in increasing order (memory and look-ahead columns follow them)."""
-        width = self.num_nodes
-        order = [np.argsort(row, kind="stable") for row in self.nodes]
+        from .node_order import with_nodes_in_order
 
-        def columns(n: int, count: int) -> list[int]:
-            moved = []
-            for k in range(count):
-                past, slot = divmod(k, 1 + width)
-                earlier = n - 1 - past
-                moved.append(k if slot == 0 or earlier < 0 else past * (1 + width) + 1 + int(order[earlier][slot - 1]))
-            return moved
-
-        def rows(name: str) -> Array:
-            array: Array = getattr(self, name)
-            return np.array([row[p] for row, p in zip(array, order, strict=True)]).reshape(array.shape)
-
-        changes: dict[str, Any] = {k: rows(k) for k in ("nodes", "weights", "slope_scale", "sigma_scale")}
-        m = self.memory.shape[1]
-        changes["memory"] = np.array([self.memory[n][columns(n, m)] for n in range(self.num_steps)])
-        if self.lookahead is not None:
-            lookahead = [self.lookahead[n][order[n]] for n in range(self.num_steps)]
-            order_of = [[0, *(1 + k for k in columns(n, m))] for n in range(self.num_steps)]
-            changes["lookahead"] = np.array([row[:, order_of[n]] for n, row in enumerate(lookahead)])
-        return dataclasses.replace(self, **changes)
+        return with_nodes_in_order(self)
 
     @functools.cached_property
     def digest(self) -> str:

@@ -65,12 +65,17 @@ def check_sigmas(sigmas: Array) -> None:
 
 
 def checked_calls(calls: int | Sequence[int], n: int) -> tuple[int, ...]:
-    """1 or 2 for each of n steps, from one number or one per step."""
+    """1 or 2 for each of n steps, from one number or one per step; 0 for the first of several."""
     if isinstance(calls, bool) or not isinstance(calls, (int, Sequence, np.ndarray)) or isinstance(calls, str):
         raise TableError(f"calls = {calls!r} must be 1 or 2, one number or one per step")
     row = (calls,) * n if isinstance(calls, int) else tuple(calls)
-    if len(row) != n or any(isinstance(c, bool) or c not in (1, 2) for c in row):
+    if len(row) != n or any(isinstance(c, bool) or c not in (0, 1, 2) for c in row):
         raise TableError(f"calls = {list(row)[:8]} must be 1 or 2, one number or one for each of the {n} steps")
+    if 0 in row[1:] or n == 1 and row[0] == 0:
+        raise TableError(
+            f"calls = {list(row)[:8]}: only the first of several steps can take no call, on the analytic slope; give "
+            "1 or 2 to the others"
+        )
     return tuple(int(c) for c in row)
 
 
@@ -88,7 +93,9 @@ def check(table: Table) -> None:
         raise TableError(f"afs = {table.afs!r} must be true or false")
     nodes = table.nodes
     _first("nodes", (nodes <= 0) | (nodes >= 1), nodes, "must lie inside (0, 1), between the step's two sigmas")
-    for name in ("slope_scale", "sigma_scale"):
+    if not isinstance(table.consistent, bool):
+        raise TableError(f"consistent = {table.consistent!r} must be true or false")
+    for name in ("slope_scale", "sigma_scale", "anchor_scale"):
         _first(name, getattr(table, name) <= 0, getattr(table, name), "must be > 0; 1 is neutral")
     if table.memory.shape[1] % (1 + table.num_nodes):
         raise TableError(
@@ -99,8 +106,14 @@ def check(table: Table) -> None:
         raise TableError(f"order = {table.order} and lookahead are both given: the look-ahead is one or the other")
     if table.num_nodes == 0 and 2 in table.calls:
         raise TableError(f"calls = {table.calls} has two-call steps but nodes has no columns: give calls=1")
+    if table.calls[0] == 0 and table.afs:
+        raise TableError("afs = True and calls[0] = 0: a first step of no call is analytic by itself, leave afs out")
+    if table.moves_first_call and table.anchor_scale[0] != 1:
+        raise TableError(f"anchor_scale[0] = {table.anchor_scale[0]} must be 1: the first slope is analytic")
     _check_absent(table)
-    _check_sums(table)
+    _check_points(table)
+    if table.consistent:
+        _check_sums(table)
 
 
 def _check_absent(table: Table) -> None:
@@ -117,9 +130,22 @@ def _check_absent(table: Table) -> None:
                 )
             if not inside and table.weights[n, j]:
                 raise TableError(
-                    f"weights[{n}, {j}] = {table.weights[n, j]} must be 0: a one-call step without memory or AFS "
-                    "has no direction to look ahead along"
+                    f"weights[{n}, {j}] = {table.weights[n, j]} must be 0: a first step of one call without AFS, or of "
+                    "none, has no direction to look ahead along"
                 )
+
+
+def _check_points(table: Table) -> None:
+    """Points without a direction, which free sums allow, are not evaluated: they cannot be weighed."""
+    for n, u in enumerate(table.used):
+        for j, inside in enumerate(u.lookahead):
+            if not inside and table.weights[n, j]:
+                raise TableError(
+                    f"lookahead[{n}, {j}] is 0 throughout, so point {j} is not evaluated: weights[{n}, {j}] = "
+                    f"{table.weights[n, j]} must be 0"
+                )
+        if table.calls[n] == 2 and not any(u.lookahead):
+            raise TableError(f"step {n} has two calls and no point with a direction: give calls[{n}] = 1")
 
 
 def _check_sums(table: Table) -> None:

@@ -8,20 +8,33 @@ from typing import Any
 
 from ..formats.json_text import parse_json, rows_of_json
 from .table import Provenance, Table, TableError
+from .table_checks import MAX_SIZE
 
-FORMAT, VERSION = "epd-table", 1
-ARRAYS = ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor", "memory", "lookahead")
+FORMAT = "epd-table"
+ARRAYS = ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor_scale", "anchor", "memory", "lookahead")
 FIELDS = tuple(f.name for f in dataclasses.fields(Table))
+# Version 2 has these, first steps of no call, and rows of memory and lookahead that end with what there is to weigh. A
+# table that needs none of them is written as version 1: its digest stays, and older readers have it, too.
+NEW = ("anchor_scale", "consistent")
+FIELDS_OF = {1: tuple(name for name in FIELDS if name not in NEW), 2: FIELDS}
+
+
+def version_of(table: Table) -> int:
+    """The least version that holds a table."""
+    return 1 if table.consistent and table.calls[0] and bool((table.anchor_scale == 1).all()) else 2
 
 
 def to_dict(table: Table) -> dict[str, Any]:
     """A table as plain lists and numbers, defaults left out."""
-    out: dict[str, Any] = {"format": FORMAT, "version": VERSION}
-    for name in FIELDS:
+    version = version_of(table)
+    out: dict[str, Any] = {"format": FORMAT, "version": version}
+    for name in FIELDS_OF[version]:
         value = getattr(table, name)
         if name in ARRAYS:
             if value is not None and not _is_default(table, name):
-                out[name] = value.tolist()
+                out[name] = value.tolist() if version == 1 else _trimmed(table, name)
+        elif name == "consistent":
+            out |= {} if value else {name: value}
         elif name == "calls":
             out[name] = value[0] if len(set(value)) == 1 else list(value)
         elif name == "provenance":
@@ -33,9 +46,41 @@ def to_dict(table: Table) -> dict[str, Any]:
     return out
 
 
+def _trimmed(table: Table, name: str) -> list[Any]:
+    """A field without the zeros at a row's end where no earlier step fills memory; the last row is whole."""
+    rows = getattr(table, name).tolist()
+    if name not in ("memory", "lookahead"):
+        return rows
+    for n in range(table.num_steps - 1):
+        filled = max(table.available[n].memory, default=-1) + 1
+        rows[n] = rows[n][:filled] if name == "memory" else [row[: 1 + filled] for row in rows[n]]
+    return rows
+
+
+def _padded(name: str, rows: list[Any]) -> list[Any]:
+    """The rows of `_trimmed`, all as long as the last one.
+
+    Raises:
+        TableError: for a row that is longer.
+    """
+    flat = [row for step in rows for row in step] if name == "lookahead" else rows
+    if not all(isinstance(row, list) for row in (*rows, *flat)):
+        raise TableError(f"{name} must be rows of numbers")
+    whole = len(flat[-1]) if flat else 0
+    if any(len(row) > whole for row in flat):
+        raise TableError(f"{name} has a row that is longer than the last one, {whole}: the last row is whole")
+    if whole * len(flat) > MAX_SIZE:
+        raise TableError(f"{name} has {whole * len(flat)} numbers, more than {MAX_SIZE}: this is no solver table")
+
+    def wide(row: list[Any]) -> list[Any]:
+        return row + [0.0] * (whole - len(row))
+
+    return [[wide(row) for row in step] for step in rows] if name == "lookahead" else [wide(row) for row in rows]
+
+
 def _is_default(table: Table, name: str) -> bool:
     array = getattr(table, name)
-    if name in ("slope_scale", "sigma_scale"):
+    if name in ("slope_scale", "sigma_scale", "anchor_scale"):
         return bool((array == 1).all())
     return name in ("anchor", "memory") and not array.any() and (name == "anchor" or array.shape[1] == 0)
 
@@ -65,14 +110,15 @@ def from_dict(data: Any) -> Table:  # noqa: ANN401 - whatever a file held
     """A table of parsed JSON, types checked before anything is converted."""
     if not isinstance(data, dict):
         raise TableError(f"a table is a JSON object, not {type(data).__name__}")
-    if data.get("format") != FORMAT or type(data.get("version")) is not int or data["version"] != VERSION:
+    version = data.get("version")
+    if data.get("format") != FORMAT or type(version) is not int or version not in FIELDS_OF:
         raise TableError(
-            f"format = {data.get('format')!r}, version = {data.get('version')!r}: "
-            f"this reads {FORMAT!r} version {VERSION}"
+            f"format = {data.get('format')!r}, version = {version!r}: this reads {FORMAT!r} versions 1 and 2"
         )
-    unknown = sorted(set(data) - set(FIELDS) - {"format", "version"})
+    known = FIELDS_OF[version]
+    unknown = sorted(set(data) - set(known) - {"format", "version"})
     if unknown:
-        raise TableError(f"unknown key {unknown[0]!r}; known are {', '.join(FIELDS)}")
+        raise TableError(f"unknown key {unknown[0]!r}; known in version {version} are {', '.join(known)}")
     missing = [k for k in ("sigmas", "nodes", "weights") if k not in data]
     if missing:
         raise TableError(f"the key {missing[0]!r} is missing")
@@ -84,7 +130,11 @@ def from_dict(data: Any) -> Table:  # noqa: ANN401 - whatever a file held
         raise TableError(f"calls = {calls!r} must be 1 or 2, or a list of them")
     if type(data.get("order", 1)) is not int or type(data.get("afs", False)) is not bool:
         raise TableError(f"order = {data.get('order')!r} must be an integer and afs = {data.get('afs')!r} a boolean")
-    values = {k: data[k] for k in FIELDS if k in data and k != "provenance"}
+    if type(data.get("consistent", True)) is not bool:
+        raise TableError(f"consistent = {data['consistent']!r} must be a boolean")
+    values = {k: data[k] for k in known if k in data and k != "provenance"}
+    if version == 2:
+        values |= {k: _padded(k, values[k]) for k in ("memory", "lookahead") if k in values}
     return Table(**values, provenance=_provenance(data.get("provenance", {})))
 
 

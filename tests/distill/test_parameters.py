@@ -14,7 +14,8 @@ from torch import Tensor
 from epd import Provenance, Table, solve
 from epd.distill.families import FAMILIES, initial_table, structure
 from epd.distill.parameters import SCALE, Parameters
-from epd.solvers.parallel import Coefficients, combine, parallel
+from epd.solvers.combine import combine
+from epd.solvers.parallel import Coefficients, parallel
 
 CASES = [
     {"family": "default", "calls": 5},

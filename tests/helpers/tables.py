@@ -23,11 +23,11 @@ def epd_table(afs: bool = False, order: int = 1) -> epd.Table:
 
 
 def full_table(
-    calls: int | list[int] = 2, afs: bool = False, width: int = 2, past: int = 2, seed: int = 0
+    calls: int | list[int] = 2, afs: bool = False, width: int = 2, past: int = 2, seed: int = 0, free: bool = False
 ) -> epd.Table:
     """Everything at once: anchor, `past` remembered steps in update and look-ahead, unsorted nodes, both scales.
 
-    Weights are random wherever a slope exists, and sum to one.
+    Weights are random wherever a slope exists, and sum to one; with `free` they do not, and the anchor has a scale.
     """
     rng = np.random.default_rng(seed)
     steps, columns = len(SIGMAS) - 1, past * (1 + width)
@@ -41,14 +41,26 @@ def full_table(
             weights[n] = rng.uniform(0.1, 0.4, width)
             ahead = rng.uniform(0.2, 1.0, (width, 1 + columns)) * inside
             lookahead[n] = ahead / ahead.sum(1, keepdims=True)
-        memory[n] = rng.uniform(-0.2, 0.2, columns) * known[n]
+        memory[n] = np.where(known[n], rng.uniform(-0.2, 0.2, columns), 0.0)
         anchor[n] = 1 - weights[n].sum() - memory[n].sum()
     nodes = rng.uniform(0.05, 0.95, (steps, width))
     slope = np.ones((steps, width))
     sigma = rng.uniform(0.9, 1.1, (steps, width))
+    scale = np.ones(steps)
+    if free:
+        factors = rng.uniform(0.8, 1.2, (4, steps))
+        anchor, weights, memory = anchor * factors[0], weights * factors[1, :, None], memory * factors[2, :, None]
+        lookahead, scale = lookahead * factors[3, :, None, None], rng.uniform(0.8, 1.2, steps)
+        scale[0] = scale[0] if row[0] == 1 else 1
     return epd.Table(
-        SIGMAS, nodes, weights, slope, sigma, afs=afs, anchor=anchor, memory=memory, lookahead=lookahead, calls=row
-    )
+        SIGMAS, nodes, weights, slope, sigma, afs=afs, anchor=anchor, memory=memory, lookahead=lookahead, calls=row,
+        anchor_scale=scale, consistent=not free,
+    )  # fmt: skip
+
+
+def dense_table(width: int = 1, seed: int = 0) -> epd.Table:
+    """A first step of no call, then one call a step of a state and `width` points; memory of all steps, free sums."""
+    return full_table([0, 1, 1, 1], width=width, past=3, seed=seed, free=True)
 
 
 def changed(table: epd.Table, name: str, at: tuple[int, ...], value: float) -> np.ndarray:
@@ -67,7 +79,7 @@ def availability(calls: list[int], afs: bool, width: int, past: int) -> np.ndarr
     for n, count in enumerate(calls):
         flat = [slot for step in kept[:past] for slot in step]
         out[n, : len(flat)] = flat
-        kept.insert(0, [True] + [count == 2 or any(flat)] * width)
+        kept.insert(0, [True] + [count == 2 or count == 1 and any(flat)] * width)
     return out
 
 
@@ -83,6 +95,11 @@ FAMILIES = {
     "one call, no fan": full_table(1, width=0, past=3),
     "mixed calls": full_table([1, 2, 1, 2]),
     "mixed calls, AFS": full_table([2, 1, 1, 2], afs=True, past=1),
+    "dense": dense_table(),
+    "dense, no fan": dense_table(0),
+    "dense, two points": dense_table(2),
+    "free sums": full_table([1, 2, 1, 2], free=True),
+    "no first call": full_table([0, 2, 1, 2], past=1),
 }
 
 

@@ -119,7 +119,7 @@ def test_no_rule_waits_for_the_device_or_mixes_devices(name: str, answer: MakeAn
 def per_sample(c: Coefficients, device: str) -> Coefficients:
     """Five tables at once, on the device (MPS: beside the CPU's noise levels)."""
     home = "cpu" if device == "mps" else device
-    names = ("nodes", "weights", "sigma_scale", "anchor", "memory", "lookahead")
+    names = ("nodes", "weights", "sigma_scale", "anchor_scale", "anchor", "memory", "lookahead")
     changes = {name: torch.empty(*getattr(c, name).shape, 5, dtype=torch.float64, device=home) for name in names}
     return Coefficients(c.sigmas.to(home), **changes, calls=c.calls, afs=c.afs, used=c.used)
 

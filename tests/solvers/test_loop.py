@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.recording import Recorder, elementwise, normal
-from helpers.tables import FAMILIES, SIGMAS, epd_table, full_table
+from helpers.tables import FAMILIES, SIGMAS, dense_table, epd_table, full_table
 from torch import Tensor
 
 import epd
@@ -62,7 +62,8 @@ def by_hand(table: epd.Table, noise: Tensor) -> Iterator[Tensor]:
     for n, calls in enumerate(table.calls):
         here, there = get("sigmas")[n : n + 2].tolist()
         analytic = x / (1 + here**2) ** 0.5
-        anchor = analytic if table.afs and n == 0 and calls == 2 else slope(x, here)
+        told = get("anchor_scale")[n]
+        anchor = analytic if n == 0 and (calls == 0 or table.afs and calls == 2) else slope(x, here, told)
         if table.afs and n == 0 and calls == 1:
             past = [[analytic] + [None] * width]
         memory = [term for step in past for term in step]
@@ -72,7 +73,7 @@ def by_hand(table: epd.Table, noise: Tensor) -> Iterator[Tensor]:
                 table.effective_lookahead[n, j],
                 there ** get("nodes")[n, j] * here ** (1 - get("nodes")[n, j]),
             )
-            if not lookahead.any():
+            if not lookahead.any() or calls == 0:
                 fan.append(None)
                 continue
             ahead = x + (mid - here) * total(lookahead, [anchor if calls == 2 else None, *memory])
@@ -226,7 +227,7 @@ def test_a_node_may_be_split_in_two_halves() -> None:
     torch.testing.assert_close(states(other.rule()), states(table.rule()), rtol=1e-12, atol=1e-12)
 
 
-ARRAYS = ("nodes", "weights", "sigma_scale", "anchor", "memory", "lookahead")
+ARRAYS = ("nodes", "weights", "sigma_scale", "anchor_scale", "anchor", "memory", "lookahead")
 
 
 Numbers = Callable[..., Tensor]
@@ -243,9 +244,13 @@ def solved(c: Coefficients, noise: Tensor) -> tuple[Numbers, tuple[Tensor, ...]]
     return end, tuple(value.clone().requires_grad_() for value in values)
 
 
-@pytest.mark.parametrize(("calls", "afs", "past"), [(2, True, 1), (1, False, 1), ([1, 2, 1, 2], True, 2)])
-def test_gradients_of_a_table_are_finite_differences(calls: int | list[int], afs: bool, past: int) -> None:
-    end, numbers = solved(full_table(calls, afs, past=past).coefficients(), normal(2, 2))
+@pytest.mark.parametrize(
+    "table",
+    [full_table(2, True, past=1), full_table(1, past=1), full_table([1, 2, 1, 2], True), dense_table()],
+    ids=["two-call", "one-call", "mixed", "dense"],
+)
+def test_gradients_of_a_table_are_finite_differences(table: epd.Table) -> None:
+    end, numbers = solved(table.coefficients(), normal(2, 2))
     assert torch.autograd.gradcheck(end, numbers, eps=1e-6, atol=1e-5, rtol=1e-5)
 
 

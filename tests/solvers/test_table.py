@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.tables import FAMILIES, PLAIN, SIGMAS, availability, changed, epd_table, full_table
+from helpers.tables import FAMILIES, PLAIN, SIGMAS, availability, changed, dense_table, epd_table, full_table
 
 import epd
 
@@ -80,11 +80,31 @@ BROKEN: dict[str, Callable[[], object]] = {
     r"lookahead\[0, 1, 2\] = 0.5 must be 0: that slope": lambda: full(
         lookahead=changed(full(), "lookahead", (0, 1, 2), 0.5)
     ),
-    r"weights\[0, 1\] = 0.5 must be 0: a one-call step without memory or AFS": lambda: dataclasses.replace(
+    r"weights\[0, 1\] = 0.5 must be 0: a first step of one call without AFS": lambda: dataclasses.replace(
         ONE_CALL, weights=changed(ONE_CALL, "weights", (0, 1), 0.5)
     ),
-    r"weights\[0, 0\] = 0.25 must be 0: a one-call step without": lambda: plain(calls=1),
+    r"weights\[0, 0\] = 0.25 must be 0: a first step of one call without": lambda: plain(calls=1),
+    # first steps of no call, free sums
+    r"calls = \[1, 0, 1, 1\]: only the first of several steps can take no call": lambda: dense(calls=[1, 0, 1, 1]),
+    r"calls = \[0\]: only the first of several": lambda: Table([2, 1], [[]], [[]], anchor=[1], calls=[0]),
+    r"afs = True and calls\[0\] = 0: .* leave afs out": lambda: dense(afs=True),
+    r"anchor_scale\[0\] = 1.5 must be 1: the first slope is analytic": lambda: dense(
+        anchor_scale=changed(dense(), "anchor_scale", (0,), 1.5)
+    ),
+    r"anchor_scale\[2\] = 0.0 must be > 0": lambda: dense(anchor_scale=changed(dense(), "anchor_scale", (2,), 0)),
+    r"update weights of step 0 sum to 0.9.*, not to 1": lambda: dense(consistent=True),
+    "consistent = 0 must be true or false": lambda: dense(consistent=0),
+    r"lookahead\[2, 0\] is 0 throughout, so point 0 is not evaluated: weights\[2, 0\] = .* must be 0": lambda: dense(
+        lookahead=dense().lookahead * np.array([1, 1, 0, 1])[:, None, None]
+    ),
+    r"step 1 has two calls and no point with a direction: give calls\[1\] = 1": lambda: Table(
+        [4, 2, 1], [[0.5]] * 2, [[1], [0]], anchor=[0, 1], lookahead=[[[1]], [[0]]], consistent=False
+    ),
 }
+
+
+def dense(**changes: Any) -> epd.Table:  # noqa: ANN401
+    return dataclasses.replace(dense_table(), **changes)
 
 
 @pytest.mark.parametrize("message", BROKEN)
@@ -189,6 +209,6 @@ def test_available_memory_is_what_earlier_steps_evaluated(calls: list[int], afs:
 
 
 def test_families_cover_both_kinds_of_steps() -> None:
-    assert {calls for table in FAMILIES.values() for calls in table.calls} == {1, 2}
+    assert {calls for table in FAMILIES.values() for calls in table.calls} == {0, 1, 2}
     assert all(table.num_steps == len(SIGMAS) - 1 for table in FAMILIES.values())
     assert epd_table(afs=True).depth == 7

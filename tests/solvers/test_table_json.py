@@ -20,7 +20,7 @@ from epd.solvers import table_json
 
 Table, Provenance, TableError = epd.Table, epd.Provenance, epd.TableError
 every_family = pytest.mark.parametrize("name", FAMILIES)
-ARRAYS = ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor", "memory")
+ARRAYS = ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor_scale", "anchor", "memory")
 
 
 def plain(**changes: Any) -> epd.Table:  # noqa: ANN401 - any field, right or wrong
@@ -63,7 +63,9 @@ def tables(draw: st.DrawFn) -> epd.Table:
     """Any structure, with numbers from one end of float64 to the other."""
     width, past, afs = draw(st.integers(0, 3)), draw(st.integers(0, 2)), draw(st.booleans())
     calls = draw(st.lists(st.sampled_from([1, 2] if width else [1]), min_size=4, max_size=4))
-    base = full_table(calls, afs, width, past, seed=draw(st.integers(0, 99)))
+    if not afs and draw(st.booleans()):
+        calls[0] = 0
+    base = full_table(calls, afs, width, past, seed=draw(st.integers(0, 99)), free=draw(st.booleans()))
     sigmas = sorted(draw(st.lists(POSITIVE, min_size=5, max_size=5, unique=True)), reverse=True)
     rows = {k: [[draw(v) for _ in range(width)] for _ in range(4)] for k, v in SCALES.items()}
     changes: dict[str, Any] = {"provenance": draw(PROVENANCE), "sigmas": sigmas, **rows}

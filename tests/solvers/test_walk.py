@@ -27,7 +27,7 @@ START = NOISE * SIGMAS[0]
 RULES = {"euler": rules.euler(), "heun": rules.heun(), "ipndm": rules.ipndm(), "dpmpp": rules.dpmpp(3)}
 EVERY = RULES | {name: table.rule() for name, table in FAMILIES.items()}
 every_rule = pytest.mark.parametrize("name", EVERY)
-ARRAYS = ("nodes", "weights", "sigma_scale", "anchor", "memory", "lookahead")
+ARRAYS = ("nodes", "weights", "sigma_scale", "anchor_scale", "anchor", "memory", "lookahead")
 
 
 @every_rule
