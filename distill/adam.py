@@ -29,25 +29,36 @@ def one_cycle(fraction: float, peak: float) -> float:
 def update(
     problem: Problem, state: TrainerState, parts: int, part: Callable[[int], Iterable[Chunk]], exploring: bool
 ) -> Stepped:
-    """One Adam update; the parts' gradients are averaged before they are clipped. Reference: arXiv 1412.6980.
-
-    A gradient's norm is clipped to `config.clip` times its running root mean square, which Adam knows anyway: a batch
-    that holds a sample between two modes has a gradient of 50 times the usual one, and would both set the step's
-    direction and, by the second moment, hold up the next hundred updates.
-    """
+    """One Adam update; the parts' gradients are averaged before they are clipped. Reference: arXiv 1412.6980."""
     config = problem.config
     row, scale = scaled_gradient(problem, state, parts, part)
     grad, loss = row[:-1], float(row[-1])
     done = state.iteration - state.began
-    usual = math.sqrt(float(state.moments[1].sum()) / (1 - BETAS[1] ** done)) if done else 0.0
-    if usual > 0:
-        grad = grad * min(1.0, config.clip * usual / max(float(grad.norm()), usual))
+    grad = clipped(grad, float(state.moments[1].sum()), done, config.clip)
     first = BETAS[0] * state.moments[0] + (1 - BETAS[0]) * grad
     second = BETAS[1] * state.moments[1] + (1 - BETAS[1]) * grad**2
     unbiased = first / (1 - BETAS[0] ** (done + 1)), second / (1 - BETAS[1] ** (done + 1))
     lr = one_cycle(done / (config.screening if exploring else problem.iterations), config.lr)
     vector = state.vector - lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
     return Stepped(vector, state.damping, torch.stack([first, second]), loss, True, scale)
+
+
+def clipped(grad: Tensor, square: float, done: int, most: float) -> Tensor:
+    """The gradient, its norm at most `most` times its running root mean square, which the optimiser knows anyway.
+
+    A batch that holds a sample between two modes has a gradient of 50 times the usual one, and would both set the
+    step's direction and, by the second moment, hold up the next hundred updates.
+
+    Args:
+        square: running mean of the squared norm, after `done` updates, without bias correction.
+    """
+    usual = math.sqrt(square / (1 - BETAS[1] ** done)) if done else 0.0
+    return grad * min(1.0, most * usual / max(float(grad.norm()), usual)) if usual > 0 else grad
+
+
+def moments(size: int) -> Tensor:
+    """(2, P): the running means of the gradient and of its square."""
+    return torch.zeros(2, size, dtype=torch.float64)
 
 
 def first_scale(numbers: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,11 +14,12 @@ Learned = Literal[
 ]
 
 SMALL = 4096  # numbers in a sample up to which a backward pass through a whole trajectory is cheap in memory
-# What an optimiser takes where the config leaves it open. Adam sees many small batches: what it must average out is a
-# few samples between two modes, and more updates do that better than larger ones.
-OPEN = {
-    "adam": {"batch": 128, "accumulate": 1, "screening": 200, "validate_every": 100},
-    "gauss-newton": {"batch": 2048, "accumulate": 8, "screening": 28, "validate_every": 1},
+# What an optimiser takes where the config leaves it open. SOAP and Adam see many small batches: what they must average
+# out is a few samples between two modes, and more updates do that better than larger ones.
+OPEN: dict[str, dict[str, Any]] = {
+    "soap": {"batch": 128, "accumulate": 1, "screening": 200, "validate_every": 100, "lr": 0.02},
+    "adam": {"batch": 128, "accumulate": 1, "screening": 200, "validate_every": 100, "lr": 0.04},
+    "gauss-newton": {"batch": 2048, "accumulate": 8, "screening": 28, "validate_every": 1, "lr": 0.04},
 }
 
 
@@ -27,17 +28,19 @@ class DistillConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    family: Literal["default", "epd", "epd-plugin", "s4s", "ld3", "amed"] = "default"
-    """Which numbers a solver has, and which of them are learned. default: two calls a step, the second of several
-    points at once; their places, weights and noise levels, the weights of the last step's slopes, the schedule. epd:
-    the published parallel solver (arXiv 2507.14797), on a fixed schedule; epd-plugin: the same, looking ahead along
-    the last three slopes. amed: one point in the second call (arXiv 2312.00094). s4s: one call a step, weights of all
-    earlier slopes and the schedule (arXiv 2502.17423). ld3: the schedule alone, for third-order multistep steps
-    (arXiv 2405.15506)."""
+    family: Literal["dense", "two-call", "epd", "epd-plugin", "s4s", "ld3", "amed"] = "dense"
+    """Which numbers a solver has, and which of them are learned. dense: an analytic first step without a call, then one
+    call a step, of one point or several at once; their places and noise levels, free weights of all slopes so far, the
+    schedule. two-call: two calls a step, the second of several points at once; weights of the last step's slopes, the
+    schedule. epd: the published parallel solver (arXiv 2507.14797), on a fixed schedule; epd-plugin: the same, looking
+    ahead along the last three slopes. amed: one point in the second call (arXiv 2312.00094). s4s: one call a step,
+    weights of all earlier slopes and the schedule (arXiv 2502.17423). ld3: the schedule alone, for third-order
+    multistep steps (arXiv 2405.15506)."""
     calls: int = Field(default=5, ge=1, le=200)
     """Sequential network calls of one sample: what it costs in time where a call of a few rows costs as much as one."""
-    points: int = Field(default=2, ge=1, le=16)
-    """Rows per sample in the widest call: points of a step that the network sees at once."""
+    points: Annotated[int, Field(ge=1, le=16)] | Literal["auto"] = "auto"
+    """Rows per sample in the widest call: points of a step that the network sees at once. auto: of family dense 2 where
+    the model's calls of twice the rows take hardly longer, else 1, after a few timed calls; of the others 2."""
     step_calls: Literal[1, 2] | None = None
     """Sequential calls of a step: 2 asks at the state, then ahead of it; 1 does both in one call, so that steps are
     twice as many; none: the family's."""
@@ -74,43 +77,46 @@ class DistillConfig(BaseModel):
     step, each begun from the teacher's (arXiv 2507.14797); both: their sum."""
     feature_weight: float = Field(default=0.0, ge=0)
     """Weight of the distance in the features of the network given to `distill`."""
-    optimizer: Literal["auto", "gauss-newton", "adam"] = "auto"
-    """Adam through the trajectory, or Gauss-Newton (forward evaluations only, no activation is kept; end point
-    objective); auto: Adam for samples of at most 4,096 numbers and for networks in half precision, whose differences
-    are rounding; Gauss-Newton for larger ones where it applies, and for models without true gradients."""
+    optimizer: Literal["auto", "soap", "adam", "gauss-newton"] = "auto"
+    """SOAP (Adam in the eigenbasis of the gradient's second moment) or Adam through the trajectory, or Gauss-Newton
+    (forward evaluations only, no activation is kept; end point objective); auto: SOAP for samples of at most 4,096
+    numbers and for networks in half precision, whose differences are rounding, Adam there for tables of more than 1,024
+    numbers; Gauss-Newton for larger samples where it applies, and for models without true gradients."""
     iterations: int | None = Field(default=None, ge=1)
-    """Optimiser updates after screening; none: 1200 of Adam; of Gauss-Newton 6 after several starts, 32 with one."""
+    """Optimiser updates after screening; none: 1200 of SOAP and Adam; of Gauss-Newton 6 after several starts, 32 with
+    one."""
     screening: int | None = Field(default=None, ge=1)
-    """Updates that each start gets, where several are tried; none: 200 of Adam, 28 of Gauss-Newton."""
+    """Updates that each start gets, where several are tried; none: 200 of SOAP and Adam, 28 of Gauss-Newton."""
     minutes: float | None = Field(default=None, gt=0)
     """Time for the run, teacher included: makes updates, screening and training alike, fewer or more, so that they fit
     into it at the speed of the first ones; none: as many as the other options say, whatever they take."""
     batch: int | None = Field(default=None, ge=1)
-    """Samples per update, over all processes and accumulation parts; none: 128 with Adam, 2048 with Gauss-Newton,
-    which grows up to it."""
+    """Samples per update, over all processes and accumulation parts; none: 128 with SOAP and Adam, 2048 with
+    Gauss-Newton, which grows up to it."""
     accumulate: int | None = Field(default=None, ge=1)
     """Parts that a batch is split into, one network batch each; processes share the parts among them; none: 1 with
-    Adam, 8 with Gauss-Newton."""
+    SOAP and Adam, 8 with Gauss-Newton."""
     pool: int = Field(default=4096, ge=1)
     """Teacher trajectories that training draws from."""
     validation: int = Field(default=1024, ge=1)
-    """Held-out teacher trajectories; the best table on them is kept, or Adam's last one, if not worse beyond chance."""
+    """Held-out teacher trajectories; the best table on them is kept, or the last one of SOAP or Adam, if not worse
+    beyond chance."""
     validate_every: int | None = Field(default=None, ge=1)
-    """Updates between two measurements on held-out noise; none: 1 with Gauss-Newton, 100 with Adam."""
+    """Updates between two measurements on held-out noise; none: 1 with Gauss-Newton, else 100."""
     patience: int = Field(default=0, ge=0)
     """Stop after this many measurements without improvement; 0: never."""
-    lr: float = Field(default=0.04, gt=0)
-    """Peak of Adam's one-cycle learning rate."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak of the one-cycle learning rate of SOAP and Adam; none: 0.02 of SOAP, 0.04 of Adam."""
     clip: float = Field(default=1.4, gt=1)
-    """Largest gradient norm, in running root mean squares of it (Adam)."""
+    """Largest gradient norm, in running root mean squares of it (SOAP, Adam)."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Training seed: batches and starting points. The noise pool is shared between seeds."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating point type of the states while training."""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast of the network. Adam scales its losses, so that gradients in fp16 do not underflow."""
+    """Autocast of the network. Losses are scaled, so that gradients in fp16 do not underflow."""
     checkpointing: bool = False
-    """Recompute network activations in the backward pass (Adam), for large networks."""
+    """Recompute network activations in the backward pass (SOAP, Adam), for large networks."""
 
     def resolved(self, numbers: int) -> ResolvedConfig:
         """This config with the optimiser chosen and everything that its choice decides filled in.
@@ -118,9 +124,9 @@ class DistillConfig(BaseModel):
         Args:
             numbers: in one sample; activations of small samples are cheap to keep, so gradients are.
         """
-        # Differences of half-precision outputs are noise, so `auto` is Adam there, whatever the size.
+        # Differences of half-precision outputs are noise, so `auto` takes gradients there, whatever the size.
         small = numbers <= SMALL or self.objective != "end" or self.precision != "no"
-        auto = "adam" if small else "gauss-newton"
+        auto = "soap" if small else "gauss-newton"
         optimizer = auto if self.optimizer == "auto" else self.optimizer
         open_ = OPEN[optimizer]
         batch = self.batch or min(open_["batch"], self.pool)
@@ -130,6 +136,7 @@ class DistillConfig(BaseModel):
             "accumulate": self.accumulate or math.gcd(open_["accumulate"], batch),
             "screening": self.screening or open_["screening"],
             "validate_every": self.validate_every or open_["validate_every"],
+            "lr": self.lr or open_["lr"],
         }
         return ResolvedConfig.model_validate({**self.model_dump(), **chosen})
 
@@ -140,11 +147,11 @@ class DistillConfig(BaseModel):
         if self.batch is not None and self.accumulate is not None and self.batch % self.accumulate:
             raise ValueError(f"accumulate = {self.accumulate} must divide batch = {self.batch}")
         if self.optimizer == "gauss-newton" and self.objective != "end":
-            raise ValueError(f"optimizer = 'gauss-newton' needs objective = 'end', not {self.objective!r}: use 'adam'")
+            raise ValueError(f"optimizer = 'gauss-newton' needs objective = 'end', not {self.objective!r}: use 'soap'")
         if self.optimizer == "gauss-newton" and self.precision != "no":
             raise ValueError(
                 f"optimizer = 'gauss-newton' with precision = {self.precision!r}: differences of "
-                "half-precision outputs are noise; use 'adam', or precision = 'no'"
+                "half-precision outputs are noise; use 'soap', or precision = 'no'"
             )
         if self.objective != "end" and self.learn is not None and "sigmas" in self.learn:
             raise ValueError(
@@ -156,13 +163,15 @@ class DistillConfig(BaseModel):
 class ResolvedConfig(DistillConfig):
     """A config in which the optimiser and what depends on it is settled."""
 
-    optimizer: Literal["gauss-newton", "adam"]  # type: ignore[reportIncompatibleVariableOverride]
+    optimizer: Literal["soap", "adam", "gauss-newton"]  # type: ignore[reportIncompatibleVariableOverride]
     screening: int  # type: ignore[reportIncompatibleVariableOverride]
     batch: int  # type: ignore[reportIncompatibleVariableOverride]
     accumulate: int  # type: ignore[reportIncompatibleVariableOverride]
     validate_every: int  # type: ignore[reportIncompatibleVariableOverride]
+    lr: float  # type: ignore[reportIncompatibleVariableOverride]
+    points: int  # type: ignore[reportIncompatibleVariableOverride]
 
     @property
     def gauss_newton(self) -> bool:
-        """Whether the optimiser is Gauss-Newton rather than Adam."""
+        """Whether the optimiser is Gauss-Newton rather than by gradients."""
         return self.optimizer == "gauss-newton"

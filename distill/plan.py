@@ -11,13 +11,17 @@ import torch
 from ..denoisers.gradients import differences_are_rounded, model_has_gradients
 from ..denoisers.protocol import Model
 from ..solvers.table import Table
-from . import gauss_newton
+from . import gauss_newton, soap
 from .config import DistillConfig, ResolvedConfig
-from .families import ADAM_START_COST, FEWEST_STARTS, START_COST, initial_table, starts, structure
+from .families import structure
+from .initial import initial_table
 from .parameters import Parameters
+from .points import settled
+from .starts import ADAM_START_COST, FEWEST_STARTS, START_COST, look_at, starts
 from .state import TrainerState
 
 log = logging.getLogger("epd")
+BY_GRADIENTS = ("soap", "adam")
 ALONE = 0.6  # share of a start's updates that use one part of the batch
 
 
@@ -60,7 +64,7 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
     Raises:
         ValueError: where config, model and table exclude each other.
     """
-    config = _resolved(model, config)
+    asked, config = config, _resolved(model, config)
     learn = tuple(config.learn or structure(config, model.path).learn)
     tables = (init,) if init else _starting_tables(model, config, learn)
     if init is not None and init.depth != config.calls:
@@ -73,6 +77,10 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
         blind = tables[0].num_nodes and 2 not in tables[0].calls and not tables[0].columns
         remedy = "one-call steps look ahead along earlier slopes, give memory = 1 or more" if blind else "choose others"
         raise ValueError(f"nothing to learn: {', '.join(learn)} have no numbers in this structure; {remedy}")
+    if config.optimizer == "soap" and Parameters.of(tables[0], learn).start.numel() > soap.MOST:
+        if asked.optimizer == "soap":
+            raise ValueError(f"optimizer = 'soap' takes at most {soap.MOST} numbers: use 'adam'")
+        config = _with_optimizer(model, asked.model_copy(update={"points": config.points}), "adam")
     gn = config.gauss_newton
     return Plan(
         config,
@@ -84,35 +92,39 @@ def make_plan(model: Model, config: DistillConfig, init: Table | None = None) ->
 
 
 def _resolved(model: Model, config: DistillConfig) -> ResolvedConfig:
-    """The config with its optimiser chosen: Adam only where the model's gradients are true, as a skip term trains on
-    without them, silently and to a worse table; Gauss-Newton only where differences are more than rounding.
+    """The config with points and optimiser chosen: SOAP and Adam only where the model's gradients are true, as a skip
+    term trains on without them, silently and to a worse table; Gauss-Newton only where differences are more than
+    rounding.
 
     Raises:
-        ValueError: where Adam has to be used and cannot.
+        ValueError: where gradients have to be used and cannot.
     """
+    config = settled(model, config)
     resolved = config.resolved(math.prod(model.shape))
     if not resolved.gauss_newton:
         return resolved if _has_gradients(model, config) else _without_gradients(model, config)
     if not _is_rounded(model, config):
         return resolved
     if config.optimizer == "auto" and _has_gradients(model, config):
-        log.warning("%s rounds too much for Gauss-Newton's differences: the optimiser is Adam", model.name)
-        return _with_optimizer(model, config, "adam")
+        log.warning("%s rounds too much for Gauss-Newton's differences: the optimiser is SOAP", model.name)
+        return _with_optimizer(model, config, "soap")
     _warn_of_rounding(model)
     return resolved
 
 
 def _without_gradients(model: Model, config: DistillConfig) -> ResolvedConfig:
-    """Gauss-Newton in Adam's place, where the config leaves room for it."""
+    """Gauss-Newton in the place of SOAP, where the config leaves room for it."""
     trouble = f"gradients through {model.name} are missing or wrong (no_grad, detach, or computed outside torch)"
     if config.objective != "end":
         remedy = "objective = 'end', as Gauss-Newton matches ends only"
-        raise ValueError(f"objective = {config.objective!r} needs Adam, but {trouble}: mend them, or use {remedy}")
+        raise ValueError(f"objective = {config.objective!r} needs gradients, but {trouble}: mend them, or use {remedy}")
     if config.precision != "no":
         remedy = "precision = 'no', as Gauss-Newton takes differences"
-        raise ValueError(f"precision = {config.precision!r} needs Adam, but {trouble}: mend them, or use {remedy}")
-    if config.optimizer == "adam":
-        raise ValueError(f"optimizer = 'adam', but {trouble}: mend them, or use 'gauss-newton', which needs none")
+        raise ValueError(f"precision = {config.precision!r} needs gradients, but {trouble}: mend them, or use {remedy}")
+    if config.optimizer in BY_GRADIENTS:
+        raise ValueError(
+            f"optimizer = {config.optimizer!r}, but {trouble}: mend them, or use 'gauss-newton', which needs none"
+        )
     log.warning("%s: the optimiser is Gauss-Newton, which needs none", trouble)
     if _is_rounded(model, config):
         _warn_of_rounding(model)
@@ -138,12 +150,14 @@ def _warn_of_rounding(model: Model) -> None:
 
 def _starting_tables(model: Model, config: ResolvedConfig, learn: tuple[str, ...]) -> tuple[Table, ...]:
     """As many starts as their cost allows, the likeliest first."""
-    tables = tuple(initial_table(config, model, start) for start in starts(config, model.path))
+    choices, look = starts(config, model.path), look_at(config, model)
+    first = initial_table(config, model, choices[0], look)
     if config.gauss_newton:
-        affordable = START_COST // max(gauss_newton.evaluations(Parameters.of(tables[0], learn)), 1)
+        affordable = START_COST // max(gauss_newton.evaluations(Parameters.of(first, learn)), 1)
     else:
-        affordable = ADAM_START_COST // tables[0].nfe
-    return tables[: max(FEWEST_STARTS, affordable)]
+        affordable = ADAM_START_COST // first.nfe
+    affordable = max(FEWEST_STARTS, affordable)
+    return first, *(initial_table(config, model, start, look) for start in choices[1:affordable])
 
 
 def parts_at(plan: Plan, iteration: int) -> int:

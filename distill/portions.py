@@ -18,7 +18,7 @@ class Portions:
     Args:
         train: samples of a chunk that an optimiser differentiates.
         measure: held-out samples of a chunk, of which end points alone are computed.
-        recompute: whether the backward pass recomputes the activations of each network call (Adam).
+        recompute: whether the backward pass recomputes the activations of each network call (SOAP, Adam).
     """
 
     train: int
@@ -29,7 +29,7 @@ class Portions:
 def portions(model: RowLimited, plan: Plan) -> Portions:
     """The most samples of each kind that the model's row limit and the size of its samples allow.
 
-    Adam keeps the activations of all calls of a trajectory, `nfe` rows a sample, of two trajectories where two
+    SOAP and Adam keep the activations of all calls of a trajectory, `nfe` rows a sample, of two trajectories where two
     objectives are summed. Where a single sample's are more rows than the limit, they are recomputed in the backward
     pass, and then only those of one network call are there.
     """
@@ -42,5 +42,5 @@ def portions(model: RowLimited, plan: Plan) -> Portions:
     rows = model.rows(gradients=True)
     recompute = config.checkpointing or kept > rows
     together = samples_together(model.shape, part if recompute else min(part, rows // kept))
-    # Adam's parts are bounded by their activations, and held-out samples keep none.
+    # These parts are bounded by their activations, and held-out samples keep none.
     return Portions(together, samples_together(model.shape, config.batch), recompute)

@@ -29,6 +29,7 @@ from .train import distill
 from .update import Update, table_at
 
 log = logging.getLogger("epd")
+NAMES = {"soap": "SOAP", "adam": "Adam", "gauss-newton": "Gauss-Newton"}
 TENSORS = ("vector", "best", "moments")  # of a TrainerState; all else in it is numbers
 
 
@@ -202,7 +203,7 @@ def describe(model: Model, plan: Plan, cost: Cost) -> str:
         f"{table.nfe} evaluations a sample, K = {table.num_parallel}, AFS {'on' if table.afs else 'off'}",
         f"learned      {', '.join(plan.learn)}: {cost.parameters} numbers",
         f"starts       {len(plan.tables)} ({', '.join(t.provenance.schedule or 'given' for t in plan.tables)})",
-        f"optimiser    {'Gauss-Newton' if config.gauss_newton else 'Adam'}, "
+        f"optimiser    {NAMES[config.optimizer]}, "
         f"{plan.total} updates of {'up to ' if config.gauss_newton else ''}{config.batch} samples",
         f"teacher      {config.teacher}, {config.pool} + {config.validation} trajectories",
     ]

@@ -24,8 +24,8 @@ class TrainerState:
         best: (P,) the best on held-out noise so far, with its RMSE `best_rmse` and its start `best_start`.
         stale: measurements since the best.
         damping: of Gauss-Newton.
-        moments: (2, P) of Adam.
-        scale: of Adam's losses, a power of two.
+        moments: of SOAP or Adam, see their `moments`.
+        scale: of their losses, a power of two.
     """
 
     iteration: int

@@ -19,7 +19,7 @@ from ..denoisers.protocol import Denoiser, Model
 from ..denoisers.rows import limit_rows
 from ..runs.processes import Workers
 from ..solvers.parallel import Coefficients
-from . import adam, gauss_newton
+from . import adam, gauss_newton, soap
 from .budget import Speed, fitted
 from .objective import Chunk, end_residual
 from .parameters import Parameters
@@ -30,6 +30,7 @@ from .teacher import POOL_SEEDS, VALIDATION_SEEDS, Teacher, cache_folder
 from .update import Update
 
 log = logging.getLogger("epd")
+UPDATES = {"soap": soap.update, "adam": adam.update, "gauss-newton": gauss_newton.update}
 
 
 def distill(
@@ -124,7 +125,7 @@ class Trainer:
 
     def _stepped(self, state: TrainerState) -> tuple[TrainerState, float, bool]:
         """The state after one update of the optimiser, the batch's loss before it, and whether it was accepted."""
-        step = gauss_newton.update if self.config.gauss_newton else adam.update
+        step = UPDATES[self.config.optimizer]
         parts = parts_at(self.plan, state.iteration)
         part = functools.partial(self._chunks, state.iteration, functools.cache(self._denoiser))
         exploring = self.plan.exploring(state.iteration) or parts < self.config.accumulate
@@ -188,8 +189,11 @@ class Trainer:
 
     def _first(self) -> TrainerState:
         vector = self.starts[0].start
-        none = torch.zeros(2, len(vector), dtype=torch.float64)
-        return TrainerState(0, 0, 0, vector, vector, math.inf, 0, 0, gauss_newton.DAMPING, none)
+        return TrainerState(0, 0, 0, vector, vector, math.inf, 0, 0, gauss_newton.DAMPING, self._moments(vector))
+
+    def _moments(self, vector: Tensor) -> Tensor:
+        """What the optimiser begins with."""
+        return (soap if self.config.optimizer == "soap" else adam).moments(len(vector))
 
     def _begun(self, state: TrainerState) -> TrainerState:
         """The state at the beginning of each start, and at the end of screening; else as it is."""
@@ -199,7 +203,7 @@ class Trainer:
         trained_on = n == self.plan.screening
         start = state.best_start if trained_on else n // self.config.screening
         vector = state.best if trained_on else self.starts[start].start
-        none, damping = torch.zeros_like(state.moments), gauss_newton.DAMPING
+        none, damping = self._moments(vector), gauss_newton.DAMPING
         state = replace(
             state, began=n, start=start, vector=vector, damping=damping, moments=none, stale=0, scale=self.scale
         )

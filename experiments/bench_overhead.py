@@ -26,7 +26,7 @@ from ..denoisers.digits import classes_of, digits, digits_transformer
 from ..denoisers.noise import unit_noise
 from ..denoisers.timesteps import linear_beta
 from ..distill.config import DistillConfig
-from ..distill.families import initial_table
+from ..distill.initial import initial_table
 from ..formats.files import write_atomically
 from ..runs.environment import environment
 from ..solvers.solve import solve

@@ -14,8 +14,9 @@ from epd import solve, trajectory
 from epd.denoisers.noise import unit_noise
 from epd.distill import gauss_newton
 from epd.distill.config import ResolvedConfig
-from epd.distill.families import initial_table, structure
+from epd.distill.families import structure
 from epd.distill.gauss_newton import RecordingDenoiser, ReplayingDenoiser, damped_step, first_reached, normal_equations
+from epd.distill.initial import initial_table
 from epd.distill.objective import Chunk, Residual, end_residual, steps_loss
 from epd.distill.parameters import Parameters
 from epd.distill.state import TrainerState

@@ -20,8 +20,9 @@ from epd.denoisers.protocol import Denoiser
 from epd.denoisers.rows import limit_rows
 from epd.distill import gauss_newton, portions
 from epd.distill.config import DistillConfig
-from epd.distill.families import initial_table, structure
+from epd.distill.families import structure
 from epd.distill.gauss_newton import Normal, normal_equations
+from epd.distill.initial import initial_table
 from epd.distill.objective import Chunk, end_residual, mean_square
 from epd.distill.parameters import Parameters
 from epd.distill.plan import make_plan

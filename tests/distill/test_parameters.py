@@ -12,7 +12,8 @@ from helpers.toy_models import toy_config, toy_mixture
 from torch import Tensor
 
 from epd import Provenance, Table, solve
-from epd.distill.families import FAMILIES, initial_table, structure
+from epd.distill.families import FAMILIES, structure
+from epd.distill.initial import initial_table
 from epd.distill.parameters import SCALE, Parameters
 from epd.solvers.combine import combine
 from epd.solvers.parallel import Coefficients, parallel

@@ -16,7 +16,7 @@ from epd.commands.yaml_config import read_yaml
 from epd.denoisers.mixture import GaussianMixture
 from epd.denoisers.rows import limit_rows
 from epd.distill.config import DistillConfig
-from epd.distill.families import initial_table
+from epd.distill.initial import initial_table
 from epd.distill.run import run_distill
 from epd.pipelines.frames import frame_of
 from epd.pipelines.options import ModelOptions

@@ -17,7 +17,7 @@ from epd.commands.options import Sample
 from epd.commands.sample import sigmas_of
 from epd.denoisers.protocol import Path
 from epd.distill.config import DistillConfig
-from epd.distill.families import Start, start_sigmas, starts
+from epd.distill.starts import Start, start_sigmas, starts
 from epd.evaluation.handmade import candidate_schedules, handmade
 from epd.solvers import registry, rules, schedules
 from epd.solvers.registry import Ends, RuleSettings, make_rule, make_sigmas, most_accurate
