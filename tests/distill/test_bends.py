@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.counting import counting
+from helpers.counting import Counting, counting
 from helpers.toy_models import toy_config, toy_mixture
 
 from epd import GaussianMixture, own_model
@@ -24,7 +24,8 @@ def test_a_gaussian_bends_at_its_width(std: float) -> None:
     model = gaussian(std)
     news = bends_of(model, Ends.of(model)).news
     assert float(news.max()) < 1e-6, "slopes of one Gaussian are multiples of each other"
-    modes = GaussianMixture(torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1) * std, std / 10, sigma_min=0.01, sigma_max=100)
+    means = torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1) * std
+    modes = GaussianMixture(means, std / 10, sigma_min=0.01, sigma_max=100)
     levels = bends_of(modes, Ends.of(modes)).grid(5)
     assert bool((levels.diff() < 0).all())
     assert std / 4 < float(levels[2]) < 4 * std
@@ -60,15 +61,14 @@ def test_a_straight_model_gets_an_even_grid() -> None:
     torch.testing.assert_close(bends.grid(2), torch.tensor([10.0, 0.1], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("path", ["ve", "flow"])
-def test_a_look_is_taken_once_and_costs_few_rows(path: str) -> None:
-    model = counting((1, 8, 8)) if path == "ve" else toy_mixture("flow")
+@pytest.mark.parametrize("model", [counting((1, 8, 8)), toy_mixture("flow")], ids=["ve", "flow"])
+def test_a_look_is_taken_once_and_costs_few_rows(model: GaussianMixture) -> None:
     config = toy_config()
     look = look_at(config, model)
     first, second = (start_sigmas(config, model, 4, Start(BENDS, power), look) for power in (0.5, 0.35))
     assert (float(first[0]), float(first[-1])) == (model.sigma_max, model.sigma_min)
     assert bool((first.diff() < 0).all() and (second.diff() < 0).all()) and not torch.equal(first, second)
-    if path == "ve":
+    if isinstance(model, Counting):
         assert sum(model.calls) == 8 * (40 + 41)
 
 

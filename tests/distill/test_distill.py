@@ -67,8 +67,8 @@ def test_flow_paths_learn() -> None:
 @pytest.mark.parametrize("points", [1, 2])
 def test_soap_learns_a_dense_table(path: Literal["ve", "flow"], points: int) -> None:
     model = toy_mixture(path)
-    changes = {"family": "dense", "points": points, "optimizer": "soap", "iterations": 80, "screening": 5, "accumulate": 1}
-    config = toy_config(calls=4, **changes)
+    short = {"iterations": 80, "screening": 5, "accumulate": 1}
+    config = toy_config(family="dense", calls=4, points=points, optimizer="soap", **short)
     last = updates(config, model)[-1]
     assert (last.table.depth, last.table.nfe) == (4, 4 * points) and last.table.calls == (0, 1, 1, 1, 1)
     assert rmse(last.table, model) < 0.3 * rmse(make_plan(model, config).tables[0], model)
