@@ -13,7 +13,7 @@ from torch import Tensor
 from ..solvers.availability import Used
 from ..solvers.parallel import Coefficients
 from ..solvers.table import Provenance, Table
-from .scales import inverse_scale, inverse_wide_scale, narrow_scale, wide_scale
+from .scales import SLOW, inverse_scale, inverse_wide_scale, narrow_scale, wide_scale
 
 MARGIN = 1e-3  # nodes stay this far inside (0, 1), where a sigmoid may saturate
 SIMPLEX_FLOOR = 1e-6  # keeps a published zero weight learnable: a softmax at -inf has no gradient
@@ -115,7 +115,7 @@ class Parameters:
 
     def _sigmas(self, raw: Tensor) -> Tensor:
         first, last = self._fixed.sigmas[[0, -1]].split(1)
-        fractions = raw.softmax(0).cumsum(0)[:-1]
+        fractions = (SLOW * raw).softmax(0).cumsum(0)[:-1]
         inner = (first.log() + (last.log() - first.log()) * fractions).exp()
         return torch.cat([first, inner, last])  # the ends are exact, not exp(log(...))
 
@@ -200,7 +200,7 @@ def _update_part(table: Table, name: str) -> Tensor:
 def _raw(table: Table, name: str, learn: frozenset[str]) -> Tensor:
     """The unconstrained values whose image is the table's field."""
     if name == "sigmas":
-        return torch.tensor(table.sigmas).log().diff().neg().log()
+        return torch.tensor(table.sigmas).log().diff().neg().log() / SLOW
     if name == "nodes":
         return ((torch.tensor(table.nodes) - MARGIN) / (1 - 2 * MARGIN)).clamp(1e-6, 1 - 1e-6).logit()
     if name in ("sigma_scale", "anchor_scale") and "anchor_scale" in learn:

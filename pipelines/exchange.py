@@ -99,12 +99,23 @@ def spread(rows: Tensor, points: Tensor, scales: Sequence[float]) -> Tensor:
     return torch.stack(list(shares), dim=1).flatten(0, 1)
 
 
-def noised(frame: Frame, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """The pipeline's latents at these timesteps, (1,) or (B,): alpha x0 + sigma eps in its frame."""
-    sigma = noise_level(frame, torch.as_tensor(timesteps)).reshape(-1, *[1] * (clean.ndim - 1))
+def noised(frame: Frame, clean: Tensor, noise: Tensor, timesteps: Tensor, calls: Sequence[Call] = ()) -> Tensor:
+    """The pipeline's latents at these timesteps, (1,) or (B,): alpha x0 + sigma eps in its frame.
+
+    Args:
+        calls: of the run: at one of their timesteps the state has the call's own noise level, which need not be the one
+            that the network is told.
+    """
+    told = noise_level(frame, torch.as_tensor(timesteps)).reshape(-1)
+    sigma, scale = told.clone(), frame.precondition(told)[2].clone()
+    for call in reversed(calls):  # of two at one timestep the first
+        level = noise_level(frame, torch.tensor(call.timestep[0]))
+        if abs(float(level) / call.sigma[0] - 1) > 1e-3:
+            at = (told / level - 1).abs() < 1e-4
+            sigma[at], scale[at] = call.sigma[0], call.c_in[0]
+    sigma, scale = (c.reshape(-1, *[1] * (clean.ndim - 1)) for c in (sigma, scale))
     work = torch.promote_types(clean.dtype, torch.float32)
     signal = 1 - sigma if frame.path == "flow" else torch.ones_like(sigma)
-    scale = frame.precondition(sigma)[2]
     signal, sigma = ((scale * c).to(clean.device, work) for c in (signal, sigma))
     return (signal * clean.to(work) + sigma * noise.to(work)).to(clean.dtype)
 

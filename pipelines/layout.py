@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..solvers.table import Table
-from ..solvers.walk import Rule
+from ..solvers.walk import Ask, History, Rule, Steps
 from .frames import Frame, told_unshifted
 from .grids import is_even, is_placeholder, require_agreement, shift_of, stock_levels
 from .run import Call, PipelineWalk, calls_of, named_rule
@@ -45,13 +45,14 @@ class Layout:
         rule: asks.
         levels: (N+1,) float64 on the CPU.
         calls: in order.
-        columns: remembered slopes that the rule cannot do without.
+        columns, consistent: of a walk that begins in the middle, see `late_walk`.
     """
 
     rule: Rule
     levels: Tensor
     calls: Sequence[Call]
     columns: int = 0
+    consistent: bool = True
 
     @property
     def steps(self) -> int:
@@ -65,7 +66,7 @@ class Layout:
 
     def run(self, begin: int = 0) -> PipelineWalk:
         """One trajectory from the call with this index."""
-        return PipelineWalk(self.rule, self.levels, self.calls, begin, self.columns)
+        return PipelineWalk(self.rule, self.levels, self.calls, begin, self.columns, self.consistent)
 
 
 def rule_layout(config: Mapping[str, Any], frame: Frame, request: ScheduleRequest) -> Layout:
@@ -97,11 +98,6 @@ def understood(
     return ScheduleRequest(len(request.timesteps), mu=request.mu), frame
 
 
-def moved(table: Table) -> bool:
-    """The first call is at a look-ahead point only, not at the initial state."""
-    return table.afs and table.calls[0] == 2
-
-
 def require_fit(table: Table, frame: Frame) -> None:
     """Refuses a table that cannot work on this path.
 
@@ -121,11 +117,29 @@ def require_fit(table: Table, frame: Frame) -> None:
 def table_layout(table: Table, frame: Frame, placement: Placement) -> Layout:
     """A table on its own sigmas. Without a hook (`bare`) the first call has to be at the pipeline's own latents."""
     table = table.sorted()  # image-to-image may begin between points: the noise must fall from each to the next
-    if placement == "bare" and moved(table):
+    if placement == "bare" and table.afs and table.moves_first_call:
         table = dataclasses.replace(table, afs=False)
     levels = torch.tensor(table.sigmas, dtype=torch.float64)
     rule = table.rule()
-    return Layout(rule, levels, calls_of(rule, levels, frame.precondition, placement == "batched"), table.columns)
+    if placement == "bare" and table.moves_first_call:
+        rule = asked_first(rule)
+    calls = calls_of(rule, levels, frame.precondition, placement == "batched")
+    return Layout(rule, levels, calls, table.columns, table.consistent)
+
+
+def asked_first(rule: Rule) -> Rule:
+    """The rule with a first question at the initial state, whose answer is thrown away.
+
+    A pipeline's first call is at its own latents where no hook can move it, but the answer has no place in a table that
+    begins with an analytic step: its free weights were learned for that slope.
+    """
+
+    def asking(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
+        if n == 0:
+            yield Ask(x[None], sigma[None])
+        return (yield from rule(x, sigma, sigma_next, n, history))
+
+    return asking
 
 
 def overruled(layout: Layout, request: ScheduleRequest) -> str:

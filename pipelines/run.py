@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers.preconditioning import Preconditioning
+from ..solvers.late import late_walk
 from ..solvers.registry import RULES, SIMPLEST, RuleSettings, make_rule
 from ..solvers.walk import Ask, Restart, Rule, Site, Walk, plan, walk
 
@@ -71,36 +72,32 @@ def _calls(step: int, index: int, ask: Ask, precondition: Preconditioning, batch
         yield Call(step, index, slots, sigma, *rest)
 
 
-def resumed(rule: Rule, x: Tensor, levels: Tensor, calls: Sequence[Call], begin: int = 0, columns: int = 0) -> Walk:
+def resumed(
+    rule: Rule,
+    x: Tensor,
+    levels: Tensor,
+    calls: Sequence[Call],
+    begin: int = 0,
+    columns: int = 0,
+    consistent: bool = True,
+) -> Walk:
     """The walk of a run that may begin at any of its network calls (image-to-image), from the state there.
 
     In the middle of a step it goes on by Euler steps to the step's end. A rule that remembers slopes finds none when a
-    run begins after the first step: the first slope stands in for all of them.
+    run begins after the first step, see `late_walk`.
 
     Args:
-        begin: index of the first call.
+        begin: index of the first call; 0 is the beginning of the trajectory, be it before the first call.
         columns: remembered slopes that the rule cannot do without.
+        consistent: the rule's weights sum to one.
     """
-    step = calls[begin].step
+    step = calls[begin].step if begin else 0
     if not calls[begin].opens:
         x = yield from _rest_of_step(x, levels, [call for call in calls[begin:] if call.step == step])
         step += 1
-    if step == 0 or columns == 0 or step == len(levels) - 1:
-        return (yield from walk(rule, x, levels, step))
-    while isinstance(reply := (yield Ask(x[None], levels[step][None], site=Site(step, 0))), Restart):
-        x = reply.x
-    assert reply is not None, "an Ask is answered by slopes"
-    onwards = walk(rule, x, levels, step, (reply[0],) * columns)
-    question = next(onwards)
-    assert isinstance(question, Ask)
-    # Where the first question is a fan it was not evaluated: with the state's slope in its place the step is Euler's.
-    reply = reply.expand_as(question.points)
-    while True:
-        try:
-            event = onwards.send(reply)
-        except StopIteration as stop:
-            return stop.value
-        reply = yield event
+    if step == len(levels) - 1:
+        return x
+    return (yield from late_walk(rule, x, levels, step, columns, consistent))
 
 
 def _rest_of_step(x: Tensor, levels: Tensor, calls: Sequence[Call]) -> Walk:
@@ -130,16 +127,26 @@ class PipelineWalk:
         levels: (N+1,) float64 on the CPU, so that no coefficient is ever read back from a device.
         calls: of `calls_of`.
         begin: index of the first call, see `resumed`.
-        columns: remembered slopes that the rule cannot do without.
+        columns, consistent: of `late_walk`.
     """
 
-    def __init__(self, rule: Rule, levels: Tensor, calls: Sequence[Call], begin: int = 0, columns: int = 0) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        levels: Tensor,
+        calls: Sequence[Call],
+        begin: int = 0,
+        columns: int = 0,
+        consistent: bool = True,
+    ) -> None:
         self.index = begin
         self.points: Tensor | None = None
-        self._start = lambda x: resumed(rule, x, levels, calls, begin, columns)
+        self._start = lambda x: resumed(rule, x, levels, calls, begin, columns, consistent)
         self._calls, self._starts_of_steps = calls, levels.tolist()
         self._midway = calls[begin].step if not calls[begin].opens else None
-        self._alone = self._midway is not None or (calls[begin].step > 0 and columns > 0)
+        self._late = begin > 0 and calls[begin].step > 0
+        self._alone = self._midway is not None or (self._late and columns > 0)
+        self._moves = begin == 0 and calls[0].step > 0
         self._walk: Walk | None = None
         self._ask: Ask | None = None
         self._answers: list[Tensor] = []
@@ -163,7 +170,7 @@ class PipelineWalk:
     @property
     def moves_first_call(self) -> bool:
         """The first call is not at the state that the run starts from, or not only there: `open` makes its points."""
-        only_state = self._at_state(self.call) and len(self.call.slots) == 1
+        only_state = not self._moves and self._at_state(self.call) and len(self.call.slots) == 1
         return self.points is None and not self._alone and not only_state
 
     def _at_state(self, call: Call) -> bool:

@@ -14,13 +14,13 @@ from .configured import StockConfigured
 from .cuts import begins_at_a_time
 from .exchange import noised, position
 from .frames import Frame
-from .layout import Layout, Placement, ScheduleRequest, moved, overruled, rule_layout, table_layout, understood
+from .layout import Layout, Placement, ScheduleRequest, overruled, rule_layout, table_layout, understood
 from .placement import placed
 from .run import Call, PipelineWalk
 
 MOVED = (
     "the table's first slope is analytic, but without epd.enable(pipe, table) the first network call cannot be moved "
-    "to its look-ahead point: the network is asked for that slope, which is one call more"
+    "to where it is needed: the network is asked at the initial latents, too, which is one call more"
 )
 
 
@@ -108,7 +108,7 @@ class Timetable(StockConfigured):
                 self._layouts = {key: table_layout(self.table, frame, self._placement)}
             self._layout = self._layouts[key]
             self._say(overruled(self._layout, request))
-            if self._placement == "bare" and moved(self.table):
+            if self._placement == "bare" and self.table.moves_first_call:
                 self._say(MOVED)
         steps, calls = self._layout.steps, self._layout.calls
         # Pipelines that bring their own sigmas or timesteps count the entries of ours afterwards.
@@ -144,7 +144,7 @@ class Timetable(StockConfigured):
             begin = position(timesteps.flatten()[:1].cpu(), self.timesteps, self._layout.calls)
             if abs(self._layout.calls[begin].timestep[0] - float(timesteps.flatten()[0])) < 1e-3:
                 self._begin_index = begin
-        return noised(self.frame, original_samples, noise, timesteps)
+        return noised(self.frame, original_samples, noise, timesteps, self.calls)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` under the name and the argument order that flow pipelines use."""

@@ -141,6 +141,16 @@ def _step(
             return (x, *stop.value)
 
 
+def forward(asking: Walk, reply: Tensor | Restart | None = None) -> Walk:
+    """Goes on with a walk that was begun, from this reply to what it yielded last."""
+    while True:
+        try:
+            event = asking.send(reply)
+        except StopIteration as stop:
+            return stop.value
+        reply = yield event
+
+
 def drive(asking: Walk, answer: Answer, detach: bool = False) -> Iterator[State]:
     """Runs a walk, every question answered, and yields its states.
 

@@ -20,6 +20,8 @@ TABLES = {  # table, and rows per sample of each network call
     "memory": (tables.full_table(), [1, 2] * 4),
     "one-call with afs": (tables.full_table(calls=1, afs=True), [3] * 4),
     "mixed": (tables.full_table(calls=[1, 2, 1, 2]), [1, 1, 2, 3, 1, 2]),
+    "dense": (tables.dense_table(0), [1, 1, 1]),
+    "dense fan": (tables.dense_table(1), [2, 2, 2]),
 }
 
 
