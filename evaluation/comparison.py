@@ -24,6 +24,8 @@ class Cell:
         evaluations: network evaluations of one sample, recorded.
         schedule: the best of the candidates; `learned` for a table.
         rmse: to the converged end points, over all elements.
+        median: over samples of each one's RMSE: the typical error, where a few samples make most of `rmse`.
+        interval: of `rmse`, 95 % bootstrap over samples.
         frechet: distance of its features to those of the converged end points.
         frechet_data: the same to features of data.
         agreement: share of samples that the classifier sees as it sees their converged end points.
@@ -43,6 +45,18 @@ class Cell:
     frechet: float | None = None
     frechet_data: float | None = None
     agreement: float | None = None
+    median: float | None = None
+    interval: tuple[float, float] | None = None
+
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, Any]) -> Cell:
+        """The cell of a mapping that came out of JSON; one of before `median` and `interval` has none.
+
+        Raises:
+            TypeError: for what is no cell.
+        """
+        interval = parts.get("interval")
+        return cls(**{**parts, "interval": None if interval is None else (float(interval[0]), float(interval[1]))})
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,7 @@ class Comparison:
         try:
             parts = parse_json(text, ValueError, "it")
             parts.pop("markdown", None)
-            cells = tuple(Cell(**cell) for cell in parts.pop("cells"))
+            cells = tuple(Cell.from_parts(cell) for cell in parts.pop("cells"))
             return cls(**{**parts, "calls": tuple(parts["calls"])}, cells=cells)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a comparison that `epd compare` wrote: {error}; compare again") from error
@@ -134,6 +148,11 @@ def markdown(c: Comparison) -> str:
             "RMSE at equal **total evaluations** (a parallel call of K points counts K):",
             _grid(c, "evaluations", totals, by_evaluations, lambda cell: cell.rmse, 4),
         ]
+    if any(cell.median is not None for cell in c.cells):
+        parts += [
+            "Typical error (median over samples of each one's RMSE), at equal sequential calls:",
+            _grid(c, "sequential calls", c.calls, by_asked, lambda cell: cell.median, 4),
+        ]
     if any(cell.frechet is not None for cell in c.cells):
         parts += [
             "Fréchet distance to the converged samples in feature space, at equal sequential calls:",
@@ -175,11 +194,13 @@ def _grid(
 
 def every_cell(c: Comparison) -> str:
     """The long table: each solver at each count, its schedule and its recorded cost."""
-    head = ["solver", "asked", "calls", "evaluations", "steps", "schedule", "RMSE", "Fréchet", "agreement", "ms/batch"]
+    head = ["solver", "asked", "calls", "evaluations", "steps", "schedule", "RMSE", "95 % interval", "median",
+            "Fréchet", "agreement", "ms/batch"]  # fmt: skip
     lines: list[list[str]] = [head, ["---"] * len(head)]
     for cell in sorted(c.cells, key=lambda cell: (cell.asked, cell.rmse)):
         measured: Mapping[str, Any] = dataclasses.asdict(cell)
-        optional = ["" if measured[k] is None else f"{measured[k]:.4f}" for k in ("frechet", "agreement")]
+        optional = ["" if measured[k] is None else f"{measured[k]:.4f}" for k in ("median", "frechet", "agreement")]
         counts = [str(measured[k]) for k in ("asked", "calls", "evaluations", "steps", "schedule")]
-        lines.append([cell.solver, *counts, f"{cell.rmse:.5f}", *optional, f"{1000 * cell.seconds:.1f}"])
+        between = "" if cell.interval is None else "{:.4f} to {:.4f}".format(*cell.interval)
+        lines.append([cell.solver, *counts, f"{cell.rmse:.5f}", between, *optional, f"{1000 * cell.seconds:.1f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
