@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
-from ..distill.config import DistillConfig
+from ..distill.config import MOST_CALLS, DistillConfig
 from ..pipelines.options import FROZEN, ModelOptions, UserPath
 from ..solvers.registry import NumberedRule, PublishedSchedule, Schedule
 
@@ -40,6 +40,10 @@ class Distill(DistillConfig, ModelArguments):
 
     model_config = FROZEN
 
+    calls: str = "5"  # type: ignore[reportIncompatibleVariableOverride] - one count or several
+    """Sequential network calls of one sample: what it costs in time where a call of a few rows costs as much as one.
+    Several, as in 3,5,7,9, are learned one after another, in --out/3-calls and so on: they share the teacher, and each
+    solver is grown into a start of the next, so that more calls are never worse."""
     out: UserPath = Path("runs/distill")
     """Folder of the run."""
     resume: bool = False
@@ -47,11 +51,32 @@ class Distill(DistillConfig, ModelArguments):
     dry_run: bool = False
     """Print the plan, what it costs and what training keeps in memory, and stop."""
     init: str | None = None
-    """Table to start from: a file, a run's folder, the name of a published one, or a hub id."""
+    """Table to start from: a file, a run's folder, the name of a published one, or a hub id. One of fewer calls is
+    grown."""
+
+    @field_validator("calls", mode="before")
+    @classmethod
+    def _text(cls, value: object) -> str:
+        """YAML has a number or a list."""
+        return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+    @field_validator("calls")
+    @classmethod
+    def _counts(cls, value: str) -> str:
+        counts = [int(part) if part.isdecimal() else 0 for part in value.replace(" ", "").split(",")]
+        if not all(1 <= count <= MOST_CALLS for count in counts):
+            raise ValueError(f"calls = {value!r} must be a number from 1 to {MOST_CALLS}, or several, as in 3,5,7,9")
+        return ",".join(map(str, sorted(set(counts))))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The counts of calls, fewest first."""
+        return tuple(map(int, self.calls.split(",")))
 
     def distill_config(self) -> DistillConfig:
-        """The part that says how to learn."""
-        return DistillConfig(**{name: getattr(self, name) for name in DistillConfig.model_fields})
+        """The part that says how to learn, for the fewest calls."""
+        values = {name: getattr(self, name) for name in DistillConfig.model_fields}
+        return DistillConfig(**{**values, "calls": self.counts[0]})
 
 
 class Sample(ModelArguments):

@@ -13,6 +13,7 @@ Learned = Literal[
     "nodes", "weights", "slope_scale", "sigma_scale", "anchor_scale", "anchor", "memory", "lookahead", "sigmas"
 ]
 
+MOST_CALLS = 200
 SMALL = 4096  # numbers in a sample up to which a backward pass through a whole trajectory is cheap in memory
 # What an optimiser takes where the config leaves it open. SOAP and Adam see many small batches: what they must average
 # out is a few samples between two modes, and more updates do that better than larger ones.
@@ -36,7 +37,7 @@ class DistillConfig(BaseModel):
     ahead along the last three slopes. amed: one point in the second call (arXiv 2312.00094). s4s: one call a step,
     weights of all earlier slopes and the schedule (arXiv 2502.17423). ld3: the schedule alone, for third-order
     multistep steps (arXiv 2405.15506)."""
-    calls: int = Field(default=5, ge=1, le=200)
+    calls: int = Field(default=5, ge=1, le=MOST_CALLS)
     """Sequential network calls of one sample: what it costs in time where a call of a few rows costs as much as one."""
     points: Annotated[int, Field(ge=1, le=16)] | Literal["auto"] = "auto"
     """Rows per sample in the widest call: points of a step that the network sees at once. auto: of family dense 2 where

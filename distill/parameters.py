@@ -13,9 +13,8 @@ from torch import Tensor
 from ..solvers.availability import Used
 from ..solvers.parallel import Coefficients
 from ..solvers.table import Provenance, Table
+from .scales import inverse_scale, inverse_wide_scale, narrow_scale, wide_scale
 
-SCALE = 0.2  # slope and sigma scales stay within 1 +- this; the published tables use 0.05 to 0.2
-WIDE = 1.0  # where the anchor's sigma scale is learned, too, log sigma scales stay within +- this
 MARGIN = 1e-3  # nodes stay this far inside (0, 1), where a sigmoid may saturate
 SIMPLEX_FLOOR = 1e-6  # keeps a published zero weight learnable: a softmax at -inf has no gradient
 UPDATE = ("anchor", "weights", "memory")  # the update weights of a step, which sum to one together
@@ -67,7 +66,7 @@ class Parameters:
         """The coefficients that the rule is driven with, differentiable in the vector (P,)."""
         raw, fixed = self._placed(vector), self._fixed
         weights, anchor, memory = self._update(raw)
-        scale = _scale(raw["slope_scale"]) if "slope_scale" in raw else self._slope_scale
+        scale = narrow_scale(raw["slope_scale"]) if "slope_scale" in raw else self._slope_scale
         return Coefficients(
             sigmas=self._sigmas(raw["sigmas"]) if "sigmas" in raw else fixed.sigmas,
             nodes=MARGIN + (1 - 2 * MARGIN) * raw["nodes"].sigmoid() if "nodes" in raw else fixed.nodes,
@@ -86,7 +85,7 @@ class Parameters:
         """The Table of a vector, validated."""
         c = self.coefficients(vector.detach())
         base, raw = self.base, self._placed(vector.detach())
-        scale = _scale(raw["slope_scale"]).numpy() if "slope_scale" in raw else base.slope_scale
+        scale = narrow_scale(raw["slope_scale"]).numpy() if "slope_scale" in raw else base.slope_scale
         by_order = "lookahead" not in self.learn and base.lookahead is None
         own = base.memory.shape[1]
         return Table(
@@ -133,7 +132,7 @@ class Parameters:
         return weights, anchor[:, 0], memory
 
     def _told(self, raw: Tensor) -> Tensor:
-        return (WIDE * raw.tanh()).exp() if self._wide else _scale(raw)
+        return wide_scale(raw) if self._wide else narrow_scale(raw)
 
     def _summed(self, rows: Tensor, first: Tensor) -> Tensor:
         return _sum_to_one(rows, first) if self.base.consistent else rows
@@ -205,9 +204,9 @@ def _raw(table: Table, name: str, learn: frozenset[str]) -> Tensor:
     if name == "nodes":
         return ((torch.tensor(table.nodes) - MARGIN) / (1 - 2 * MARGIN)).clamp(1e-6, 1 - 1e-6).logit()
     if name in ("sigma_scale", "anchor_scale") and "anchor_scale" in learn:
-        return _inverse_wide(torch.tensor(getattr(table, name)))
+        return inverse_wide_scale(torch.tensor(getattr(table, name)))
     if name in ("slope_scale", "sigma_scale"):
-        return _inverse_scale(torch.tensor(getattr(table, name)))
+        return inverse_scale(torch.tensor(getattr(table, name)))
     if name == "lookahead":
         return torch.tensor(table.effective_lookahead)
     if name == "weights" and _on_simplex(table, learn):
@@ -284,21 +283,3 @@ def _on_simplex(table: Table, learn: Collection[str]) -> bool:
         return False
     fixed = torch.tensor((table.anchor != 0) | (table.memory != 0).any(1)) & _fan(table).any(1)
     return not bool(fixed.any())
-
-
-def _scale(raw: Tensor) -> Tensor:
-    return 1 + SCALE * raw.tanh()
-
-
-def _inverse_scale(scale: Tensor) -> Tensor:
-    if bool((scale - 1).abs().ge(SCALE).any()):
-        raise ValueError(f"a scale of the initial table lies outside 1 +- {SCALE}: start from unit scales")
-    return ((scale - 1) / SCALE).atanh()
-
-
-def _inverse_wide(scale: Tensor) -> Tensor:
-    if bool(scale.log().abs().ge(WIDE).any()):
-        raise ValueError(
-            f"a sigma scale of the initial table lies outside exp(+-{WIDE:g}): start from unit scales"
-        )
-    return (scale.log() / WIDE).atanh()

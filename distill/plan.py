@@ -13,7 +13,8 @@ from ..denoisers.protocol import Model
 from ..solvers.table import Table
 from . import gauss_newton, soap
 from .config import DistillConfig, ResolvedConfig
-from .families import structure
+from .families import FAMILIES, structure
+from .growth import grown
 from .initial import initial_table
 from .parameters import Parameters
 from .points import settled
@@ -55,22 +56,26 @@ class Plan:
         return self.screening + self.iterations
 
 
-def make_plan(model: Model, config: DistillConfig, init: Table | None = None) -> Plan:
+def make_plan(
+    model: Model, config: DistillConfig, init: Table | None = None, smaller: Table | None = None
+) -> Plan:
     """The plan of a run.
 
     Args:
-        init: the table to start from; its structure then replaces the family's.
+        init: the table to start from; its structure then replaces the family's. One of fewer calls is grown.
+        smaller: a learned table of fewer calls; grown, it is one start more, where it can be.
 
     Raises:
         ValueError: where config, model and table exclude each other.
     """
+    if init is not None and FAMILIES[config.family].points is None:  # which brings its own
+        config = config.model_copy(update={"points": max(1, init.num_parallel)})
     asked, config = config, _resolved(model, config)
     learn = tuple(config.learn or structure(config, model.path).learn)
-    tables = (init,) if init else _starting_tables(model, config, learn)
-    if init is not None and init.depth != config.calls:
-        raise ValueError(
-            f"the initial table makes {init.depth} sequential calls, calls = {config.calls}: make them equal"
-        )
+    if init is None:
+        tables = (*_grown(smaller, config), *_starting_tables(model, config, learn))
+    else:
+        tables = (_of_calls(init, config.calls),)
     if config.objective != "end":  # states are matched on the starting sigmas, and only one start has them
         learn, tables = tuple(name for name in learn if name != "sigmas"), tables[:1]
     if Parameters.of(tables[0], learn).start.numel() == 0:
@@ -158,6 +163,25 @@ def _starting_tables(model: Model, config: ResolvedConfig, learn: tuple[str, ...
         affordable = ADAM_START_COST // first.nfe
     affordable = max(FEWEST_STARTS, affordable)
     return first, *(initial_table(config, model, start, look) for start in choices[1:affordable])
+
+
+def _of_calls(init: Table, calls: int) -> Table:
+    if init.depth > calls:
+        raise ValueError(
+            f"the initial table makes {init.depth} sequential calls, calls = {calls}: give as many or more"
+        )
+    return init if init.depth == calls else grown(init, calls)
+
+
+def _grown(smaller: Table | None, config: ResolvedConfig) -> tuple[Table, ...]:
+    """The smaller table as a start, if any."""
+    if smaller is None:
+        return ()
+    try:
+        return (grown(smaller, config.calls),)
+    except ValueError as error:
+        log.info("the table of %d calls is no start for %d: %s", smaller.depth, config.calls, error)
+        return ()
 
 
 def parts_at(plan: Plan, iteration: int) -> int:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ..denoisers.fingerprint import conditions_digest, model_digest, weights_digest
 from ..denoisers.protocol import Model
 from ..runs.checkpoint import Checkpoint, RunError
-from ..runs.folder import Folder
+from ..runs.folder import Folder, recorded_identity
 from ..runs.follow import Entry, follow
 from ..runs.processes import Workers
 from ..solvers.table import Table, TableError
@@ -22,6 +23,7 @@ from .budget import decided, foreseen
 from .config import DistillConfig
 from .cost import Cost, estimate
 from .plan import Plan, make_plan
+from .points import settled
 from .state import TrainerState
 from .straightness import report_straightness
 from .teacher import POOL_SEEDS
@@ -42,19 +44,25 @@ def run_distill(
     init: Table | None = None,
     features: nn.Module | None = None,
     conditions: Mapping[str, object] | None = None,
+    smaller: Table | None = None,
 ) -> Path | None:
     """Learns a table into `out`: solver.json, config.json, checkpoint.safetensors, tb/. Returns the table's path.
 
     Args:
         resume: continue the run in `out` bit for bit; a finished run is left as it is.
         dry_run: print the plan and its cost, compute nothing, return None.
+        init: table to start from; its structure replaces the family's.
+        features: of `distill`.
         conditions: what else the model was asked for, ready for JSON; a run is not continued with others.
+        smaller: a learned table of fewer calls, one start more.
 
     Raises:
         RunError: where `out` holds another run, or its checkpoint is damaged or of another configuration.
     """
     workers = Workers.of_accelerate()
-    plan = workers.together(lambda: make_plan(model, config, init))
+    if init is None:
+        config = _with_points(model, config, Path(out) if resume else None, workers)
+    plan = workers.together(lambda: make_plan(model, config, init, smaller))
     if dry_run:
         if workers.rank == 0:
             print(forecast(model, plan))
@@ -79,6 +87,53 @@ def run_distill(
     workers.together(lambda: folder.finish(dumps(table)) if workers.rank == 0 else None)
     log.info("learned %s: %s", folder.table, _verdict(table))
     return folder.table
+
+
+def run_each(
+    model: Model,
+    config: DistillConfig,
+    calls: Sequence[int],
+    out: Path,
+    resume: bool = False,
+    dry_run: bool = False,
+    features: nn.Module | None = None,
+    conditions: Mapping[str, object] | None = None,
+) -> dict[int, Path]:
+    """Learns a table for each of several counts of calls, into `out`/3-calls, `out`/5-calls and so on, fewest first.
+
+    They share the teacher's trajectories, and each table is grown into a start of the next one: on held-out noise more
+    calls are never worse. Arguments and errors are those of `run_distill`; `config.calls` is not used, and
+    `config.minutes` are for all together.
+    """
+    paths: dict[int, Path] = {}
+    smaller = None
+    for own in of_each(config, calls):
+        folder = out / f"{own.calls}-calls"
+        path = run_distill(model, own, folder, resume, dry_run, None, features, conditions, smaller)
+        if path is not None:
+            paths[own.calls], smaller = path, Table.load(path)
+    return paths
+
+
+def of_each(config: DistillConfig, calls: Sequence[int]) -> Iterator[DistillConfig]:
+    """The config for each count of calls, fewest first, with its share of the minutes."""
+    counts = sorted(set(calls))
+    for n in counts:
+        share = None if config.minutes is None else config.minutes * n / sum(counts)
+        yield config.model_copy(update={"calls": n, "minutes": share})
+
+
+def _with_points(model: Model, config: DistillConfig, held: Path | None, workers: Workers) -> DistillConfig:
+    """The config with its points decided, alike in all processes: those of the run in a folder, or measured ones."""
+    if config.points != "auto":
+        return config
+    recorded = None if held is None else recorded_identity(held).get("config")
+    points = recorded.get("points") if isinstance(recorded, dict) else None
+    if type(points) is int:
+        return config.model_copy(update={"points": points})
+    # The first process measures, and all hear of it.
+    found = workers.mean(1, 1, lambda _: torch.tensor([settled(model, config).points], dtype=torch.float64))
+    return config.model_copy(update={"points": round(float(found))})
 
 
 def _require_whole(path: Path) -> None:

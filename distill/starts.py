@@ -28,8 +28,8 @@ class Start:
 
 
 # Which start leads to the best optimum depends on the model, the count of calls and the batches, and some updates from
-# each tell. Fixed sigmas are those of usual schedules. Learned ones begin where the model bends, `number` being the power
-# of `Bends.grid`, or from usual schedules. A fan's last point far ahead finds better optima.
+# each tell. Fixed sigmas are those of usual schedules. Learned ones begin where the model bends, `number` being the
+# power of `Bends.grid`, or from usual schedules. A fan's last point far ahead finds better optima.
 FIXED_STARTS = {
     "ve": (Start("polynomial", 7.0), Start("time_uniform", 1.0), Start("polynomial", 3.0), Start("logsnr", 1.0)),
     "flow": (Start("flow", 1.0), Start("flow", 3.0), Start("flow", 0.5)),

@@ -30,7 +30,7 @@ from .teacher import POOL_SEEDS, VALIDATION_SEEDS, Teacher, cache_folder
 from .update import Update
 
 log = logging.getLogger("epd")
-UPDATES = {"soap": soap.update, "adam": adam.update, "gauss-newton": gauss_newton.update}
+OPTIMIZERS = {"soap": soap, "adam": adam, "gauss-newton": gauss_newton}
 
 
 def distill(
@@ -125,7 +125,7 @@ class Trainer:
 
     def _stepped(self, state: TrainerState) -> tuple[TrainerState, float, bool]:
         """The state after one update of the optimiser, the batch's loss before it, and whether it was accepted."""
-        step = UPDATES[self.config.optimizer]
+        step = OPTIMIZERS[self.config.optimizer].update
         parts = parts_at(self.plan, state.iteration)
         part = functools.partial(self._chunks, state.iteration, functools.cache(self._denoiser))
         exploring = self.plan.exploring(state.iteration) or parts < self.config.accumulate

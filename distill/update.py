@@ -62,7 +62,7 @@ def table_at(model: Model, plan: Plan, state: TrainerState) -> Table:
         seed=config.seed,
         config=config.model_dump(mode="json"),
         metrics={"validation_rmse": state.best_rmse} if measured and math.isfinite(state.best_rmse) else {},
-        parent=plan.parent,
+        parent=plan.parent or base.provenance.parent,
         citation=base.provenance.citation,
     )
     return Parameters.of(base, plan.learn).table(state.vector, provenance)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .denoisers.protocol import Denoiser, Model
     from .denoisers.rows import limit_rows
     from .distill.config import DistillConfig
-    from .distill.learn import distill
+    from .distill.learn import distill, distill_each
     from .evaluation.compare import compare
     from .pipelines.denoiser import from_pipeline
     from .pipelines.enable import disable, enable, on_states, summary
@@ -66,6 +66,7 @@ _HOMES = {
     "TableError": "solvers.table",
     "DistillConfig": "distill.config",
     "distill": "distill.learn",
+    "distill_each": "distill.learn",
     "compare": "evaluation.compare",
 }
 _ROOMS = (

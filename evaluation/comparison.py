@@ -137,17 +137,7 @@ def family_names(names: Sequence[str]) -> dict[str, str]:
 
 def markdown(c: Comparison) -> str:
     """The short tables: best variant of every method, at equal sequential calls and at equal evaluations."""
-    parts = [
-        f"RMSE to the converged end point at equal **sequential calls**: {c.samples} samples of `{c.model}`, each "
-        "hand-made solver in its best variant on its best schedule, chosen cell by cell.",
-        _grid(c, "sequential calls", c.calls, by_asked, lambda cell: cell.rmse, 4),
-    ]
-    totals = sorted({cell.evaluations for cell in c.cells if cell.learned})
-    if totals:
-        parts += [
-            "RMSE at equal **total evaluations** (a parallel call of K points counts K):",
-            _grid(c, "evaluations", totals, by_evaluations, lambda cell: cell.rmse, 4),
-        ]
+    parts = _errors(c)
     if any(cell.median is not None for cell in c.cells):
         parts += [
             "Typical error (median over samples of each one's RMSE), at equal sequential calls:",
@@ -162,9 +152,35 @@ def markdown(c: Comparison) -> str:
         f"Milliseconds per batch of {min(c.batch, c.samples)} samples, at equal sequential calls:",
         _grid(c, "sequential calls", c.calls, by_asked, lambda cell: 1000 * cell.seconds, 0, bold=False),
     ]
-    if "*" in "".join(parts[1::2]).replace("**", ""):
-        parts.append("<sub>* took one call fewer: its steps take two.</sub>")
-    return "\n\n".join(parts) + "\n"
+    return _joined(parts)
+
+
+def errors_markdown(c: Comparison) -> str:
+    """Of the short tables those of the RMSE."""
+    return _joined(_errors(c))
+
+
+def _errors(c: Comparison) -> list[str]:
+    """Sentence, table, sentence, table: of the RMSE at equal calls and at equal evaluations."""
+    parts = [
+        f"RMSE to the converged end point at equal **sequential calls**: {c.samples} samples of `{c.model}`, each "
+        "hand-made solver in its best variant on its best schedule, chosen cell by cell.",
+        _grid(c, "sequential calls", c.calls, by_asked, lambda cell: cell.rmse, 4),
+    ]
+    totals = sorted({cell.evaluations for cell in c.cells if cell.learned})
+    if totals:
+        parts += [
+            "RMSE at equal **total evaluations** (a parallel call of K points counts K):",
+            _grid(c, "evaluations", totals, by_evaluations, lambda cell: cell.rmse, 4),
+        ]
+    return parts
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """Sentences and tables in turn, and what a star in a table means."""
+    starred = "*" in "".join(parts[1::2]).replace("**", "")
+    note = ["<sub>* took one call fewer: its steps take two.</sub>"] if starred else []
+    return "\n\n".join([*parts, *note]) + "\n"
 
 
 def _grid(

@@ -7,10 +7,11 @@
     python -m epd.experiments.bench_learned --draw                        # docs/pareto_MODEL.png, likewise
 
 A cell is one training run, measured on fresh noise beside the hand-made solvers at as many calls and at as many
-evaluations. It lies in results/learned/MODEL/FAMILY-CALLS-SEED.json with its table, and is written once the table is
-learned and again once it is measured; the same command goes on with what is missing, or was made with other settings.
-Tables are chosen on the validation noise alone; each hand-made solver takes its best schedule on the first samples
-that it is measured on, and in the tables its best variant on all of them, which is in their favour.
+evaluations; the table of 5 calls is grown from that of 3, that of 7 from that of 5, as in `epd distill`. It lies in
+results/learned/MODEL/FAMILY-CALLS-SEED.json with its table, and is written once the table is learned and again once it
+is measured; the same command goes on with what is missing, or was made with other settings. Tables are chosen on the
+validation noise alone; each hand-made solver takes its best schedule on the first samples that it is measured on, and
+in the tables its best variant on all of them, which is in their favour.
 """
 
 from __future__ import annotations
@@ -49,34 +50,46 @@ log = logging.getLogger("epd")
 
 def run(job: Job, results: Path, work: Path) -> None:
     """Learns and measures a cell as far as that is not done yet."""
-    subject, folder = SUBJECTS[job.subject], results / job.subject
-    path = folder / f"{job.family}-{job.calls}-{job.seed}.json"
-    content = read(path)
-    if content.get("settings") != job.settings():
-        content = {**asdict(job), **learned(job, folder, work)}
-        write(path, content)
-    table = loads(json.dumps(content["table"]), str(path))
+    subject, content = SUBJECTS[job.subject], cell_of(job, results, work)
+    table = table_in(content)
     if content.get("judged") != subject.judged():
         cells = compared(subject, {job.family: table}, table.depth, work, solvers=())
-        content |= {"judged": subject.judged(), "cell": asdict(cells[0])}
-        write(path, content)
+        write(job.path(results), {**content, "judged": subject.judged(), "cell": asdict(cells[0])})
     for at in sorted({table.depth, table.nfe}):
-        measure_handmade(subject, at, folder / f"handmade-{at}.json", work)
+        measure_handmade(subject, at, results / job.subject / f"handmade-{at}.json", work)
 
 
-def learned(job: Job, folder: Path, work: Path) -> dict[str, Any]:
+def cell_of(job: Job, results: Path, work: Path) -> dict[str, Any]:
+    """A cell with its table, which is learned where it is missing or was learned otherwise; that of fewer calls, which
+    is grown into one of its starts, before it.
+    """
+    fewer = job.fewer()
+    smaller = None if fewer is None else table_in(cell_of(fewer, results, work))
+    settings = {**job.settings(), "grown_from": None if smaller is None else smaller.digest}
+    content = read(job.path(results))
+    if content.get("settings") != settings:
+        content = {**asdict(job), "settings": settings, **learned(job, smaller, results, work)}
+        write(job.path(results), content)
+    return content
+
+
+def table_in(content: Mapping[str, Any]) -> Table:
+    """The table of a cell."""
+    return loads(json.dumps(content["table"]))
+
+
+def learned(job: Job, smaller: Table | None, results: Path, work: Path) -> dict[str, Any]:
     """A training run: its table, and the seconds that it took beside its teacher's, which all runs of a model share."""
     model = SUBJECTS[job.subject].load()
     began = time.perf_counter()
-    plan = make_plan(model, DistillConfig.model_validate(job.settings()))
+    plan = make_plan(model, DistillConfig.model_validate(job.settings()), smaller=smaller)
     planned = time.perf_counter() - began
-    solve_teacher(model, plan, folder / "teacher.json", work)
+    solve_teacher(model, plan, results / job.subject / "teacher.json", work)
     began = time.perf_counter()
     *_, last = distill(model, plan, cache=work)
     seconds, table = planned + time.perf_counter() - began, last.table
     log.info("learned in %.0f s: RMSE %.4f on validation noise", seconds, last.state.best_rmse)
     return {
-        "settings": job.settings(),
         "seconds": round(seconds, 1),
         "validation_rmse": last.state.best_rmse,
         "digest": table.digest,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,6 +91,15 @@ class Job:
         """Of the training run, ready for JSON; what they leave out is at its default."""
         family = {**FAMILIES, **ONCE}[self.family]
         return {**family, "calls": self.calls, "seed": self.seed, **SUBJECTS[self.subject].training}
+
+    def fewer(self) -> Job | None:
+        """The cell with the next smaller count of calls, if any."""
+        smaller = [calls for calls in CALLS if calls < self.calls]
+        return replace(self, calls=smaller[-1]) if smaller else None
+
+    def path(self, results: Path) -> Path:
+        """The cell's file in the folder of all results."""
+        return results / self.subject / f"{self.family}-{self.calls}-{self.seed}.json"
 
 
 def jobs(only: Sequence[str] = ()) -> list[Job]:

@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.comparison import Cell, Comparison, markdown
+from ..evaluation.comparison import Cell, Comparison, errors_markdown, markdown
 from .learned_cells import FAMILIES, SUBJECTS
 from .markdown import MISSING, markdown_table, measured_in
 
 FOLDER = Path(__file__).resolve().parent / "results" / "learned"
+IN_FULL = ("digits-exact", "digits")  # with the typical error, the Fréchet distance and the time
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,9 @@ def compared(name: str, files: Mapping[str, Any]) -> str:
     results = of_model(files, name)
     if not results.runs:
         return MISSING
-    told = "A learned row is the training run in the middle of its seeds."
+    tables = (markdown if name in IN_FULL else errors_markdown)(results.comparison()).strip()
     environments = measured_in(*(run.environment for run in results.runs))
-    return f"{told} {markdown(results.comparison()).strip()}\n\n{environments}"
+    return f"A learned row is the training run in the middle of its seeds. {tables}\n\n{environments}"
 
 
 def spread(name: str, files: Mapping[str, Any]) -> str:

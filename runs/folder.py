@@ -13,6 +13,7 @@ from ..formats.files import read_text, write_atomically
 from .checkpoint import Checkpoint, RunError, load_checkpoint
 
 log = logging.getLogger("epd")
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Folder:
 
     @property
     def config(self) -> Path:
-        return self.path / "config.json"
+        return self.path / CONFIG
 
     @property
     def checkpoint(self) -> Path:
@@ -108,16 +109,21 @@ class Folder:
 
     def _config(self) -> dict[str, Any] | None:
         """The identity in config.json, or None where there is none that can be read."""
-        try:
-            written = json.loads(read_text(self.config, RunError))
-        except (ValueError, RecursionError):
-            return None
-        return written if isinstance(written, dict) else None
+        return recorded_identity(self.path) or None
 
     def _agrees(self, path: Path, written: Mapping[str, Any]) -> None:
         what = difference(written, json.loads(json.dumps(self.identity)))
         if what:
             raise RunError(f"{path} is of another run: {what}; use the same options, or another --out")
+
+
+def recorded_identity(folder: Path) -> dict[str, Any]:
+    """What config.json of a run's folder says that it is; empty where there is none that can be read."""
+    try:
+        written = json.loads(read_text(folder / CONFIG, RunError))
+    except (ValueError, RecursionError, OSError):
+        return {}
+    return written if isinstance(written, dict) else {}
 
 
 def difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

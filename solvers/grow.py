@@ -101,7 +101,8 @@ class _Split:
         """The mean slope of an old step."""
         old = self.old
         fan = (old.weights[k] * old.slope_scale[k]).tolist()
-        return {(k, 0): float(old.anchor[k])} | {(k, 1 + j): w for j, w in enumerate(fan)} | self._slopes(k, old.memory[k])
+        own = {(k, 0): float(old.anchor[k])} | {(k, 1 + j): w for j, w in enumerate(fan)}
+        return own | self._slopes(k, old.memory[k])
 
     def _ahead(self, k: int, j: int) -> Sum:
         """The direction to a point of an old step."""
@@ -124,7 +125,8 @@ class _Split:
         late = {slope: w for slope, w in whole.items() if slope[0] == self.n + 1}
         first = {slope: w for slope, w in whole.items() if slope not in late}
         first[self.n, 0] += sum(late.values())
-        return first, _combined(whole, (low - high) / (low - self.sigma), first, (high - self.sigma) / (low - self.sigma))
+        rest = low - self.sigma
+        return first, _combined(whole, (low - high) / rest, first, (high - self.sigma) / rest)
 
     def _first_points(self) -> list[Sum]:
         return [

@@ -50,7 +50,7 @@ def test_version_and_groups(run: Run) -> None:
         (["table"], "no command 'table': "),
         (["table", "shw", "x"], "no command 'table shw': perhaps you meant 'table show'"),
         (["distill", "--iteratons", "3"], "--iterations"),
-        (["distill", "--calls", "300"], "less than or equal to 200"),
+        (["distill", "--calls", "300"], "must be a number from 1 to 200"),
         (["distill", "--family", "epdd"], "epdd"),
         (["table", "show"], "required"),
         (["sample"], "give exactly one of --table FILE and --rule NAME"),

@@ -35,7 +35,7 @@ def calls() -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("optimizer", ["adam", "gauss-newton"])
 def test_distill(run: Run, cache: Path, calls: list[int], tmp_path: Path, optimizer: str) -> None:
-    words = ["distill", *QUICK, "--optimizer", optimizer]
+    words = ["distill", *QUICK, "--family", "two-call", "--optimizer", optimizer]
     code, out, err = run(*words, "--rows", "3", "--dry-run", "--out", tmp_path / "x")
     assert code == cli.OK and "at most 3 in one network call" in out, err
     assert max(calls) <= 3

@@ -30,7 +30,7 @@ def test_a_config_holds_any_option_by_its_name(tmp_path: Path) -> None:
     found = load_config(written(tmp_path, text), Distill)
     learn: tuple[Learned, ...] = ("nodes", "weights")
     expected = Distill(
-        model="digits-exact", calls=7, lr=1e-3, dry_run=True, learn=learn, labels=(1, 2), out=Path("runs/y")
+        model="digits-exact", calls="7", lr=1e-3, dry_run=True, learn=learn, labels=(1, 2), out=Path("runs/y")
     )
     assert found == expected
     assert found.distill_config() == DistillConfig(calls=7, lr=1e-3, learn=learn)
@@ -44,8 +44,8 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
     path = written(tmp_path, "calls: 7\npoints: 3\nresume: true\nlearn: [nodes]\n")
     words = ["--config", str(path), "--calls", "9", "--learn", "weights", "sigmas", "--no-resume"]
     options = cli._parse("distill", words)
-    assert (options.calls, options.points, options.resume, options.learn) == (9, 3, False, ("weights", "sigmas"))
-    assert cli._parse("distill", [f"--config={path}"]).calls == 7
+    assert (options.calls, options.points, options.resume, options.learn) == ("9", 3, False, ("weights", "sigmas"))
+    assert cli._parse("distill", [f"--config={path}"]).calls == "7"
 
 
 def test_every_default_of_a_config_survives_a_round_trip(tmp_path: Path) -> None:
@@ -81,8 +81,10 @@ def test_the_shipped_configs_are_configs_of_distill(path: Path) -> None:
 FAULTS = {
     "unknown key": ("iteratons: 3", ["unknown key 'iteratons'", "perhaps you meant 'iterations'"]),
     "unlike anything": ("zzzzz: 3", ["unknown key 'zzzzz'", "known are"]),
-    "out of range": ("points: 99", ["points = 99", "less than or equal to 16", "the default is 2"]),
-    "wrong type": ("calls: many", ['calls = "many"', "valid integer"]),
+    "out of range": ("points: 99", ["points = 99", "less than or equal to 16", 'the default is "auto"']),
+    "of a union": ("points: none", ['points = "none"', "valid integer", 'the default is "auto"']),
+    "no counts": ("calls: 3,x", ['calls = "3,x"', "a number from 1 to 200, or several, as in 3,5,7,9"]),
+    "wrong type": ("pool: many", ['pool = "many"', "valid integer"]),
     "wrong choice": ("family: epd-plugn", ['family = "epd-plugn"', "perhaps you meant 'epd-plugin'"]),
     "no mapping": ("options: 5", ["options = 5", "needed a mapping", "clean_caption"]),
     "an unnamed option": ("options: {2: 3}", ["options = ", "needed a mapping"]),

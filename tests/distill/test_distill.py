@@ -45,7 +45,7 @@ def rmse(table: Table, model: GaussianMixture) -> float:
     return float((solve(table.rule(), model, noise, table.sigmas) - end).square().mean().sqrt())
 
 
-@pytest.mark.parametrize("family", ["default", "epd", "epd-plugin", "s4s", "ld3", "amed"])
+@pytest.mark.parametrize("family", ["dense", "two-call", "epd", "epd-plugin", "s4s", "ld3", "amed"])
 def test_every_family_learns(family: str) -> None:
     model, config = toy_mixture(), toy_config(family=family, calls=5)
     plan = make_plan(model, config)

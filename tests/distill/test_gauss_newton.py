@@ -146,7 +146,7 @@ def test_a_step_that_fits_its_own_batch_alone_is_refused_but_while_exploring(exp
         return Chunk(chunk.denoiser, chunk.noise, solve(parallel(c), chunk.denoiser, chunk.noise, c.sigmas)[None])
 
     own, others = chunk_of(target), chunk_of(vector)
-    trainer = TwoParts(parameters, toy_config(optimizer="gauss-newton").resolved(4))
+    trainer = TwoParts(parameters, toy_config(points=2, optimizer="gauss-newton").resolved(4))
     none = torch.zeros(2, len(vector), dtype=torch.float64)
     state = TrainerState(0, 0, 0, vector, vector, math.inf, 0, 0, gauss_newton.DAMPING, none)
     moved = gauss_newton.update(trainer, state, 1, lambda i: [own if i == 0 else others], exploring)

@@ -87,9 +87,9 @@ def test_adam_is_refused_without_true_gradients(call: Call) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": "steps"}, "objective = 'steps' needs Adam, .* use objective = 'end', as Gauss-Newton"),
-        ({"objective": "both"}, "objective = 'both' needs Adam, .* use objective = 'end', as Gauss-Newton"),
-        ({"precision": "bf16"}, "precision = 'bf16' needs Adam, .* use precision = 'no', as Gauss-Newton"),
+        ({"objective": "steps"}, "objective = 'steps' needs gradients, .* use objective = 'end', as Gauss-Newton"),
+        ({"objective": "both"}, "objective = 'both' needs gradients, .* use objective = 'end', as Gauss-Newton"),
+        ({"precision": "bf16"}, "precision = 'bf16' needs gradients, .* use precision = 'no', as Gauss-Newton"),
     ],
 )
 def test_what_needs_adam_is_refused_without_true_gradients(
@@ -116,14 +116,14 @@ def large(dtype: torch.dtype, call: Call = network, **changes: object) -> Networ
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_auto_takes_adam_for_large_networks_in_half_precision_and_says_so(
+def test_auto_takes_gradients_for_large_networks_in_half_precision_and_says_so(
     dtype: torch.dtype, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = toy_config(family="epd", optimizer="auto", dtype="float32", schedule="polynomial")
     assert make_plan(large(torch.float32), config).config.gauss_newton and not caplog.text
     plan = make_plan(large(dtype), config)
     assert not plan.config.gauss_newton and plan.config.validate_every == 100  # and what depends on the optimiser
-    assert "blind rounds too much for Gauss-Newton's differences: the optimiser is Adam" in caplog.text
+    assert "blind rounds too much for Gauss-Newton's differences: the optimiser is SOAP" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", HALF)

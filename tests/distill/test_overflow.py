@@ -171,14 +171,14 @@ def run(cache: Path, optimizer: str, state: TrainerState | None = None, **change
     return list(distill(model, plan, state, cache=cache))
 
 
-@pytest.fixture(params=["adam", "gauss-newton"])
+@pytest.fixture(params=["soap", "adam", "gauss-newton"])
 def optimizer(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
 def fail(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[TrainerState], bool]], None]:
-    module = train.adam if optimizer == "adam" else train.gauss_newton
+    module = train.OPTIMIZERS[optimizer]
     return lambda fails: monkeypatch.setattr(module, "update", failing(module.update, fails))
 
 

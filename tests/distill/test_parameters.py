@@ -14,15 +14,16 @@ from torch import Tensor
 from epd import Provenance, Table, solve
 from epd.distill.families import FAMILIES, structure
 from epd.distill.initial import initial_table
-from epd.distill.parameters import SCALE, Parameters
+from epd.distill.parameters import Parameters
+from epd.distill.scales import SCALE
 from epd.solvers.combine import combine
 from epd.solvers.parallel import Coefficients, parallel
 
 CASES = [
-    {"family": "default", "calls": 5},
-    {"family": "default", "calls": 5, "memory": 2},
-    {"family": "default", "calls": 4, "step_calls": 1, "memory": 2},
-    {"family": "default", "calls": 4},
+    {"family": "two-call", "calls": 5},
+    {"family": "two-call", "calls": 5, "memory": 2},
+    {"family": "two-call", "calls": 4, "step_calls": 1, "memory": 2},
+    {"family": "two-call", "calls": 4},
     {"family": "epd", "calls": 5},
     {"family": "epd", "calls": 4, "step_calls": 1, "points": 3, "memory": 1},  # beside a fixed anchor
     {"family": "epd", "calls": 3, "learn": ("weights", "memory")},  # there is no memory to learn
@@ -119,7 +120,7 @@ def test_learned_sigmas_keep_their_ends_exactly() -> None:
 
 
 def test_weights_beside_a_fixed_anchor_share_the_step_with_it() -> None:
-    whole = start({"family": "default", "calls": 5})
+    whole = start({"family": "two-call", "calls": 5})
     learned = whole.table(moved(whole), Provenance())
     parameters = Parameters.of(learned, ("weights",))
     table = parameters.table(moved(parameters), Provenance())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from epd.distill.teacher import POOL_SEEDS
 from epd.evaluation import handmade
 from epd.experiments import bench_learned, learned_results, readme_tables
 from epd.experiments.learned_cells import FAMILIES, ONCE, SUBJECTS, Job, Subject, jobs
+from epd.solvers.table import Table
 from epd.solvers.table_json import loads
 
 TRAINING = {"pool": 16, "validation": 8, "batch": 8, "iterations": 2, "screening": 1, "validate_every": 1}
@@ -83,9 +85,9 @@ def test_a_stopped_benchmark_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
     learned, compared, stops = bench_learned.learned, bench_learned.compared, iter((True, False, True))
     trained: list[Job] = []
 
-    def counted(job: Job, folder: Path, work: Path) -> dict[str, object]:
+    def counted(job: Job, smaller: Table | None, results: Path, work: Path) -> dict[str, object]:
         trained.append(job)
-        return learned(job, folder, work)
+        return learned(job, smaller, results, work)
 
     def stopping(*args: object, **options: object) -> tuple[object, ...]:
         if next(stops, False):
@@ -114,16 +116,25 @@ def test_other_settings_are_learned_and_other_samples_are_measured_anew(
 ) -> None:
     make(tmp_path, CELLS[0])
     first = json.loads(files(tmp_path)["digits-exact/s4s-3-0.json"])
-    larger = Subject("digits-exact", 16, 8, torch.float32, 1e-2, tuning=4, training=TRAINING)
-    monkeypatch.setitem(SUBJECTS, "digits-exact", larger)
+    monkeypatch.setitem(SUBJECTS, "digits-exact", replace(TINY, samples=16))
     make(tmp_path, CELLS[0])
     second = json.loads(files(tmp_path)["digits-exact/s4s-3-0.json"])
     assert second["judged"]["samples"] == 16 and second["seconds"] == first["seconds"]
     assert second["table"] == first["table"] and second["cell"]["rmse"] != first["cell"]["rmse"]
-    longer = Subject("digits-exact", 16, 8, torch.float32, 1e-2, tuning=4, training={**TRAINING, "iterations": 3})
-    monkeypatch.setitem(SUBJECTS, "digits-exact", longer)
+    monkeypatch.setitem(SUBJECTS, "digits-exact", replace(TINY, training={**TRAINING, "iterations": 3}))
     make(tmp_path, CELLS[0])
     assert json.loads(files(tmp_path)["digits-exact/s4s-3-0.json"])["digest"] != first["digest"]
+
+
+def test_a_table_is_grown_from_that_of_fewer_calls_and_again_if_that_is_another(tmp_path: Path) -> None:
+    make(tmp_path, "digits-exact,dense-1,5,0", "digits-exact,dense-1,3,1")
+    three, five, other = (tmp_path / "out" / "digits-exact" / f"dense-1-{name}.json" for name in ("3-0", "5-0", "3-1"))
+    small, large, stranger = (json.loads(path.read_text()) for path in (three, five, other))
+    assert large["settings"]["grown_from"] == small["digest"] and small["settings"]["grown_from"] is None
+    assert "cell" in large and "cell" not in small  # it was learned on the way only
+    three.write_text(json.dumps({**stranger, "settings": small["settings"]}))
+    make(tmp_path, "digits-exact,dense-1,5,0")
+    assert json.loads(five.read_text())["settings"]["grown_from"] == stranger["digest"] != small["digest"]
 
 
 def test_what_is_measured_is_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +199,10 @@ def test_the_readme_shows_the_middle_seed_beside_hand_made_solvers(tmp_path: Pat
         "| **dense-2** (learned) |  | **0.0400** |", "| **dense-1** (learned) | **0.0600** |  |",
         "| UniPC | 0.1500 | 0.1100 |",
     ]  # fmt: skip
-    assert "| **dense-1** (learned) | 0.0300 |" in typical
+    assert "| **dense-1** (learned) | 0.0300 |" in typical and "Milliseconds per batch" in text
+    (tmp_path / "learned" / "digits-exact").rename(tmp_path / "learned" / "digits-exact-flow")
+    short = readme_tables.rendered("learned-digits-exact-flow", tmp_path)
+    assert [part for part in short.split("\n\n") if part.startswith("| ")] == [calls, evaluations]
 
 
 def test_the_readme_shows_the_spread_of_seeds_samples_and_time(tmp_path: Path) -> None:
