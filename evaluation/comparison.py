@@ -101,10 +101,12 @@ class Comparison:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a comparison that `epd compare` wrote: {error}; compare again") from error
 
-    def best(self, count: Callable[[Cell], int], at: int, group: str) -> Cell | None:
-        """The cell of a group with the smallest RMSE among those whose count is `at`."""
+    def best(
+        self, count: Callable[[Cell], int], at: int, group: str, error: Callable[[Cell], float] = lambda cell: cell.rmse
+    ) -> Cell | None:
+        """The cell of a group with the smallest error among those whose count is `at`."""
         cells = [cell for cell in self.cells if cell.group == group and count(cell) == at]
-        return min(cells, key=lambda cell: cell.rmse, default=None)
+        return min(cells, key=error, default=None)
 
     def groups(self) -> list[str]:
         """Learned groups first, then hand-made ones, each by their RMSE over the asked calls."""
@@ -128,6 +130,11 @@ def by_evaluations(cell: Cell) -> int:
     return cell.evaluations if cell.learned else cell.asked
 
 
+def typical(cell: Cell) -> float:
+    """The error that half of the samples stay below; infinite where it was not measured."""
+    return math.inf if cell.median is None else cell.median
+
+
 def family_names(names: Sequence[str]) -> dict[str, str]:
     """Table name -> its family: the name without a trailing number (`epd-5`, `calls7`) where several share the rest."""
     stems = {name: re.sub(r"[-_ ./]*(calls|c|nfe)?[-_ ]*\d+$", "", name) or name for name in names}
@@ -140,8 +147,9 @@ def markdown(c: Comparison) -> str:
     parts = _errors(c)
     if any(cell.median is not None for cell in c.cells):
         parts += [
-            "Typical error (median over samples of each one's RMSE), at equal sequential calls:",
-            _grid(c, "sequential calls", c.calls, by_asked, lambda cell: cell.median, 4),
+            "Typical error (median over samples of each one's RMSE), at equal sequential calls, each hand-made solver "
+            "in the variant that is best at it:",
+            _grid(c, "sequential calls", c.calls, by_asked, lambda cell: cell.median, 4, error=typical),
         ]
     if any(cell.frechet is not None for cell in c.cells):
         parts += [
@@ -191,8 +199,9 @@ def _grid(
     value: Callable[[Cell], float | None],
     digits: int,
     bold: bool = True,
+    error: Callable[[Cell], float] = lambda cell: cell.rmse,
 ) -> str:
-    rows = {group: [c.best(count, at, group) for at in columns] for group in c.groups()}
+    rows = {group: [c.best(count, at, group, error) for at in columns] for group in c.groups()}
     shown = {g: [None if x is None else value(x) for x in cells] for g, cells in rows.items() if any(cells)}
     best = [min((v[i] for v in shown.values() if v[i] is not None), default=None) for i in range(len(columns))]  # type: ignore[type-var]
     lines = [[unit, *map(str, columns)], ["---", *["---:"] * len(columns)]]

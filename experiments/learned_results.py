@@ -125,7 +125,7 @@ def spread(name: str, files: Mapping[str, Any]) -> str:
     ]
     teacher = files.get(f"{name}/teacher.json")
     if teacher:
-        took = f"took {teacher['seconds']:.0f} s on {teacher['environment']['threads']} threads"
+        took = f"took {teacher['seconds']:.0f} s on {teacher['environment']['threads']}"
         parts.append(f"The teacher's {teacher['trajectories']:,} trajectories, which all runs share, {took}.")
     return "\n\n".join(parts)
 

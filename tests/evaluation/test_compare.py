@@ -134,6 +134,16 @@ def test_intervals_and_typical_errors() -> None:
     assert f"| {cell.rmse:.5f} | {cell.interval[0]:.4f} to {cell.interval[1]:.4f} | {cell.median:.4f} |" in shown[2]
 
 
+def test_the_typical_error_is_that_of_the_variant_that_is_best_at_it() -> None:
+    base = dataclasses.replace(next(cell for cell in measured().cells if not cell.learned), asked=3, calls=3)
+    steady = dataclasses.replace(base, solver="a", group="A", rmse=0.2, median=0.15)
+    jumpy = dataclasses.replace(steady, solver="b", rmse=0.3, median=0.02)
+    older = dataclasses.replace(steady, solver="c", rmse=0.4, median=None)
+    text = markdown(dataclasses.replace(measured(), calls=(3,), cells=(steady, jumpy, older)))
+    tables = [part for part in text.split("\n\n") if part.startswith("|")]
+    assert "| A | **0.2000** |" in tables[0] and "| A | **0.0200** |" in tables[1]
+
+
 def test_files_from_before_intervals_are_read_and_shown() -> None:
     parts = json.loads(measured().to_json())
     for cell in parts["cells"]:

@@ -209,7 +209,7 @@ def test_the_readme_shows_the_spread_of_seeds_samples_and_time(tmp_path: Path) -
     text = readme_tables.rendered("seeds-digits-exact", placed(tmp_path))
     assert "| `dense-2` | 0.0400 (0.0400 of 1) |\n| `dense-1` | 0.0600 (0.0700 of 3) |\n| `dense-1-memory-1` |" in text
     assert "| `dense-1` | 0.0480 to 0.0750 |" in text and "| `dense-1` | 5, 42 s on 1, 41 s on 2 |" in text
-    assert "The teacher's 5,120 trajectories, which all runs share, took 12 s on 2 threads." in text
+    assert "The teacher's 5,120 trajectories, which all runs share, took 12 s on 2." in text
     assert "| 7 |" not in text
 
 
