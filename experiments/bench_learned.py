@@ -1,10 +1,10 @@
 """The README's benchmark: every family of learned solvers on the embedded models, beside every hand-made solver.
 
-    python -m epd.experiments.bench_learned                               # what is missing, seed 0 of everything first
-    python -m epd.experiments.bench_learned --only digits-exact,dense-1   # MODEL,FAMILY,CALLS,SEED; an empty one is any
-    OMP_NUM_THREADS=1 python -m epd.experiments.bench_learned --only ,,,0 # beside another one with ,,,1
-    python -m epd.experiments.bench_learned --print                       # the README's tables of what is there
-    python -m epd.experiments.bench_learned --draw                        # docs/pareto_MODEL.png, likewise
+    python -m epd.experiments.bench_learned           # what is missing, seed 0 of everything first
+    python -m epd.experiments.bench_learned --print   # the README's tables of what is there
+    python -m epd.experiments.bench_learned --draw    # docs/pareto_MODEL.png, likewise
+    python -m epd.experiments.bench_learned --only digits-exact,dense-1,,0 digits,s4s   # MODEL,FAMILY,CALLS,SEED
+    OMP_NUM_THREADS=1 python -m epd.experiments.bench_learned --only digits-exact       # beside another with digits
 
 A cell is one training run, measured on fresh noise beside the hand-made solvers at as many calls and at as many
 evaluations; the table of 5 calls is grown from that of 3, that of 7 from that of 5, as in `epd distill`. It lies in
@@ -143,9 +143,9 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 def drawn(results: Path, docs: Path) -> Iterator[Path]:
     """Writes the plots of the models that have been measured: error against calls and against evaluations."""
     for name in SUBJECTS:
-        known = learned_results.of_model(learned_results.contents(results), name)
-        if known.runs:
-            comparison = known.comparison()
+        measured = learned_results.of_model(learned_results.contents(results), name)
+        if measured.runs:
+            comparison = measured.comparison()
             yield pareto_plot(comparison, costs(comparison)[:2], docs / f"pareto_{name.replace('-', '_')}.png")
 
 

@@ -20,5 +20,5 @@ def measured_in(*environments: Mapping[str, Any]) -> str:
     for key, value in (item for environment in environments for item in environment.items()):
         if isinstance(value, (str, int, float)):
             values.setdefault(key, {})[str(value)] = None
-    told = [f"{key} {' / '.join(values[key])}" for key in values]
-    return f"<sub>Measured with {', '.join(told)}.</sub>" if told else ""
+    named = [f"{key} {' / '.join(values[key])}" for key in values]
+    return f"<sub>Measured with {', '.join(named)}.</sub>" if named else ""

@@ -42,8 +42,8 @@ def overhead(result: Mapping[str, Any]) -> str:
     columns = (("bare_ms", 1), ("solve_ms", 1), ("ratio", 3))
     rows = [[f"`{name}`", *(f"{row[k]:.{n}f}" for k, n in columns)] for name, row in result["rows"].items()]
     table = markdown_table(["family", "bare calls, ms", "solve, ms", "ratio"], rows)
-    told = f"Batch {result['batch']} of `digits`, {result['calls']} sequential calls, {result['rounds']} rounds:"
-    return f"{told}\n\n{table}\n\n{measured_in(result['environment'])}"
+    heading = f"Batch {result['batch']} of `digits`, {result['calls']} sequential calls, {result['rounds']} rounds:"
+    return f"{heading}\n\n{table}\n\n{measured_in(result['environment'])}"
 
 
 def pipeline(result: Mapping[str, Any]) -> str:
@@ -56,8 +56,8 @@ def pipeline(result: Mapping[str, Any]) -> str:
     ]
     last = f"RMSE to {reference['calls']} stock steps"
     table = markdown_table(["the same pipeline", "sequential calls", "evaluations", last], rows)
-    told = f"Grey values in [0, 1], {result['samples']} pictures, same seeds and classes:"
-    return f"{told}\n\n{table}\n\n{measured_in(result['environment'])}"
+    heading = f"Grey values in [0, 1], {result['samples']} pictures, same seeds and classes:"
+    return f"{heading}\n\n{table}\n\n{measured_in(result['environment'])}"
 
 
 # Marker -> (result file, or folder of them, how it is shown).
@@ -102,15 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="put the numbers of experiments/results into README.md")
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if anything would change")
     parser.add_argument("--file", type=Path, default=ROOT / "README.md", help="the text to fill")
-    given = parser.parse_args(argv)
-    text = given.file.read_text(encoding="utf-8")
+    args = parser.parse_args(argv)
+    text = args.file.read_text(encoding="utf-8")
     new = filled(text)
     if new == text:
         return 0
-    if given.check:
-        print(f"{given.file} is out of date: run `make readme`", file=sys.stderr)
+    if args.check:
+        print(f"{args.file} is out of date: run `make readme`", file=sys.stderr)
         return 1
-    write_atomically(given.file, new.encode())
+    write_atomically(args.file, new.encode())
     return 0
 
 
