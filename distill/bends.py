@@ -18,6 +18,7 @@ from .teacher import POOL_SEEDS
 
 SAMPLES, STEPS = 8, 40  # of a look at a model: 648 rows of its network
 NUMBERS = 2**17  # in all samples together: fewer of them where they are large
+ROUNDING = 1e-8  # of the largest state: what float32 makes of slopes that are the same
 NEAR_ONE = 0.999  # of a flow, where its last odds are looked at
 
 
@@ -54,7 +55,8 @@ class Bends:
         spreads them further. Reference: de Boor 1973, "Good approximation by splines with variable knots"; a schedule
         from the curvature of trajectories is arXiv 2405.11326.
         """
-        density = self.news**power + 1e-12
+        rounding = ROUNDING * self.slopes.square().mean().sqrt() * self.levels[0]
+        density = (self.news + rounding) ** power  # a straight model's levels are even in log sigma
         share = torch.cat([density.new_zeros(1), density.cumsum(0) / density.sum()])
         middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
         right = torch.searchsorted(share, middles).clamp(1, len(share) - 1)

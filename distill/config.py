@@ -84,7 +84,7 @@ class DistillConfig(BaseModel):
     numbers and for networks in half precision, whose differences are rounding, Adam there for tables of more than 1,024
     numbers; Gauss-Newton for larger samples where it applies, and for models without true gradients."""
     iterations: int | None = Field(default=None, ge=1)
-    """Optimiser updates after screening; none: 1200 of SOAP and Adam; of Gauss-Newton 6 after several starts, 32 with
+    """Optimiser updates after screening; none: 1600 of SOAP and Adam; of Gauss-Newton 6 after several starts, 32 with
     one."""
     screening: int | None = Field(default=None, ge=1)
     """Updates that each start gets, where several are tried; none: 200 of SOAP and Adam, 28 of Gauss-Newton."""

@@ -61,7 +61,7 @@ def config(optimizer: str, minutes: float | None) -> DistillConfig:
     return toy_config(optimizer=optimizer, family="epd", accumulate=2, minutes=minutes, **longer)
 
 
-@pytest.mark.parametrize("optimizer", ["gauss-newton", "adam"])
+@pytest.mark.parametrize("optimizer", ["gauss-newton", "adam", "soap"])
 @pytest.mark.parametrize("schedule", [None, "polynomial"])
 def test_a_fitted_plan_is_the_longest_that_fits(optimizer: str, schedule: str | None) -> None:
     plan = make_plan(toy_mixture(), toy_config(optimizer=optimizer, family="epd", schedule=schedule))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -62,6 +63,17 @@ def test_flow_paths_learn() -> None:
     assert rmse(last.table, model) < 0.5 * rmse(make_plan(model, config).tables[0], model)
 
 
+@pytest.mark.parametrize("path", ["ve", "flow"])
+@pytest.mark.parametrize("points", [1, 2])
+def test_soap_learns_a_dense_table(path: Literal["ve", "flow"], points: int) -> None:
+    model = toy_mixture(path)
+    short = {"iterations": 80, "screening": 5, "accumulate": 1}
+    config = toy_config(family="dense", calls=4, points=points, optimizer="soap", **short)
+    last = updates(config, model)[-1]
+    assert (last.table.depth, last.table.nfe) == (4, 4 * points) and last.table.calls == (0, 1, 1, 1, 1)
+    assert rmse(last.table, model) < 0.3 * rmse(make_plan(model, config).tables[0], model)
+
+
 @pytest.mark.parametrize("objective", ["end", "steps", "both"])
 def test_adam_learns_with_every_objective(objective: str) -> None:
     config = toy_config(family="epd", calls=5, optimizer="adam", objective=objective, iterations=60, screening=5)
@@ -86,7 +98,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
-@pytest.mark.parametrize("optimizer", ["gauss-newton", "adam"])
+@pytest.mark.parametrize("optimizer", ["gauss-newton", "adam", "soap"])
 def test_resuming_from_any_update_gives_the_same_bits(optimizer: str) -> None:
     """Screening of several starts included (family epd)."""
     config = toy_config(family="epd", optimizer=optimizer, iterations=4)

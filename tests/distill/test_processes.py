@@ -45,7 +45,7 @@ def child(config: DistillConfig, out: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["gauss-newton", "adam"])
+@pytest.mark.parametrize("optimizer", ["gauss-newton", "adam", "soap"])
 def test_killed_at_random_moments_and_resumed_the_table_is_bit_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:

@@ -48,7 +48,7 @@ def test_what_a_table_starts_from_is_its_parent_measured_or_not(tmp_path: Path) 
     assert without.parent == "" and without.citation == ""
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "gauss-newton"])
+@pytest.mark.parametrize("optimizer", ["soap", "adam", "gauss-newton"])
 def test_a_table_on_the_way_carries_its_own_error_or_none(optimizer: str, tmp_path: Path) -> None:
     """Long steps, so that the present numbers are often worse than the best."""
     model = toy_mixture()

@@ -1,0 +1,78 @@
+"""Where a model bends, and the grids that follow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.counting import Counting, counting
+from helpers.toy_models import toy_config, toy_mixture
+
+from epd import GaussianMixture, own_model
+from epd.distill.bends import Bends, bends_of
+from epd.distill.plan import make_plan
+from epd.distill.starts import BENDS, Start, look_at, start_sigmas
+from epd.solvers.registry import Ends
+
+
+def gaussian(std: float, scale: float = 1.0) -> GaussianMixture:
+    return GaussianMixture(torch.zeros(1, 1, 4, 4), std * scale, sigma_min=0.01 * scale, sigma_max=100.0 * scale)
+
+
+@pytest.mark.parametrize("std", [0.1, 1.0, 5.0])
+def test_a_gaussian_bends_at_its_width(std: float) -> None:
+    """Its slopes are foretold by the one before, so the grid stands on what a straight step misses of the noise."""
+    model = gaussian(std)
+    news = bends_of(model, Ends.of(model)).news
+    assert float(news.max()) < 1e-6, "slopes of one Gaussian are multiples of each other"
+    means = torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1) * std
+    modes = GaussianMixture(means, std / 10, sigma_min=0.01, sigma_max=100)
+    levels = bends_of(modes, Ends.of(modes)).grid(5)
+    assert bool((levels.diff() < 0).all())
+    assert std / 4 < float(levels[2]) < 4 * std
+
+
+def test_a_scaled_model_has_the_scaled_grid() -> None:
+    means = torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    one, ten = (
+        GaussianMixture(means * k, 0.3 * k, sigma_min=0.01 * k, sigma_max=80 * k) for k in (1.0, 10.0)
+    )
+    grids = [bends_of(m, Ends.of(m), torch.float64).grid(6) for m in (one, ten)]
+    torch.testing.assert_close(grids[1], 10 * grids[0], rtol=1e-6, atol=0)
+
+
+def test_a_grid_of_more_levels_covers_more_and_a_smaller_power_spreads() -> None:
+    model = toy_mixture()
+    bends = bends_of(model, Ends.of(model))
+    few, many = bends.grid(3), bends.grid(9)
+    assert many[0] > few[0] and many[-1] < few[-1]
+    assert bends.grid(5, 0.2)[0] > bends.grid(5, 0.9)[0]
+    share = bends.news.sqrt().cumsum(0) / bends.news.sqrt().sum()
+    inside = bends.levels[1:].log().flip(0)
+    at = torch.tensor([float(share.flip(0)[torch.searchsorted(inside, level.log())]) for level in few])
+    torch.testing.assert_close(at, torch.tensor([1 / 6, 1 / 2, 5 / 6]), rtol=0, atol=0.08)
+
+
+def test_a_straight_model_gets_an_even_grid() -> None:
+    """The denoised is the same everywhere: nothing is news, so levels are even in log sigma."""
+    model = own_model(lambda x, sigma: torch.zeros_like(x), (2, 3), 0.01, 100.0)
+    grid = bends_of(model, Ends.of(model), torch.float64).grid(4)
+    torch.testing.assert_close(grid.log().diff(), grid.log().diff()[:1].expand(3), rtol=0, atol=0.05)
+    bends = Bends(torch.logspace(2, -2, 5, dtype=torch.float64), torch.ones(5, 3, dtype=torch.float64))
+    torch.testing.assert_close(bends.grid(2), torch.tensor([10.0, 0.1], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("model", [counting((1, 8, 8)), toy_mixture("flow")], ids=["ve", "flow"])
+def test_a_look_is_taken_once_and_costs_few_rows(model: GaussianMixture) -> None:
+    config = toy_config()
+    look = look_at(config, model)
+    first, second = (start_sigmas(config, model, 4, Start(BENDS, power), look) for power in (0.5, 0.35))
+    assert (float(first[0]), float(first[-1])) == (model.sigma_max, model.sigma_min)
+    assert bool((first.diff() < 0).all() and (second.diff() < 0).all()) and not torch.equal(first, second)
+    if isinstance(model, Counting):
+        assert sum(model.calls) == 8 * (40 + 41)
+
+
+def test_starts_are_the_same_when_they_are_made_again() -> None:
+    plans = [make_plan(toy_mixture(), toy_config(family="dense", points=2)) for _ in range(2)]
+    assert [t.digest for t in plans[0].tables] == [t.digest for t in plans[1].tables]
+    assert plans[0].tables[0].provenance.schedule == BENDS
