@@ -29,7 +29,6 @@ from typing import Any
 import torch
 
 from ..denoisers.protocol import Model
-from ..distill.config import DistillConfig
 from ..distill.plan import Plan, make_plan
 from ..distill.teacher import POOL_SEEDS, VALIDATION_SEEDS, Teacher
 from ..distill.train import distill
@@ -82,7 +81,7 @@ def learned(job: Job, smaller: Table | None, results: Path, work: Path) -> dict[
     """A training run: its table, and the seconds that it took beside its teacher's, which all runs of a model share."""
     model = SUBJECTS[job.subject].load()
     began = time.perf_counter()
-    plan = make_plan(model, DistillConfig.model_validate(job.settings()), smaller=smaller)
+    plan = make_plan(model, job.config(), smaller=smaller)
     planned = time.perf_counter() - began
     solve_teacher(model, plan, results / job.subject / "teacher.json", work)
     began = time.perf_counter()
@@ -101,15 +100,16 @@ def learned(job: Job, smaller: Table | None, results: Path, work: Path) -> dict[
 def solve_teacher(model: Model, plan: Plan, path: Path, work: Path) -> None:
     """Makes sure that the teacher's trajectories are there; the first time, its seconds are those of all of them."""
     teacher = Teacher(model, plan.config, torch.tensor(plan.tables[0].sigmas), work, ends=True)
-    if not path.exists():
+    identity = {"key": teacher.key(), "trajectories": plan.config.pool + plan.config.validation}
+    timed = any(read(path).get(key) != value for key, value in identity.items())
+    if timed:
         shutil.rmtree(work / "teachers" / teacher.key(), ignore_errors=True)  # what a stopped one has left
     began = time.perf_counter()
     for first, count in ((POOL_SEEDS, plan.config.pool), (VALIDATION_SEEDS, plan.config.validation)):
         teacher.prepare(first, count)
-    if not path.exists():
-        trajectories = plan.config.pool + plan.config.validation
+    if timed:
         seconds = round(time.perf_counter() - began, 1)
-        write(path, {"seconds": seconds, "trajectories": trajectories, "environment": environment()})
+        write(path, {**identity, "seconds": seconds, "environment": environment()})
 
 
 def measure_handmade(subject: Subject, at: int, path: Path, work: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 from ..commands.models import load_model
 from ..denoisers.protocol import Model
 from ..denoisers.rows import limit_rows
+from ..distill.config import DistillConfig
 from ..distill.families import FAMILIES as LEARNED
+from ..distill.points import settled
 from ..pipelines.options import ModelOptions
 
 CALLS, SEEDS = (3, 5, 7, 9), range(5)
@@ -87,10 +90,16 @@ class Job:
     calls: int
     seed: int
 
-    def settings(self) -> dict[str, Any]:
-        """Of the training run, ready for JSON; what they leave out is at its default."""
+    def config(self) -> DistillConfig:
+        """Of the training run."""
         family = {**FAMILIES, **ONCE}[self.family]
-        return {**family, "calls": self.calls, "seed": self.seed, **SUBJECTS[self.subject].training}
+        own = {**family, "calls": self.calls, "seed": self.seed, **SUBJECTS[self.subject].training}
+        return DistillConfig.model_validate(own)
+
+    def settings(self) -> dict[str, Any]:
+        """The config with its defaults filled in, ready for JSON: where one of them changes, a cell is another."""
+        model = SUBJECTS[self.subject].load()
+        return settled(model, self.config()).resolved(math.prod(model.shape)).model_dump(mode="json")
 
     def fewer(self) -> Job | None:
         """The cell with the next smaller count of calls, if any."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.comparison import Cell, Comparison, errors_markdown, markdown
+from ..runs.folder import difference
 from .learned_cells import FAMILIES, SUBJECTS
 from .markdown import MISSING, markdown_table, measured_in
 
 FOLDER = Path(__file__).resolve().parent / "results" / "learned"
+VARIED = ("calls", "seed", "grown_from")  # settings in which the runs of a family differ
 IN_FULL = ("digits-exact", "digits")  # with the typical error, the Fréchet distance and the time
 
 
@@ -53,9 +55,9 @@ class Results:
         return sorted(runs, key=lambda run: run.cell.rmse)
 
     def median(self, family: str, calls: int) -> Run | None:
-        """The run in the middle of the seeds, the better one of two."""
+        """The run in the middle of the seeds, if there is any."""
         runs = self.seeds(family, calls)
-        return runs[(len(runs) - 1) // 2] if runs else None
+        return middle(runs) if runs else None
 
     @property
     def calls(self) -> tuple[int, ...]:
@@ -73,6 +75,11 @@ class Results:
         )  # fmt: skip
 
 
+def middle(runs: Sequence[Run]) -> Run:
+    """The run in the middle of some, best first; of an even count the worse one."""
+    return runs[len(runs) // 2]
+
+
 def contents(folder: Path = FOLDER) -> dict[str, Any]:
     """The files of a folder of results, by their path in it."""
     paths = sorted(folder.glob("*/*.json"))
@@ -83,15 +90,32 @@ def of_model(files: Mapping[str, Any], name: str) -> Results:
     """The results of a model.
 
     Raises:
-        ValueError: where some of them were measured on other samples than the rest.
+        ValueError: where some of them were measured on other samples than the rest, or some runs of a family were
+            learned with other settings.
     """
     own = [content for path, content in files.items() if path.startswith(f"{name}/") and "judged" in content]
     judged = own[0]["judged"] if own else {}
     if any(content["judged"] != judged for content in own):
         raise ValueError(f"results of {name} are of different samples: run `python -m epd.experiments.bench_learned`")
-    runs = [_run(content) for content in own if "cell" in content]
+    learned = [content for content in own if "cell" in content]
+    _check_settings(name, learned)
+    runs = [_run(content) for content in learned]
     handmade = [Cell.from_parts(cell) for content in own for cell in content.get("cells", ())]
     return Results(name, judged, tuple(runs), tuple(handmade))
+
+
+def _check_settings(name: str, learned: Sequence[Mapping[str, Any]]) -> None:
+    """Raises a ValueError where runs of one family differ in more than their calls, seed and smaller table."""
+    first: dict[str, dict[str, Any]] = {}
+    for content in learned:
+        family = content["family"]
+        settings = {key: value for key, value in content["settings"].items() if key not in VARIED}
+        what = difference(first.setdefault(family, settings), settings)
+        if what:
+            raise ValueError(
+                f"{family} of {name} was learned with different settings ({what}): run "
+                "`python -m epd.experiments.bench_learned`"
+            )
 
 
 def _run(content: Mapping[str, Any]) -> Run:
@@ -119,7 +143,7 @@ def spread(name: str, files: Mapping[str, Any]) -> str:
         f"RMSE on `{name}`: median of the training seeds (the worst one, of how many):",
         _per_calls(results, _seeds),
         "95 % bootstrap interval of the run in the middle, over the samples that it is measured on:",
-        _per_calls(results, lambda runs: "{:.4f} to {:.4f}".format(*(runs[(len(runs) - 1) // 2].cell.interval or ()))),
+        _per_calls(results, lambda runs: "{:.4f} to {:.4f}".format(*(middle(runs).cell.interval or ()))),
         "Total evaluations, and the slowest training run, on how many threads:",
         _per_calls(results, _cost),
     ]
@@ -131,8 +155,7 @@ def spread(name: str, files: Mapping[str, Any]) -> str:
 
 
 def _seeds(runs: list[Run]) -> str:
-    errors = [run.cell.rmse for run in runs]
-    return f"{statistics.median(errors):.4f} ({max(errors):.4f} of {len(errors)})"
+    return f"{middle(runs).cell.rmse:.4f} ({runs[-1].cell.rmse:.4f} of {len(runs)})"
 
 
 def _cost(runs: list[Run]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from epd.distill.config import DistillConfig
+from epd.distill.config import OPEN
 from epd.distill.families import FAMILIES as LEARNED
 from epd.distill.teacher import POOL_SEEDS
 from epd.evaluation import handmade
@@ -48,7 +48,8 @@ def test_seed_0_of_everything_comes_first_and_every_family_is_there() -> None:
     assert all(job.seed == 0 for job in every if job.family in ONCE)
     assert {family["family"] for family in (*FAMILIES.values(), *ONCE.values())} == set(LEARNED)
     for job in every:
-        assert DistillConfig.model_validate(job.settings()).calls == job.calls
+        assert (job.config().calls, job.config().seed) == (job.calls, job.seed)
+        assert job.config().points != "auto" or LEARNED[job.config().family].points  # the same on every machine
 
 
 def test_no_sample_is_one_that_tables_are_learned_or_chosen_on() -> None:
@@ -126,6 +127,27 @@ def test_other_settings_are_learned_and_other_samples_are_measured_anew(
     assert json.loads(files(tmp_path)["digits-exact/s4s-3-0.json"])["digest"] != first["digest"]
 
 
+def test_a_default_that_has_changed_is_another_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else cells of two recipes would stand in one table."""
+    make(tmp_path, CELLS[0])
+    first = json.loads(files(tmp_path)["digits-exact/s4s-3-0.json"])
+    monkeypatch.setitem(OPEN["soap"], "lr", 0.5)
+    make(tmp_path, CELLS[0])
+    second = json.loads(files(tmp_path)["digits-exact/s4s-3-0.json"])
+    assert second["digest"] != first["digest"] and (first["settings"]["lr"], second["settings"]["lr"]) == (0.02, 0.5)
+
+
+def test_another_teacher_is_timed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, CELLS[0])
+    first = files(tmp_path)["digits-exact/teacher.json"]
+    make(tmp_path, *CELLS)
+    assert files(tmp_path)["digits-exact/teacher.json"] == first  # all families share it
+    monkeypatch.setitem(SUBJECTS, "digits-exact", replace(TINY, training={**TRAINING, "pool": 24}))
+    make(tmp_path, CELLS[0])
+    assert json.loads(first)["trajectories"] == 24
+    assert json.loads(files(tmp_path)["digits-exact/teacher.json"])["trajectories"] == 32
+
+
 def test_a_table_is_grown_from_that_of_fewer_calls_and_again_if_that_is_another(tmp_path: Path) -> None:
     make(tmp_path, "digits-exact,dense-1,5,0", "digits-exact,dense-1,3,1")
     three, five, other = (tmp_path / "out" / "digits-exact" / f"dense-1-{name}.json" for name in ("3-0", "5-0", "3-1"))
@@ -162,6 +184,7 @@ def cell(solver: str, calls: int, evaluations: int, rmse: float, learned: bool) 
 def run_of(family: str, calls: int, evaluations: int, seed: int, rmse: float) -> dict[str, object]:
     return {
         "family": family, "calls": calls, "seed": seed, "seconds": 40.0 + seed, "judged": JUDGED,
+        "settings": {"lr": 0.02, "calls": calls, "seed": seed, "grown_from": f"that of seed {seed}"},
         "table": {"provenance": {"path": "ve"}}, "cell": cell(family, calls, evaluations, rmse, True),
         "environment": {"python": "3.11", "threads": 1 + seed % 2},
     }  # fmt: skip
@@ -211,6 +234,23 @@ def test_the_readme_shows_the_spread_of_seeds_samples_and_time(tmp_path: Path) -
     assert "| `dense-1` | 0.0480 to 0.0750 |" in text and "| `dense-1` | 5, 42 s on 1, 41 s on 2 |" in text
     assert "The teacher's 5,120 trajectories, which all runs share, took 12 s on 2." in text
     assert "| 7 |" not in text
+
+
+def test_of_two_seeds_the_worse_one_is_shown(tmp_path: Path) -> None:
+    path = placed(tmp_path) / "learned" / "digits-exact" / "dense-1-5-2.json"
+    path.unlink()  # seeds 0 and 1 are left, of 0.05 and 0.07
+    assert "| **dense-1** (learned) | 0.0700 |" in readme_tables.rendered("learned-digits-exact", tmp_path)
+    text = readme_tables.rendered("seeds-digits-exact", tmp_path)
+    assert "| `dense-1` | 0.0700 (0.0700 of 2) |" in text and "| `dense-1` | 0.0560 to 0.0875 |" in text
+
+
+def test_runs_of_two_recipes_are_not_shown_together(tmp_path: Path) -> None:
+    path = placed(tmp_path) / "learned" / "digits-exact" / "dense-1-5-2.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "settings": {**content["settings"], "lr": 0.04}}))
+    message = r"dense-1 of digits-exact was learned with different settings \(lr was 0.02, is 0.04\): run "
+    with pytest.raises(ValueError, match=message):
+        readme_tables.rendered("seeds-digits-exact", tmp_path)
 
 
 def test_what_is_not_measured_is_said_to_be_so(tmp_path: Path) -> None:
