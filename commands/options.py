@@ -133,7 +133,8 @@ class Compare(ModelArguments):
     solvers: tuple[str, ...] = ()
     """Only these hand-made solvers, by name or group; none: all."""
     samples: int = Field(default=2048, ge=2)
-    """Fresh samples that are measured."""
+    """Fresh samples that are measured. The 95 % interval of each error says whether they are enough; the same command
+    with more of them goes on from the end points of these."""
     batch: int | None = Field(default=None, ge=1)
     """Samples that are solved together; none: 512, fewer of samples of more than 8,192 numbers."""
     seed: int = Field(default=0, ge=0)

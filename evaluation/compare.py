@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from ..denoisers.checks import check_members, check_model
 from ..denoisers.fingerprint import model_digest
 from ..denoisers.protocol import Model
 from ..denoisers.rows import limit_rows
+from ..distill.teacher import POOL_SEEDS
 from ..formats.files import write_atomically
 from ..runs.environment import environment
 from ..runs.progress import progress
@@ -27,7 +29,7 @@ from .batches import Batch, batches_of, solve_all
 from .comparison import Cell, Comparison, every_cell, family_names, markdown
 from .handmade import HandMade, Schedule, candidate_schedules, handmade
 from .kept import Kept
-from .metrics import Features, extract, frechet_distance, rmse
+from .metrics import Features, bootstrap_interval, extract, frechet_distance, rmse, sample_errors
 
 log = logging.getLogger("epd")
 TIMINGS = 3
@@ -49,9 +51,14 @@ class Judges:
     data: Tensor | None
     device: str
 
-    def measures(self, end: Tensor) -> dict[str, float | None]:
-        """The optional numbers of a cell."""
-        out: dict[str, float | None] = {}
+    def measures(self, end: Tensor) -> dict[str, Any]:
+        """What a cell says of a solver's end points, by the names of its fields."""
+        errors = sample_errors(end, self.end)
+        out: dict[str, Any] = {
+            "rmse": rmse(end, self.end),
+            "median": float(errors.quantile(0.5)),
+            "interval": bootstrap_interval(errors),
+        }
         if self.features is not None:
             of_end = extract(self.features, end, self.device)
             out["frechet"] = frechet_distance(of_end, extract(self.features, self.end, self.device))
@@ -88,7 +95,8 @@ def compare(
 
     Args:
         tables: by name; those that differ in a trailing number only (`epd-3`, `epd-5`) are shown as one family.
-        samples: seeds `seed`, ..., `batch` solved together; training and validation noise lies far above.
+        samples: seeds `seed`, ..., `batch` solved together; those from 2^30 on are the noise that tables are learned
+            and chosen on.
         features: states -> (B, F), for the Frechet distance to the converged samples and to `data` (M, *S).
         classifier: states -> logits, for the share of samples that are seen as their converged end points are.
         dtype: of the state; the converged end points are integrated in float64 whatever it is.
@@ -99,21 +107,26 @@ def compare(
         conditions: what else the model was asked for, ready for JSON; cells under others are not taken.
 
     Raises:
-        ValueError: for counts below 1, or names of solvers that do not exist.
+        ValueError: for counts below 1, seeds of training noise, or names of solvers that do not exist.
     """
     if min(samples - 1, batch, tuning, *calls) < 1:
         raise ValueError(
             f"samples = {samples}, batch = {batch}, tuning = {tuning}, calls = {list(calls)}: all at least 1, samples 2"
+        )
+    if seed + samples > POOL_SEEDS:
+        raise ValueError(
+            f"seed = {seed} with samples = {samples}: tables are learned on the noise of seeds from {POOL_SEEDS} on, "
+            "measure on seeds below"
         )
     check_members(model)
     model = limit_rows(model)
     check_model(model, dtype)
     families = family_names([*tables])
     rivals = chosen(handmade(model.path), solvers)
-    settings = {"samples": samples, "batch": batch, "seed": seed, "tuning": tuning, "tolerance": tolerance}
     views = {"features": features is not None, "classifier": classifier is not None, "data": data is not None}
-    described = _identity(model, dtype, alphas_cumprod) | settings | views | {"conditions": dict(conditions or {})}
-    kept = Kept(keep, described)
+    ends = {"batch": batch, "seed": seed, "tolerance": tolerance, "conditions": dict(conditions or {})}
+    cells_of = {"samples": samples, "tuning": tuning} | views | _measured_by(alphas_cumprod)
+    kept = Kept(keep, _identity(model, dtype) | ends, cells_of)
     with torch.no_grad():
         batches = list(batches_of(model, range(seed, seed + samples), batch, dtype))
         end = torch.cat(list(_ends(model, batches, tolerance, kept)))
@@ -142,10 +155,8 @@ def compare(
     )  # fmt: skip
 
 
-def _identity(model: Model, dtype: torch.dtype, alphas_cumprod: Tensor | None) -> dict[str, object]:
-    """What a measured cell depends on beside its solver: the model, and the machine that its seconds are of."""
-    here = {key: value for key, value in environment().items() if key != "date"}
-    schedule = None if alphas_cumprod is None else sha256(alphas_cumprod.cpu().numpy().tobytes()).hexdigest()[:12]
+def _identity(model: Model, dtype: torch.dtype) -> dict[str, object]:
+    """What an end point depends on beside its seed."""
     return {
         "model": model.name,
         "path": model.path,
@@ -153,10 +164,15 @@ def _identity(model: Model, dtype: torch.dtype, alphas_cumprod: Tensor | None) -
         "guidance": model.guidance,
         "sigmas": [model.sigma_min, model.sigma_max],
         "weights": model_digest(model),
-        "alphas_cumprod": schedule,
         "dtype": str(dtype).removeprefix("torch."),
-        "environment": here,
     }
+
+
+def _measured_by(alphas_cumprod: Tensor | None) -> dict[str, object]:
+    """What a measured cell depends on beside its solver: the schedules, and the machine that its seconds are of."""
+    here = {key: value for key, value in environment().items() if key != "date"}
+    schedule = None if alphas_cumprod is None else sha256(alphas_cumprod.cpu().numpy().tobytes()).hexdigest()[:12]
+    return {"alphas_cumprod": schedule, "environment": here}
 
 
 def _ends(model: Model, batches: Sequence[Batch], tolerance: float, kept: Kept) -> Iterator[Tensor]:
@@ -190,10 +206,10 @@ def chosen(solvers: list[HandMade], names: Sequence[str] | None) -> list[HandMad
 def _table_cell(name: str, group: str, table: Table, batches: Sequence[Batch], judges: Judges) -> Cell:
     sigmas = torch.tensor(table.sigmas)  # a copy: tables are read-only
     done = solve_all(table.rule(batches[0].device), sigmas, batches, TIMINGS)
-    error = rmse(done.end, judges.end)
-    log.info("%-28s %2d calls, %2d evaluations: RMSE %.4f", name, done.calls, done.evaluations, error)
-    return Cell(name, group, True, done.calls, done.calls, done.evaluations, table.num_steps, "learned", error,
-                done.seconds, **judges.measures(done.end))  # fmt: skip
+    cell = Cell(name, group, True, done.calls, done.calls, done.evaluations, table.num_steps, "learned",
+                seconds=done.seconds, **judges.measures(done.end))  # fmt: skip
+    log.info("%-28s %2d calls, %2d evaluations: RMSE %.4f", name, done.calls, done.evaluations, cell.rmse)
+    return cell
 
 
 def _handmade_cell(
@@ -220,10 +236,10 @@ def _handmade_cell(
     except FloatingPointError as error:  # finite on the tuning samples, yet not on all
         log.warning("%s at %d calls: %s", solver.name, at, error)
         return None
-    error = rmse(done.end, judges.end)
-    log.info("%-28s %2d calls: RMSE %.4f on %s", solver.name, done.calls, error, best)
-    return Cell(solver.name, solver.group, False, at, done.calls, done.evaluations, steps, best, error, done.seconds,
+    cell = Cell(solver.name, solver.group, False, at, done.calls, done.evaluations, steps, best, seconds=done.seconds,
                 **judges.measures(done.end))  # fmt: skip
+    log.info("%-28s %2d calls: RMSE %.4f on %s", solver.name, done.calls, cell.rmse, best)
+    return cell
 
 
 def _score(solver: HandMade, sigmas: Tensor, few: Sequence[Batch], end: Tensor) -> float:

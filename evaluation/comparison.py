@@ -24,6 +24,8 @@ class Cell:
         evaluations: network evaluations of one sample, recorded.
         schedule: the best of the candidates; `learned` for a table.
         rmse: to the converged end points, over all elements.
+        median: over samples of each one's RMSE: the typical error, where a few samples make most of `rmse`.
+        interval: of `rmse`, 95 % bootstrap over samples.
         frechet: distance of its features to those of the converged end points.
         frechet_data: the same to features of data.
         agreement: share of samples that the classifier sees as it sees their converged end points.
@@ -43,6 +45,18 @@ class Cell:
     frechet: float | None = None
     frechet_data: float | None = None
     agreement: float | None = None
+    median: float | None = None
+    interval: tuple[float, float] | None = None
+
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, Any]) -> Cell:
+        """The cell of a mapping that came out of JSON; one of before `median` and `interval` has none.
+
+        Raises:
+            TypeError: for what is no cell.
+        """
+        interval = parts.get("interval")
+        return cls(**{**parts, "interval": None if interval is None else (float(interval[0]), float(interval[1]))})
 
 
 @dataclass(frozen=True)
@@ -82,15 +96,17 @@ class Comparison:
         try:
             parts = parse_json(text, ValueError, "it")
             parts.pop("markdown", None)
-            cells = tuple(Cell(**cell) for cell in parts.pop("cells"))
+            cells = tuple(Cell.from_parts(cell) for cell in parts.pop("cells"))
             return cls(**{**parts, "calls": tuple(parts["calls"])}, cells=cells)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a comparison that `epd compare` wrote: {error}; compare again") from error
 
-    def best(self, count: Callable[[Cell], int], at: int, group: str) -> Cell | None:
-        """The cell of a group with the smallest RMSE among those whose count is `at`."""
+    def best(
+        self, count: Callable[[Cell], int], at: int, group: str, error: Callable[[Cell], float] = lambda cell: cell.rmse
+    ) -> Cell | None:
+        """The cell of a group with the smallest error among those whose count is `at`."""
         cells = [cell for cell in self.cells if cell.group == group and count(cell) == at]
-        return min(cells, key=lambda cell: cell.rmse, default=None)
+        return min(cells, key=error, default=None)
 
     def groups(self) -> list[str]:
         """Learned groups first, then hand-made ones, each by their RMSE over the asked calls."""
@@ -114,6 +130,11 @@ def by_evaluations(cell: Cell) -> int:
     return cell.evaluations if cell.learned else cell.asked
 
 
+def typical(cell: Cell) -> float:
+    """The error that half of the samples stay below; infinite where it was not measured."""
+    return math.inf if cell.median is None else cell.median
+
+
 def family_names(names: Sequence[str]) -> dict[str, str]:
     """Table name -> its family: the name without a trailing number (`epd-5`, `calls7`) where several share the rest."""
     stems = {name: re.sub(r"[-_ ./]*(calls|c|nfe)?[-_ ]*\d+$", "", name) or name for name in names}
@@ -123,6 +144,32 @@ def family_names(names: Sequence[str]) -> dict[str, str]:
 
 def markdown(c: Comparison) -> str:
     """The short tables: best variant of every method, at equal sequential calls and at equal evaluations."""
+    parts = _errors(c)
+    if any(cell.median is not None for cell in c.cells):
+        parts += [
+            "Typical error (median over samples of each one's RMSE), at equal sequential calls, each hand-made solver "
+            "in the variant that is best at it:",
+            _grid(c, "sequential calls", c.calls, by_asked, lambda cell: cell.median, 4, error=typical),
+        ]
+    if any(cell.frechet is not None for cell in c.cells):
+        parts += [
+            "Fréchet distance to the converged samples in feature space, at equal sequential calls:",
+            _grid(c, "sequential calls", c.calls, by_asked, lambda cell: cell.frechet, 3),
+        ]
+    parts += [
+        f"Milliseconds per batch of {min(c.batch, c.samples)} samples, at equal sequential calls:",
+        _grid(c, "sequential calls", c.calls, by_asked, lambda cell: 1000 * cell.seconds, 0, bold=False),
+    ]
+    return _joined(parts)
+
+
+def errors_markdown(c: Comparison) -> str:
+    """Of the short tables those of the RMSE."""
+    return _joined(_errors(c))
+
+
+def _errors(c: Comparison) -> list[str]:
+    """Sentence, table, sentence, table: of the RMSE at equal calls and at equal evaluations."""
     parts = [
         f"RMSE to the converged end point at equal **sequential calls**: {c.samples} samples of `{c.model}`, each "
         "hand-made solver in its best variant on its best schedule, chosen cell by cell.",
@@ -134,18 +181,14 @@ def markdown(c: Comparison) -> str:
             "RMSE at equal **total evaluations** (a parallel call of K points counts K):",
             _grid(c, "evaluations", totals, by_evaluations, lambda cell: cell.rmse, 4),
         ]
-    if any(cell.frechet is not None for cell in c.cells):
-        parts += [
-            "Fréchet distance to the converged samples in feature space, at equal sequential calls:",
-            _grid(c, "sequential calls", c.calls, by_asked, lambda cell: cell.frechet, 3),
-        ]
-    parts += [
-        f"Milliseconds per batch of {min(c.batch, c.samples)} samples, at equal sequential calls:",
-        _grid(c, "sequential calls", c.calls, by_asked, lambda cell: 1000 * cell.seconds, 0, bold=False),
-    ]
-    if "*" in "".join(parts[1::2]).replace("**", ""):
-        parts.append("<sub>* took one call fewer: its steps take two.</sub>")
-    return "\n\n".join(parts) + "\n"
+    return parts
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """Sentences and tables in turn, and what a star in a table means."""
+    starred = "*" in "".join(parts[1::2]).replace("**", "")
+    note = ["<sub>* took one call fewer: its steps take two.</sub>"] if starred else []
+    return "\n\n".join([*parts, *note]) + "\n"
 
 
 def _grid(
@@ -156,8 +199,9 @@ def _grid(
     value: Callable[[Cell], float | None],
     digits: int,
     bold: bool = True,
+    error: Callable[[Cell], float] = lambda cell: cell.rmse,
 ) -> str:
-    rows = {group: [c.best(count, at, group) for at in columns] for group in c.groups()}
+    rows = {group: [c.best(count, at, group, error) for at in columns] for group in c.groups()}
     shown = {g: [None if x is None else value(x) for x in cells] for g, cells in rows.items() if any(cells)}
     best = [min((v[i] for v in shown.values() if v[i] is not None), default=None) for i in range(len(columns))]  # type: ignore[type-var]
     lines = [[unit, *map(str, columns)], ["---", *["---:"] * len(columns)]]
@@ -175,11 +219,13 @@ def _grid(
 
 def every_cell(c: Comparison) -> str:
     """The long table: each solver at each count, its schedule and its recorded cost."""
-    head = ["solver", "asked", "calls", "evaluations", "steps", "schedule", "RMSE", "Fréchet", "agreement", "ms/batch"]
+    head = ["solver", "asked", "calls", "evaluations", "steps", "schedule", "RMSE", "95 % interval", "median",
+            "Fréchet", "agreement", "ms/batch"]  # fmt: skip
     lines: list[list[str]] = [head, ["---"] * len(head)]
     for cell in sorted(c.cells, key=lambda cell: (cell.asked, cell.rmse)):
         measured: Mapping[str, Any] = dataclasses.asdict(cell)
-        optional = ["" if measured[k] is None else f"{measured[k]:.4f}" for k in ("frechet", "agreement")]
+        optional = ["" if measured[k] is None else f"{measured[k]:.4f}" for k in ("median", "frechet", "agreement")]
         counts = [str(measured[k]) for k in ("asked", "calls", "evaluations", "steps", "schedule")]
-        lines.append([cell.solver, *counts, f"{cell.rmse:.5f}", *optional, f"{1000 * cell.seconds:.1f}"])
+        between = "" if cell.interval is None else "{:.4f} to {:.4f}".format(*cell.interval)
+        lines.append([cell.solver, *counts, f"{cell.rmse:.5f}", between, *optional, f"{1000 * cell.seconds:.1f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -28,21 +28,24 @@ class Kept:
     """Cells and converged end points of comparisons that differ in nothing that changes a number.
 
     Comparisons under other options lie beside each other in `folder`, each by a digest of its identity, so that
-    nothing that took hours is lost to a mistyped option.
+    nothing that took hours is lost to a mistyped option. Those that differ in what their samples' end points do not
+    depend on (how many samples, who judges them) share the end points: the folder of these holds the folders of cells.
 
     Args:
         folder: of all kept comparisons; None keeps nothing.
-        identity: everything that changes a cell, ready for JSON.
+        ends: everything that changes a converged end point, ready for JSON.
+        identity: what else changes a cell, likewise.
     """
 
-    def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
-        self.identity: dict[str, Any] = json.loads(json.dumps(identity))
+    def __init__(self, folder: Path | None, ends: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+        self.identity: dict[str, Any] = json.loads(json.dumps({**ends, **identity}))
         self.cells: dict[str, Cell | None] = {}
-        self.folder: Path | None = None
+        self.ends: Path | None = None
+        self.path: Path | None = None
         if folder is not None:
-            text = json.dumps(self.identity, sort_keys=True)
-            self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:12]
-            self.cells = _cells(self.folder / CELLS)
+            self.ends = folder / _digest(ends)
+            self.path = self.ends / _digest(self.identity) / CELLS
+            self.cells = _cells(self.path)
             self._announce(folder)
 
     def cell(self, key: str, measure: Callable[[], Cell | None]) -> Cell | None:
@@ -58,9 +61,9 @@ class Kept:
         Args:
             sigma: where one evaluation proves that the network and its conditions are those of the kept end points.
         """
-        if self.folder is None:
+        if self.ends is None:
             return solve()
-        path = self.folder / f"end-{number}.safetensors"
+        path = self.ends / f"end-{number}-{len(noise)}.safetensors"
         level = torch.tensor(sigma, dtype=torch.float64, device=noise.device)
         probe = denoiser(noise * sigma, level).cpu()
         end = self._read_end(path, probe)
@@ -81,26 +84,36 @@ class Kept:
         if before.shape == probe.shape and torch.allclose(before, probe, rtol=1e-3, atol=1e-3):
             return end
         log.warning("%s is of another network under the same name: measuring anew", path)
-        self.cells = {}
-        self._write()
+        self._forget()
         return None
 
+    def _forget(self) -> None:
+        """Drops the cells of all comparisons that share the end points: they are of the other network, too."""
+        self.cells = {}
+        assert self.ends is not None, "cells are forgotten for what a file of end points says"
+        for path in self.ends.glob(f"*/{CELLS}"):
+            path.unlink()
+
     def _write(self) -> None:
-        if self.folder is not None:
+        if self.path is not None:
             cells = {key: cell and dataclasses.asdict(cell) for key, cell in self.cells.items()}
             text = json.dumps({"identity": self.identity, "cells": cells}, indent=1)
-            write_atomically(self.folder / CELLS, (text + "\n").encode())
+            write_atomically(self.path, (text + "\n").encode())
 
     def _announce(self, folder: Path) -> None:
         """Says what is there: cells to go on with, or only those of other options, and of which."""
         if self.cells:
             log.info("%d cells are measured already", len(self.cells))
             return
-        for path in sorted(folder.glob(f"*/{CELLS}")):
+        for path in sorted(folder.glob(f"*/*/{CELLS}")):
             identity = _json(path).get("identity")  # none in a file that is damaged
             what = difference(identity, self.identity) if isinstance(identity, dict) else ""
             if what:
                 log.info("%s are of other options (%s): measuring anew, beside them", path, what)
+
+
+def _digest(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -117,7 +130,7 @@ def _cells(path: Path) -> dict[str, Cell | None]:
     if not path.exists():
         return {}
     try:
-        return {key: None if cell is None else Cell(**cell) for key, cell in _json(path)["cells"].items()}
+        return {key: None if cell is None else Cell.from_parts(cell) for key, cell in _json(path)["cells"].items()}
     except (KeyError, TypeError, AttributeError):
         log.warning("%s cannot be read: measuring its cells again", path)
         return {}

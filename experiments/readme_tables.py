@@ -9,31 +9,19 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..formats.files import write_atomically
+from . import learned_results
+from .markdown import MISSING, markdown_table, measured_in
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 BLOCK = re.compile(r"(<!-- results:([\w-]+) -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
-MISSING = "*Not measured yet.*"
 Render = Callable[[Mapping[str, Any]], str]
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a Markdown table; the first column to the left, numbers to the right."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
-
-
-def measured_in(environment: Mapping[str, Any]) -> str:
-    """One line on where numbers come from."""
-    told = [f"{key} {value}" for key, value in environment.items() if isinstance(value, (str, int, float))]
-    return f"<sub>Measured with {', '.join(told)}.</sub>" if told else ""
 
 
 def digits(result: Mapping[str, Any]) -> str:
@@ -49,59 +37,13 @@ def digits(result: Mapping[str, Any]) -> str:
     return markdown_table(["the `digits` network", ""], rows) + "\n\n" + measured_in(result["environment"])
 
 
-def comparison(result: Mapping[str, Any]) -> str:
-    """What `epd compare` has written as Markdown beside its numbers."""
-    return str(result["markdown"]).strip() + "\n\n" + measured_in(result["environment"])
-
-
-def by_family(result: Mapping[str, Any]) -> dict[str, dict[int, list[Mapping[str, Any]]]]:
-    """family -> calls -> the runs of all its training seeds."""
-    out: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
-    for row in result["rows"]:
-        out.setdefault(row["family"], {}).setdefault(row["calls"], []).append(row)
-    return out
-
-
-def per_calls(result: Mapping[str, Any], text: Callable[[list[Mapping[str, Any]]], str]) -> str:
-    """One row per family, one column per count of sequential calls."""
-    found = by_family(result)
-    calls = sorted({count for runs in found.values() for count in runs})
-    rows = [[f"`{name}`", *(text(runs[c]) if c in runs else "" for c in calls)] for name, runs in found.items()]
-    return markdown_table(["sequential calls", *map(str, calls)], rows)
-
-
-def families(result: Mapping[str, Any]) -> str:
-    """Median RMSE over training seeds, and what a sample costs."""
-
-    def text(runs: list[Mapping[str, Any]]) -> str:
-        return f"{statistics.median(run['rmse'] for run in runs):.4f} ({runs[0]['nfe']})"
-
-    head = f"RMSE on `digits-exact`, median over training seeds, {result['samples']} fresh samples (in brackets: "
-    return head + f"total evaluations):\n\n{per_calls(result, text)}\n\n{measured_in(result['environment'])}"
-
-
-def robustness(result: Mapping[str, Any]) -> str:
-    """Worst training seed against the median, and how long a run took."""
-
-    def text(runs: list[Mapping[str, Any]]) -> str:
-        errors = [run["rmse"] for run in runs]
-        spread = f"{max(errors) / statistics.median(errors):.2f} of {len(runs)}" if len(runs) > 1 else "one seed"
-        slowest: dict[int, float] = {}
-        for run in runs:
-            slowest[run["threads"]] = max(run["seconds"], slowest.get(run["threads"], 0.0))
-        return ", ".join([spread, *(f"{slowest[t]:.0f} s on {t}" for t in sorted(slowest))])
-
-    head = "worst RMSE over the median one, of how many training seeds; the slowest run, teacher included, on how many "
-    return f"{head}threads:\n\n{per_calls(result, text)}"
-
-
 def overhead(result: Mapping[str, Any]) -> str:
     """Wall-clock of `solve` over that of the bare network calls of the same shapes."""
     columns = (("bare_ms", 1), ("solve_ms", 1), ("ratio", 3))
     rows = [[f"`{name}`", *(f"{row[k]:.{n}f}" for k, n in columns)] for name, row in result["rows"].items()]
     table = markdown_table(["family", "bare calls, ms", "solve, ms", "ratio"], rows)
-    told = f"Batch {result['batch']} of `digits`, {result['calls']} sequential calls, {result['rounds']} rounds:"
-    return f"{told}\n\n{table}\n\n{measured_in(result['environment'])}"
+    heading = f"Batch {result['batch']} of `digits`, {result['calls']} sequential calls, {result['rounds']} rounds:"
+    return f"{heading}\n\n{table}\n\n{measured_in(result['environment'])}"
 
 
 def pipeline(result: Mapping[str, Any]) -> str:
@@ -114,19 +56,16 @@ def pipeline(result: Mapping[str, Any]) -> str:
     ]
     last = f"RMSE to {reference['calls']} stock steps"
     table = markdown_table(["the same pipeline", "sequential calls", "evaluations", last], rows)
-    told = f"Grey values in [0, 1], {result['samples']} pictures, same seeds and classes:"
-    return f"{told}\n\n{table}\n\n{measured_in(result['environment'])}"
+    heading = f"Grey values in [0, 1], {result['samples']} pictures, same seeds and classes:"
+    return f"{heading}\n\n{table}\n\n{measured_in(result['environment'])}"
 
 
-# Marker -> (result file, how it is shown).
+# Marker -> (result file, or folder of them, how it is shown).
 RENDERERS: dict[str, tuple[str, Render]] = {
     "digits": ("digits_training.json", digits),
-    "families": ("digits_exact.json", families),
-    "robustness": ("digits_exact.json", robustness),
-    "compare-digits-exact": ("compare_digits_exact.json", comparison),
-    "compare-digits": ("compare_digits.json", comparison),
     "overhead": ("overhead.json", overhead),
     "pipeline": ("digits_pipeline.json", pipeline),
+    **{name: ("learned", render) for name, render in learned_results.RENDERERS.items()},
 }
 
 
@@ -143,7 +82,8 @@ def rendered(name: str, folder: Path = RESULTS) -> str:
     if not path.exists():
         return MISSING
     try:
-        return render(json.loads(path.read_text(encoding="utf-8"))).strip()
+        content = learned_results.contents(path) if path.is_dir() else json.loads(path.read_text(encoding="utf-8"))
+        return render(content).strip()
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         needs = f"what <!-- results:{name} --> needs"
         raise ValueError(f"{path} does not hold {needs}: {error!r}; measure again") from error
@@ -162,15 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="put the numbers of experiments/results into README.md")
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if anything would change")
     parser.add_argument("--file", type=Path, default=ROOT / "README.md", help="the text to fill")
-    given = parser.parse_args(argv)
-    text = given.file.read_text(encoding="utf-8")
+    args = parser.parse_args(argv)
+    text = args.file.read_text(encoding="utf-8")
     new = filled(text)
     if new == text:
         return 0
-    if given.check:
-        print(f"{given.file} is out of date: run `make readme`", file=sys.stderr)
+    if args.check:
+        print(f"{args.file} is out of date: run `make readme`", file=sys.stderr)
         return 1
-    write_atomically(given.file, new.encode())
+    write_atomically(args.file, new.encode())
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from epd.denoisers.protocol import Path as OdePath
 from epd.evaluation import handmade
 from epd.evaluation.batches import Counting
 from epd.evaluation.compare import compare, write_comparison
-from epd.evaluation.comparison import Comparison, by_asked, by_evaluations, family_names, markdown
+from epd.evaluation.comparison import Comparison, by_asked, by_evaluations, every_cell, family_names, markdown
 from epd.evaluation.pareto import costs, curves, spread
 from epd.solvers.exact import converged
 
@@ -121,6 +122,37 @@ def test_json_round_trip_and_what_is_not_a_comparison() -> None:
             Comparison.from_json(text)
 
 
+def test_intervals_and_typical_errors() -> None:
+    text = markdown(measured())
+    assert "Typical error (median over samples" in text
+    for cell in measured().cells:
+        assert cell.interval is not None and cell.median is not None
+        assert cell.interval[0] < cell.rmse < cell.interval[1] and 0 < cell.median <= 1.5 * cell.rmse
+    shown = every_cell(measured()).splitlines()
+    cell = min(measured().cells, key=lambda cell: (cell.asked, cell.rmse))
+    assert cell.interval is not None and "| 95 % interval | median |" in shown[0]
+    assert f"| {cell.rmse:.5f} | {cell.interval[0]:.4f} to {cell.interval[1]:.4f} | {cell.median:.4f} |" in shown[2]
+
+
+def test_the_typical_error_is_that_of_the_variant_that_is_best_at_it() -> None:
+    base = dataclasses.replace(next(cell for cell in measured().cells if not cell.learned), asked=3, calls=3)
+    steady = dataclasses.replace(base, solver="a", group="A", rmse=0.2, median=0.15)
+    jumpy = dataclasses.replace(steady, solver="b", rmse=0.3, median=0.02)
+    older = dataclasses.replace(steady, solver="c", rmse=0.4, median=None)
+    text = markdown(dataclasses.replace(measured(), calls=(3,), cells=(steady, jumpy, older)))
+    tables = [part for part in text.split("\n\n") if part.startswith("|")]
+    assert "| A | **0.2000** |" in tables[0] and "| A | **0.0200** |" in tables[1]
+
+
+def test_files_from_before_intervals_are_read_and_shown() -> None:
+    parts = json.loads(measured().to_json())
+    for cell in parts["cells"]:
+        del cell["median"], cell["interval"]
+    old = Comparison.from_json(json.dumps(parts))
+    assert {(cell.median, cell.interval) for cell in old.cells} == {(None, None)}
+    assert "Typical error" not in markdown(old) and f"| {old.cells[0].rmse:.5f} |  |  |" in every_cell(old)
+
+
 def test_markdown_marks_the_best_of_each_column() -> None:
     c = measured()
     table = markdown(c).split("\n\n")[1].splitlines()
@@ -188,6 +220,8 @@ def test_what_is_refused() -> None:
         compare(toy_mixture(), {}, (0,))
     with pytest.raises(ValueError, match="no hand-made solver is named 'Hoin'"):
         compare(toy_mixture(), {}, (3,), samples=4, solvers=["Hoin"])
+    with pytest.raises(ValueError, match="seed = 1073741821 with samples = 4: tables are learned on the noise"):
+        compare(toy_mixture(), {}, (3,), samples=4, seed=2**30 - 3)
 
 
 def test_counting_counts() -> None:

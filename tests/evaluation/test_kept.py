@@ -63,7 +63,7 @@ def test_a_comparison_that_is_stopped_goes_on_cell_by_cell(tmp_path: Path) -> No
             break
         except KeyboardInterrupt:
             assert sessions < 20
-            for path in tmp_path.glob("*/cells.json"):
+            for path in tmp_path.rglob("cells.json"):
                 seconds |= {cell["seconds"] for cell in json.loads(path.read_text())["cells"].values() if cell}
     assert sessions > 3 and 0 < len(seconds) < len(expected.cells)
     assert untimed(done) == untimed(expected)
@@ -101,6 +101,26 @@ def test_cells_of_another_network_under_the_same_name_are_not_taken(
     assert untimed(other) == untimed(measure(mixture(0.5), None)) and untimed(other) != untimed(first)
 
 
+def test_more_samples_go_on_with_the_end_points_of_fewer(tmp_path: Path) -> None:
+    """16 samples are two whole batches of the 24; other batches are not theirs."""
+    model, whole = mixture(), mixture()
+    measure(model, tmp_path, samples=16)
+    files = sorted(tmp_path.rglob("end-*.safetensors"))
+    model.calls = 0
+    more = measure(model, tmp_path)
+    assert {path.name for path in tmp_path.rglob("end-*")} == {path.name for path in files} | {"end-2-8.safetensors"}
+    assert untimed(more) == untimed(measure(whole, None)) and model.calls < whole.calls
+    measure(model, tmp_path, samples=12)
+    assert {path.name for path in tmp_path.rglob("end-1-*")} == {"end-1-8.safetensors", "end-1-4.safetensors"}
+
+
+def test_another_network_empties_all_comparisons_that_share_end_points(tmp_path: Path) -> None:
+    measure(mixture(), tmp_path, samples=16)
+    measure(mixture(0.5), tmp_path)
+    again = measure(mixture(0.5), tmp_path, samples=16)
+    assert untimed(again) == untimed(measure(mixture(0.5), None, samples=16))
+
+
 def test_damaged_files_are_measured_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "epd")
     first = measure(mixture(), tmp_path)
@@ -111,12 +131,12 @@ def test_damaged_files_are_measured_again(tmp_path: Path, caplog: pytest.LogCapt
         assert "cannot be read: measuring its cells again" in caplog.text
         assert "other options" not in caplog.text  # they are of these
         caplog.clear()
-    next(tmp_path.rglob("end-1.safetensors")).write_bytes(b"half")
+    next(tmp_path.rglob("end-1-8.safetensors")).write_bytes(b"half")
     assert measure(mixture(), tmp_path).cells and "solving it again" in caplog.text
 
 
 def test_a_solver_without_a_result_is_a_result(tmp_path: Path) -> None:
     asked: list[int] = []
     for _ in range(2):
-        assert Kept(tmp_path, {"a": 1}).cell("Heun at 1", lambda: asked.append(1)) is None
+        assert Kept(tmp_path, {"a": 1}, {}).cell("Heun at 1", lambda: asked.append(1)) is None
     assert asked == [1]

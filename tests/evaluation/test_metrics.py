@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from epd.evaluation.metrics import extract, frechet_distance, rmse
+from epd.evaluation.metrics import bootstrap_interval, extract, frechet_distance, rmse, sample_errors
 from epd.runs.environment import environment
 
 
@@ -30,6 +30,52 @@ def test_rmse_by_hand() -> None:
     assert rmse(x, end) == pytest.approx(float((x - end).square().mean().sqrt()), rel=1e-12)
     with pytest.raises(ValueError, match="same samples"):
         rmse(torch.zeros(2, 2), torch.zeros(1, 2))
+
+
+def test_errors_of_samples_make_up_the_rmse() -> None:
+    x, end = draw(1300, 3, 0), draw(1300, 3, 1)
+    errors = sample_errors(x.reshape(1300, 1, 3, 1), end.reshape(1300, 1, 3, 1))
+    assert errors.shape == (1300,) and float(errors[7]) == pytest.approx(rmse(x[7:8], end[7:8]), rel=1e-12)
+    assert float(errors.square().mean().sqrt()) == pytest.approx(rmse(x, end), rel=1e-12)
+    with pytest.raises(ValueError, match="same samples"):
+        sample_errors(x, end[:, :2])
+
+
+def test_the_interval_is_that_of_theory() -> None:
+    """Squares of unit normals have mean 1 and variance 2, so their mean is within 1.96 (2 / N)^1/2 of 1, 95 in 100."""
+    count = 4000
+    errors = torch.randn(count, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    low, high = (bound**2 for bound in bootstrap_interval(errors))
+    mean, deviation = float(errors.square().mean()), float(errors.square().std())
+    assert deviation == pytest.approx(2**0.5, rel=0.1)
+    for bound, sign in ((low, -1), (high, 1)):
+        assert (bound - mean) * sign == pytest.approx(1.96 * deviation / count**0.5, rel=0.12)
+    narrow = bootstrap_interval(errors, 0.5)
+    assert low**0.5 < narrow[0] < mean**0.5 < narrow[1] < high**0.5
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    intervals = [bootstrap_interval(torch.randn(200, generator=generator), resamples=200) for _ in range(300)]
+    assert 0.90 < sum(low <= 1 <= high for low, high in intervals) / 300 < 0.98
+
+
+def test_equal_errors_leave_no_doubt_and_one_outlier_much() -> None:
+    equal = torch.full((500,), 0.25)
+    assert bootstrap_interval(equal) == (0.25, 0.25)
+    equal[3] = 10.0
+    low, high = bootstrap_interval(equal)
+    assert low == pytest.approx(0.25) and high > 0.7  # it is drawn up to thrice
+
+
+def test_an_interval_is_the_same_every_time_however_many_are_resampled_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    errors = draw(700, 1, 4)[:, 0]
+    once = bootstrap_interval(errors)
+    assert bootstrap_interval(errors) == once != bootstrap_interval(errors, seed=1)
+    monkeypatch.setattr("epd.evaluation.metrics.DRAWN", 7000)
+    assert bootstrap_interval(errors) == pytest.approx(once, rel=0.02)
 
 
 def test_frechet_of_two_gaussians_in_closed_form() -> None:

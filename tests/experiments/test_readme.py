@@ -110,17 +110,13 @@ def test_links_to_files_lead_somewhere() -> None:
 
 
 def test_filling_replaces_only_what_is_marked(tmp_path: Path) -> None:
-    text = "a 1\n<!-- results:families -->\nold\n<!-- /results -->\nb 2\n"
-    rows = [
-        {"family": "epd", "calls": 3, "seed": s, "nfe": 5, "seconds": 9.0 - s, "threads": 2 - s % 2, "rmse": 0.1 * r}
-        for s, r in enumerate((1, 2, 3))
-    ]
-    result = {"samples": 64, "rows": rows, "environment": {"python": "3.11"}}
-    (tmp_path / "digits_exact.json").write_text(json.dumps(result))
+    text = "a 1\n<!-- results:overhead -->\nold\n<!-- /results -->\nb 2\n"
+    row = {"bare_ms": 9.51, "solve_ms": 10.02, "ratio": 1.0536}
+    result = {"batch": 64, "calls": 5, "rounds": 3, "rows": {"epd": row}, "environment": {"python": "3.11"}}
+    (tmp_path / "overhead.json").write_text(json.dumps(result))
     new = readme_tables.filled(text, tmp_path)
-    assert "| sequential calls | 3 |\n| --- | ---: |\n| `epd` | 0.2000 (5) |\n" in new
-    assert "| `epd` | 1.50 of 3, 8 s on 1, 9 s on 2 |" in readme_tables.rendered("robustness", tmp_path)
-    assert new.startswith("a 1\n<!-- results:families -->\n")
+    assert "| family | bare calls, ms | solve, ms | ratio |" in new and "| `epd` | 9.5 | 10.0 | 1.054 |" in new
+    assert new.startswith("a 1\n<!-- results:overhead -->\n")
     assert new.endswith("<!-- /results -->\nb 2\n") and "old" not in new and "python 3.11" in new
     assert readme_tables.filled(new, tmp_path) == new
     assert readme_tables.MISSING in readme_tables.filled(text, tmp_path / "nowhere")
@@ -130,7 +126,7 @@ def test_filling_replaces_only_what_is_marked(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("<!-- results:nothing -->\n<!-- /results -->", "no renderer for <!-- results:nothing -->"),
-        ("<!-- results:families -->\n", "has no <!-- /results -->"),
+        ("<!-- results:overhead -->\n", "has no <!-- /results -->"),
     ],
 )
 def test_a_wrong_marker_is_an_error(text: str, message: str, tmp_path: Path) -> None:
@@ -139,9 +135,14 @@ def test_a_wrong_marker_is_an_error(text: str, message: str, tmp_path: Path) -> 
 
 
 def test_a_result_of_another_shape_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "digits_exact.json").write_text("{}")
+    (tmp_path / "overhead.json").write_text("{}")
     with pytest.raises(ValueError, match="does not hold what"):
-        readme_tables.rendered("families", tmp_path)
+        readme_tables.rendered("overhead", tmp_path)
+    folder = tmp_path / "learned" / "digits"
+    folder.mkdir(parents=True)
+    (folder / "epd-3-0.json").write_text('{"judged": {}, "cell": {}}')
+    with pytest.raises(ValueError, match="learned does not hold what <!-- results:seeds-digits --> needs"):
+        readme_tables.rendered("seeds-digits", tmp_path)
 
 
 def test_check_changes_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,181 @@
+"""The README's benchmark: every family of learned solvers on the embedded models, beside every hand-made solver.
+
+    python -m epd.experiments.bench_learned           # what is missing, seed 0 of everything first
+    python -m epd.experiments.bench_learned --print   # the README's tables of what is there
+    python -m epd.experiments.bench_learned --draw    # docs/pareto_MODEL.png, likewise
+    python -m epd.experiments.bench_learned --only digits-exact,dense-1,,0 digits,s4s   # MODEL,FAMILY,CALLS,SEED
+    OMP_NUM_THREADS=1 python -m epd.experiments.bench_learned --only digits-exact       # beside another with digits
+
+A cell is one training run, measured on fresh noise beside the hand-made solvers at as many calls and at as many
+evaluations; the table of 5 calls is grown from that of 3, that of 7 from that of 5, as in `epd distill`. It lies in
+results/learned/MODEL/FAMILY-CALLS-SEED.json with its table, and is written once the table is learned and again once it
+is measured; the same command goes on with what is missing, or was made with other settings. Tables are chosen on the
+validation noise alone; each hand-made solver takes its best schedule on the first samples that it is measured on, and
+in the tables its best variant on all of them, which is in their favour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..denoisers.protocol import Model
+from ..distill.plan import Plan, make_plan
+from ..distill.teacher import POOL_SEEDS, VALIDATION_SEEDS, Teacher
+from ..distill.train import distill
+from ..evaluation.compare import compare
+from ..evaluation.comparison import Cell
+from ..evaluation.judges import judges_of
+from ..evaluation.pareto import costs, pareto_plot
+from ..formats.files import write_atomically
+from ..runs.environment import environment
+from ..solvers.table import Table
+from ..solvers.table_json import dumps, loads
+from . import learned_results
+from .learned_cells import SUBJECTS, Job, Subject, jobs
+
+ROOT = Path(__file__).resolve().parent.parent
+log = logging.getLogger("epd")
+
+
+def run(job: Job, results: Path, work: Path) -> None:
+    """Learns and measures a cell as far as that is not done yet."""
+    subject, content = SUBJECTS[job.subject], cell_of(job, results, work)
+    table = table_in(content)
+    if content.get("judged") != subject.judged():
+        cells = compared(subject, {job.family: table}, table.depth, work, solvers=())
+        write(job.path(results), {**content, "judged": subject.judged(), "cell": asdict(cells[0])})
+    for at in sorted({table.depth, table.nfe}):
+        measure_handmade(subject, at, results / job.subject / f"handmade-{at}.json", work)
+
+
+def cell_of(job: Job, results: Path, work: Path) -> dict[str, Any]:
+    """A cell with its table, which is learned where it is missing or was learned otherwise; that of fewer calls, which
+    is grown into one of its starts, before it.
+    """
+    fewer = job.fewer()
+    smaller = None if fewer is None else table_in(cell_of(fewer, results, work))
+    settings = {**job.settings(), "grown_from": None if smaller is None else smaller.digest}
+    content = read(job.path(results))
+    if content.get("settings") != settings:
+        content = {**asdict(job), "settings": settings, **learned(job, smaller, results, work)}
+        write(job.path(results), content)
+    return content
+
+
+def table_in(content: Mapping[str, Any]) -> Table:
+    """The table of a cell."""
+    return loads(json.dumps(content["table"]))
+
+
+def learned(job: Job, smaller: Table | None, results: Path, work: Path) -> dict[str, Any]:
+    """A training run: its table, and the seconds that it took beside its teacher's, which all runs of a model share."""
+    model = SUBJECTS[job.subject].load()
+    began = time.perf_counter()
+    plan = make_plan(model, job.config(), smaller=smaller)
+    planned = time.perf_counter() - began
+    solve_teacher(model, plan, results / job.subject / "teacher.json", work)
+    began = time.perf_counter()
+    *_, last = distill(model, plan, cache=work)
+    seconds, table = planned + time.perf_counter() - began, last.table
+    log.info("learned in %.0f s: RMSE %.4f on validation noise", seconds, last.state.best_rmse)
+    return {
+        "seconds": round(seconds, 1),
+        "validation_rmse": last.state.best_rmse,
+        "digest": table.digest,
+        "table": json.loads(dumps(table)),
+        "environment": environment(),
+    }
+
+
+def solve_teacher(model: Model, plan: Plan, path: Path, work: Path) -> None:
+    """Makes sure that the teacher's trajectories are there; the first time, its seconds are those of all of them."""
+    teacher = Teacher(model, plan.config, torch.tensor(plan.tables[0].sigmas), work, ends=True)
+    identity = {"key": teacher.key(), "trajectories": plan.config.pool + plan.config.validation}
+    timed = any(read(path).get(key) != value for key, value in identity.items())
+    if timed:
+        shutil.rmtree(work / "teachers" / teacher.key(), ignore_errors=True)  # what a stopped one has left
+    began = time.perf_counter()
+    for first, count in ((POOL_SEEDS, plan.config.pool), (VALIDATION_SEEDS, plan.config.validation)):
+        teacher.prepare(first, count)
+    if timed:
+        seconds = round(time.perf_counter() - began, 1)
+        write(path, {**identity, "seconds": seconds, "environment": environment()})
+
+
+def measure_handmade(subject: Subject, at: int, path: Path, work: Path) -> None:
+    """Measures every hand-made solver at so many calls, if that is not done yet."""
+    if read(path).get("judged") != subject.judged():
+        cells = [asdict(cell) for cell in compared(subject, {}, at, work, solvers=None)]
+        write(path, {"at": at, "judged": subject.judged(), "cells": cells, "environment": environment()})
+
+
+def compared(
+    subject: Subject, tables: Mapping[str, Table], calls: int, work: Path, solvers: Sequence[str] | None
+) -> tuple[Cell, ...]:
+    """The cells of a comparison on fresh noise; what was measured of it before lies in `work`."""
+    model = subject.load()
+    return compare(
+        model, tables, [calls], subject.samples, subject.batch, dtype=subject.dtype, **judges_of(subject.model),
+        tuning=subject.tuning, tolerance=subject.tolerance, alphas_cumprod=model.alphas_cumprod, solvers=solvers,
+        keep=work / "cells",
+    ).cells  # fmt: skip
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a cell's file holds, nothing where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content) + "\n").encode())
+
+
+def drawn(results: Path, docs: Path) -> Iterator[Path]:
+    """Writes the plots of the models that have been measured: error against calls and against evaluations."""
+    for name in SUBJECTS:
+        measured = learned_results.of_model(learned_results.contents(results), name)
+        if measured.runs:
+            comparison = measured.comparison()
+            yield pareto_plot(comparison, costs(comparison)[:2], docs / f"pareto_{name.replace('-', '_')}.png")
+
+
+def printed(results: Path) -> str:
+    """The README's tables of what has been measured."""
+    contents = learned_results.contents(results)
+    return "\n\n".join(f"{name}\n\n{render(contents)}" for name, render in learned_results.RENDERERS.items())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures what is missing, prints or draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=[], metavar="MODEL,FAMILY,CALLS,SEED", help="cells to make")
+    parser.add_argument("--print", action="store_true", help="print the README's tables, measure nothing")
+    parser.add_argument("--draw", action="store_true", help="draw the plots, measure nothing")
+    parser.add_argument("--out", type=Path, default=learned_results.FOLDER, help="folder of the cells")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the plots")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench", help="teachers and end points")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.print:
+        print(printed(args.out))
+    if args.draw:
+        print(*drawn(args.out, args.docs), sep="\n")
+    cells = [] if args.print or args.draw else jobs(args.only)
+    for number, job in enumerate(cells, 1):
+        log.info("cell %d of %d: %s, %s, %d calls, seed %d", number, len(cells), *astuple(job))
+        run(job, args.out, args.work)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,139 @@
+"""Which cells `bench_learned` makes: models, families of learned solvers, sequential calls, training seeds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..commands.models import load_model
+from ..denoisers.protocol import Model
+from ..denoisers.rows import limit_rows
+from ..distill.config import DistillConfig
+from ..distill.families import FAMILIES as LEARNED
+from ..distill.points import settled
+from ..pipelines.options import ModelOptions
+
+CALLS, SEEDS = (3, 5, 7, 9), range(5)
+TRUE_LEVELS = [name for name in LEARNED["dense"].learn if name not in ("sigma_scale", "anchor_scale")]
+# Name -> what differs from the defaults of a run; those of ONCE are learned with one training seed.
+FAMILIES: dict[str, dict[str, object]] = {
+    "dense-1": {"family": "dense", "points": 1},
+    "dense-2": {"family": "dense", "points": 2},
+    "two-call": {"family": "two-call", "points": 2},
+    "s4s": {"family": "s4s"},
+    "epd": {"family": "epd", "points": 2},
+    "epd-plugin": {"family": "epd-plugin", "points": 2},
+}
+ONCE: dict[str, dict[str, object]] = {
+    "ld3": {"family": "ld3"},
+    "amed": {"family": "amed"},
+    "dense-1-memory-1": {"family": "dense", "points": 1, "memory": 1},
+    "dense-1-true-levels": {"family": "dense", "points": 1, "learn": TRUE_LEVELS},
+    "two-call-memory-0": {"family": "two-call", "points": 2, "memory": 0},
+}
+# A run of the network with the defaults takes half an hour and more on two cores.
+SHORT = {"pool": 1024, "validation": 256, "batch": 64, "screening": 60, "iterations": 500}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, how its tables are learned, and what they are measured on: fresh samples of the seeds 0, 1, 2, ...
+
+    Args:
+        tolerance: of the converged end points.
+        tuning: samples that a hand-made solver's schedule is chosen on.
+        training: what differs from the defaults of training.
+        once: families that are learned with seed 0 alone.
+    """
+
+    model: str
+    samples: int
+    batch: int
+    dtype: torch.dtype
+    tolerance: float
+    tuning: int = 256
+    guidance: float | None = None
+    training: Mapping[str, object] = field(default_factory=dict)
+    once: Sequence[str] = ()
+
+    def load(self) -> Model:
+        """The model, with calls of bounded size."""
+        return limit_rows(load_model(self.model, ModelOptions(guidance=self.guidance)))
+
+    def judged(self) -> dict[str, Any]:
+        """What a measured number depends on beside its solver, ready for JSON."""
+        numbers = {key: getattr(self, key) for key in ("guidance", "samples", "batch", "tolerance", "tuning")}
+        return {**numbers, "dtype": str(self.dtype).removeprefix("torch.")}
+
+
+# The mixtures are exact in float64; the network costs far more, and supports a tolerance of 1e-4 in float32.
+SUBJECTS: dict[str, Subject] = {
+    "digits-exact": Subject("digits-exact", 16384, 512, torch.float64, 1e-6, once=tuple(ONCE)),
+    "digits-exact-flow": Subject("digits-exact-flow", 16384, 512, torch.float64, 1e-6, once=("ld3", "amed")),
+    "digits": Subject("digits", 4096, 64, torch.float32, 1e-4, guidance=1.0, training=SHORT),
+    "digits-guidance-2": Subject("digits", 4096, 64, torch.float32, 1e-4, guidance=2.0, training=SHORT),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell: a training run and its measurement."""
+
+    subject: str
+    family: str
+    calls: int
+    seed: int
+
+    def config(self) -> DistillConfig:
+        """Of the training run."""
+        family = {**FAMILIES, **ONCE}[self.family]
+        own = {**family, "calls": self.calls, "seed": self.seed, **SUBJECTS[self.subject].training}
+        return DistillConfig.model_validate(own)
+
+    def settings(self) -> dict[str, Any]:
+        """The config with its defaults filled in, ready for JSON: where one of them changes, a cell is another."""
+        model = SUBJECTS[self.subject].load()
+        return settled(model, self.config()).resolved(math.prod(model.shape)).model_dump(mode="json")
+
+    def fewer(self) -> Job | None:
+        """The cell with the next smaller count of calls, if any."""
+        smaller = [calls for calls in CALLS if calls < self.calls]
+        return replace(self, calls=smaller[-1]) if smaller else None
+
+    def path(self, results: Path) -> Path:
+        """The cell's file in the folder of all results."""
+        return results / self.subject / f"{self.family}-{self.calls}-{self.seed}.json"
+
+
+def jobs(only: Sequence[str] = ()) -> list[Job]:
+    """The cells that fit one of the filters, seed 0 of everything first.
+
+    Raises:
+        ValueError: for a filter that no cell fits.
+    """
+    every = [
+        Job(name, family, calls, seed)
+        for seed, (name, subject) in itertools.product(SEEDS, SUBJECTS.items())
+        for family in (*FAMILIES, *(subject.once if seed == 0 else ()))
+        for calls in CALLS
+    ]
+    for text in only:
+        if not any(fits(text, job) for job in every):
+            names = ", ".join(SUBJECTS), ", ".join((*FAMILIES, *ONCE)), ", ".join(map(str, CALLS))
+            raise ValueError(
+                f"no cell is {text!r}: give MODEL,FAMILY,CALLS,SEED, of models {names[0]}; families {names[1]}; "
+                f"calls {names[2]}; seeds {SEEDS.start} to {SEEDS.stop - 1}; an empty one is any"
+            )
+    return [job for job in every if not only or any(fits(text, job) for text in only)]
+
+
+def fits(text: str, job: Job) -> bool:
+    """Whether a cell has the MODEL,FAMILY,CALLS,SEED of a filter; what is empty or left out is any."""
+    words, parts = text.split(","), (job.subject, job.family, str(job.calls), str(job.seed))
+    return len(words) <= len(parts) and all(word in ("", part) for word, part in zip(words, parts, strict=False))
