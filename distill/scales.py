@@ -6,7 +6,7 @@ from torch import Tensor
 
 SCALE = 0.2  # slope and sigma scales stay within 1 +- this; the published tables use 0.05 to 0.2
 WIDE = 1.0  # where the anchor's sigma scale is learned, too, log sigma scales stay within +- this
-# Noise levels, the schedule's and told ones, move this much slower than weights: at the same speed they run off to small
+# Noise levels, the schedule's and told ones, move so much slower than weights: at the same speed they run off to small
 # sigmas before the weights are settled, into optima that are 1.4 times worse (`digits-exact`, 7 calls, 3 of 5 seeds).
 SLOW = 0.3
 EDGE = 1e-9  # of a range: what training pushed to its end can be learned on
