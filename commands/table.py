@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from ..pipelines.find import find_table
+from ..pipelines.table_text import (
+    MEMORY,
+    has_analytic_anchor,
+    lookahead_rows,
+    memory_rows,
+    point_numbers,
+    point_sigmas,
+)
 from ..solvers.table import Table
+from ..solvers.table_json import ARRAYS
 from .options import TableConvert, TableDiff, TableShow, UsageError
 
 log = logging.getLogger("epd")
@@ -57,12 +65,15 @@ def diff(options: TableDiff) -> int:
 
 def headline(table: Table) -> str:
     """One line: what it costs and what it is."""
-    kinds = "one-call" if set(table.calls) == {1} else "two-call" if set(table.calls) == {2} else "mixed"
-    afs = ", AFS" if table.afs else ""
-    return (
-        f"{table.num_steps} {kinds} steps, {table.depth} sequential calls, {table.nfe} evaluations a sample, "
-        f"K = {table.num_parallel}{afs}"
-    )
+    calls = table.calls[1:] if table.calls[0] == 0 else table.calls
+    kinds = {(1,): "one-call", (2,): "two-call"}.get(tuple(set(calls)), "mixed")
+    count = f"{len(calls)} {kinds} step{'s' * (len(calls) > 1)}"
+    analytic = "an analytic first step and " if table.calls[0] == 0 else ""
+    notes = [note for note, applies in (("AFS", table.afs), ("free sums", not table.consistent)) if applies]
+    return ", ".join(
+        [f"{analytic}{count}", f"{table.depth} sequential calls", f"{table.nfe} evaluations a sample",
+         f"K = {table.num_parallel}", *notes]
+    )  # fmt: skip
 
 
 def describe(table: Table) -> str:
@@ -72,67 +83,97 @@ def describe(table: Table) -> str:
     purpose = [part for part in (learned.model, learned.path, guidance) if part]
     lines = [headline(table), *(["for " + ", ".join(purpose)] if purpose else [])]
     lines += [f"digest {table.digest}", "", *aligned(steps(table)), "", verdict(table)]
-    directions = [*lookahead(table)]
+    memory, directions = [*memory_rows(table)], [*lookahead_rows(table)]
+    if memory:
+        lines += ["", f"memory: {MEMORY}", *aligned(memory)]
     if directions:
         lines += ["", "look-ahead: direction to each point as anchor | memory", *aligned(directions)]
     return "\n".join([*lines, "", *origin(table)]).rstrip()
 
 
 def steps(table: Table) -> Iterator[tuple[str, ...]]:
-    """One row per step."""
-    scaled = [name for name in ("slope_scale", "sigma_scale") if (getattr(table, name) != 1).any()]
-    memory = table.memory
-    yield ("step", "calls", "sigma", "to", "nodes", "at sigma", "weights", *(n.replace("_", " ") for n in scaled),
-           "anchor", *(["memory"] if memory.any() else []), "sum", "moment", "order")  # fmt: skip
-    sigmas, nodes = table.sigmas, table.nodes
-    for n, (total, first) in enumerate(table.moments()):
-        where = sigmas[n + 1] ** nodes[n] * sigmas[n] ** (1 - nodes[n])
-        calls = str(table.calls[n] - (table.afs and n == 0 and table.calls[0] == 2))
-        yield (
-            str(n),
-            calls,
-            f"{sigmas[n]:.6g}",
-            f"{sigmas[n + 1]:.6g}",
-            numbers(nodes[n]),
-            numbers(where, 4),
-            numbers(table.weights[n]),
-            *(numbers(getattr(table, name)[n]) for name in scaled),
-            f"{table.anchor[n]:.4f}",
-            *([numbers(memory[n])] if memory.any() else []),
-            f"{total:.4f}",
-            f"{first:.4f}",
-            order_of(table, n),
-        )
+    """A head and one row per step."""
+    order = range(table.num_steps)
+    sigmas, moments = [f"{sigma:.6g}" for sigma in table.sigmas], table.moments()
+    columns = {
+        "step": [str(n) for n in order],
+        "calls": [str(calls - (n == 0 and calls == 2 and table.afs)) for n, calls in enumerate(table.calls)],
+        "sigma": sigmas[:-1],
+        "to": sigmas[1:],
+        **anchor_columns(table),
+        **(point_columns(table) if table.num_nodes else {}),
+        "anchor": [f"{weight:.4f}" for weight in table.anchor],
+        "sum": [f"{total:.4f}" for total in moments[:, 0]],
+        "moment": [f"{first:.4f}" for first in moments[:, 1]],
+        "order": [order_of(table, n) for n in order],
+    }
+    yield tuple(columns)
+    yield from zip(*columns.values(), strict=True)
+
+
+def anchor_columns(table: Table) -> dict[str, list[str]]:
+    """The anchors' scales and the noise levels that the network is told there, where these are others than its own."""
+    if (table.anchor_scale == 1).all():
+        return {}
+    told = table.anchor_scale * table.sigmas[:-1]
+    asked = [not has_analytic_anchor(table, n) for n in range(table.num_steps)]
+    return {
+        "anchor scale": [f"{scale:.4f}" if a else "-" for scale, a in zip(table.anchor_scale, asked, strict=True)],
+        "anchor told": [f"{sigma:.4g}" if a else "-" for sigma, a in zip(told, asked, strict=True)],
+    }
+
+
+def point_columns(table: Table) -> dict[str, list[str]]:
+    """What is known of each evaluated fan point; its scales only where one is not 1."""
+
+    def column(rows: Iterable[np.ndarray], digits: int = 0) -> list[str]:
+        return [point_numbers(table, n, row, digits) for n, row in enumerate(rows)]
+
+    where = [point_sigmas(table, n) for n in range(table.num_steps)]
+    told = [scale * sigma for scale, sigma in zip(table.sigma_scale, where, strict=True)]
+    out = {"nodes": column(table.nodes), "at sigma": column(where, 4), "weights": column(table.weights)}
+    if (table.slope_scale != 1).any():
+        out["slope scale"] = column(table.slope_scale)
+    if (table.sigma_scale != 1).any():
+        out |= {"sigma scale": column(table.sigma_scale), "points told": column(told, 4)}
+    return out
 
 
 def order_of(table: Table, n: int) -> str:
     """Formal order of a step: 2 where the weights sum to 1 and their first moment is 1/2."""
+    if not table.consistent:
+        return "free"
     total, first = table.moments()[n]
-    plain = bool((table.sigma_scale[n] == 1).all())
-    if abs(total - 1) > SECOND_ORDER or not plain:
+    if abs(total - 1) > SECOND_ORDER or not is_told_plainly(table, n):
         return "0"
-    analytic = table.afs and n == 0
+    analytic = n == 0 and (table.afs or table.calls[0] == 0)
     return "2" if abs(first - 0.5) <= SECOND_ORDER and not analytic else "1"
+
+
+def is_told_plainly(table: Table, n: int) -> bool:
+    """Whether the network is told its own noise level in every slope that a step weighs."""
+    scales = np.concatenate([table.anchor_scale[:, None], table.sigma_scale], 1)
+    used, width = table.used[n], scales.shape[1]
+    own = [0, *(1 + j for j in range(table.num_nodes) if table.weights[n, j])]
+    columns = {*used.memory, *(k - 1 for inside in used.lookahead for k in inside if k)}
+    past = [divmod(k, width) for k in columns]
+    earlier = [scales[n - 1 - ago, slot] for ago, slot in past if n - 1 - ago >= 0]
+    return all(scale == 1 for scale in [*scales[n, own], *earlier])
 
 
 def verdict(table: Table) -> str:
     """What the moments say of the whole table."""
+    ending = "learned tables fit their few large steps"
+    sums, firsts = table.moments().T
+    if not table.consistent:
+        away = float(np.abs(sums - 1).max())
+        return f"free sums: weights need not sum to 1 (largest distance of an update's sum: {away:.3g}); {ending}"
     orders = [order_of(table, n) for n in range(table.num_steps)]
     if all(order == "2" for order in orders):
         return "second order: in every step the weights sum to 1 and their first moment is 1/2"
-    away = float(np.abs(table.moments()[:, 1] - 0.5).max())
+    away = float(np.abs(firsts - 0.5).max())
     text = "not second order in every step" if "0" not in orders else "scaled: not consistent in every step"
-    return f"{text} (largest distance of a first moment from 1/2: {away:.3g}); learned tables fit their few large steps"
-
-
-def lookahead(table: Table) -> Iterator[tuple[str, ...]]:
-    """One row per fan point, where it is more than the anchor slope."""
-    weights = table.effective_lookahead
-    if not weights.shape[1] or not weights[:, :, 1:].any():
-        return
-    yield ("step", "point", "anchor", "memory")
-    for n, j in itertools.product(range(weights.shape[0]), range(weights.shape[1])):
-        yield str(n), str(j), f"{weights[n, j, 0]:.4f}", numbers(weights[n, j, 1:])
+    return f"{text} (largest distance of a first moment from 1/2: {away:.3g}); {ending}"
 
 
 def origin(table: Table) -> Iterator[str]:
@@ -150,14 +191,15 @@ def origin(table: Table) -> Iterator[str]:
 
 def differences(first: Table, second: Table) -> Iterator[tuple[str, str, str]]:
     """(field, value in the first, value in the second) of every number that differs."""
-    for name in ("order", "afs"):
+    for name in ("order", "afs", "consistent"):
         one, two = getattr(first, name), getattr(second, name)
         if one != two:
             yield name, str(one), str(two)
     if first.calls != second.calls:
         yield "calls", str(list(first.calls)), str(list(second.calls))
-    for name in ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor", "memory"):
-        yield from _array_differences(name, getattr(first, name), getattr(second, name))
+    for name in ARRAYS:
+        if name != "lookahead":
+            yield from _array_differences(name, getattr(first, name), getattr(second, name))
     yield from _array_differences("lookahead", first.effective_lookahead, second.effective_lookahead)
     if (first.lookahead is None) != (second.lookahead is None):
         one, two = ("default" if t.lookahead is None else "given" for t in (first, second))
@@ -185,11 +227,6 @@ def provenance_differences(first: Table, second: Table) -> Iterator[tuple[str, s
         for key in {**one[name], **two[name]}:
             if one[name].get(key) != two[name].get(key):
                 yield f"{name}.{key}", _text(one[name].get(key)), _text(two[name].get(key))
-
-
-def numbers(row: np.ndarray, digits: int = 0) -> str:
-    """A row of numbers: four decimals, or so many significant digits."""
-    return " ".join(f"{value:.{digits}g}" if digits else f"{value:.4f}" for value in row.tolist()) or "-"
 
 
 def _text(value: object) -> str:

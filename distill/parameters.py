@@ -16,17 +16,23 @@ from ..solvers.table import Provenance, Table
 from .scales import SLOW, inverse_scale, inverse_wide_scale, narrow_scale, wide_scale
 
 MARGIN = 1e-3  # nodes stay this far inside (0, 1), where a sigmoid may saturate
+STEEPEST = 25.0  # log ratio of the longest step to the shortest: sigmas never meet
 SIMPLEX_FLOOR = 1e-6  # keeps a published zero weight learnable: a softmax at -inf has no gradient
 UPDATE = ("anchor", "weights", "memory")  # the update weights of a step, which sum to one together
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """A table and which of its numbers are learned, as one vector (P,) without redundant directions.
+    """A table and which of its numbers are learned, as one vector (P,).
 
-    sigmas: log-sigma increments by softmax between fixed ends. nodes: sigmoid. scales: 1 + SCALE tanh(p). Weights on
-    the simplex: softmax. Weights with anchor and memory, and look-ahead weights: free but for one of each combination,
-    which makes the sum one where the table is to be consistent.
+    sigmas: log-sigma increments by softmax between fixed ends. nodes: sigmoid. scales: 1 + SCALE tanh(p), or
+    exp(WIDE tanh(p)) where the anchor's is learned. Weights on the simplex: softmax. Weights with anchor and memory,
+    and look-ahead weights: free but for one of each combination, which makes the sum one where the table is to be
+    consistent.
+
+    The coefficients have no redundant directions, but for weights beside slope scales. The solution has: where all
+    weights and scales are free, another inner sigma or node is a rescaling of weights and told levels. They are kept,
+    since the scales are bounded and the noise levels must be able to go further.
 
     Args:
         base: the table that the vector `start` stands for; everything that is not learned stays as it is there.
@@ -115,7 +121,8 @@ class Parameters:
 
     def _sigmas(self, raw: Tensor) -> Tensor:
         first, last = self._fixed.sigmas[[0, -1]].split(1)
-        fractions = (SLOW * raw).softmax(0).cumsum(0)[:-1]
+        raw = SLOW * raw
+        fractions = torch.maximum(raw, raw.amax() - STEEPEST).softmax(0).cumsum(0)[:-1]
         inner = (first.log() + (last.log() - first.log()) * fractions).exp()
         return torch.cat([first, inner, last])  # the ends are exact, not exp(log(...))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..solvers.table import Table
 from .picture import title
+from .table_text import MEMORY, has_analytic_anchor, lookahead_rows, memory_rows, point_sigmas
 
 MARK = "<!-- written by epd: save_learned replaces this file -->"
 
@@ -43,7 +45,7 @@ def card(
         _origin(table),
         *(["## Measured", _columns(("what", "value"), measured)] if measured else []),
         "## Table",
-        _steps(table),
+        *_numbers(table),
         f"SHA-256 of the numbers: `{table.digest}`.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -97,16 +99,52 @@ def _origin(table: Table) -> str:
     return _columns(("", ""), recorded) if recorded else "Not recorded."
 
 
-def _steps(table: Table) -> str:
-    sigmas, rows = table.sigmas, []
-    for n in range(table.num_steps):
-        points = zip(table.nodes[n], table.weights[n], strict=True)
-        cells = [f"{r:.4f}: {w:.4f}" for r, w in points]
-        memory = ", ".join(f"{w:.4f}" for w in table.memory[n])
+def _numbers(table: Table) -> list[str]:
+    """Every learned number: a table of steps, then the weights of earlier slopes and the look-ahead, where there are
+    any.
+    """
+    free = [] if table.consistent else ["The weights of a step are free: they need not sum to one."]
+    parts = [_columns(*_steps(table)), *free]
+    memory, directions = [*memory_rows(table)], [*lookahead_rows(table)]
+    if memory:
+        parts += [f"Memory: {MEMORY}.", _columns(memory[0], _from_one(memory[1:], 1))]
+    if directions:
+        parts += [
+            "Look-ahead: the direction to each point, as weights of the anchor slope and of memory.",
+            _columns(directions[0], _from_one(directions[1:], 2)),
+        ]
+    return parts
+
+
+def _steps(table: Table) -> tuple[list[str], list[tuple[str, ...]]]:
+    """A head and one row per step."""
+    anchor_told, points_told = bool((table.anchor_scale != 1).any()), bool((table.sigma_scale != 1).any())
+    rows = []
+    for n, (sigma, sigma_next) in enumerate(itertools.pairwise(table.sigmas.tolist())):
         anchor = f"{table.anchor[n]:.4f}"
-        rows.append((str(n + 1), f"{sigmas[n]:.6g}", f"{sigmas[n + 1]:.6g}", anchor, *cells, memory))
-    fan = [f"point {j + 1}: weight" for j in range(table.num_nodes)]
-    return _columns(("step", "sigma", "to sigma", "anchor", *fan, "memory"), rows)
+        if has_analytic_anchor(table, n):
+            anchor += " (analytic)"
+        elif anchor_told:
+            anchor += f" ({table.anchor_scale[n] * sigma:.4g})"
+        points = _points(table, n, points_told)
+        calls = table.calls[n] - (table.calls[n] == 2 and has_analytic_anchor(table, n))
+        rows.append((str(n + 1), f"{sigma:.6g}", f"{sigma_next:.6g}", anchor, *points, str(calls)))
+    anchors = "anchor (told sigma)" if anchor_told else "anchor"
+    points = [f"point {j + 1}: weight{' (told sigma)' * points_told}" for j in range(table.num_nodes)]
+    return ["step", "sigma", "to sigma", anchors, *points, "calls"], rows
+
+
+def _points(table: Table, n: int, told: bool) -> Iterator[str]:
+    """Node, weight, and the noise level that the network is told, of each fan point of a step."""
+    weights, sigmas = table.weights[n] * table.slope_scale[n], table.sigma_scale[n] * point_sigmas(table, n)
+    for j, inside in enumerate(table.used[n].lookahead):
+        text = f"{table.nodes[n, j]:.4f}: {weights[j]:.4f}" + (f" ({sigmas[j]:.4g})" if told else "")
+        yield text if inside else "-"
+
+
+def _from_one(rows: Sequence[tuple[str, ...]], count: int) -> list[tuple[str, ...]]:
+    """Rows whose first `count` cells are numbered from one, as the steps and points above are."""
+    return [(*(str(int(cell) + 1) for cell in row[:count]), *row[count:]) for row in rows]
 
 
 def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

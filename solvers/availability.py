@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -21,24 +25,31 @@ class Used:
     lookahead: tuple[tuple[int, ...], ...]
 
 
-def availability(num_steps: int, width: int, columns: int, calls: Sequence[int], afs: bool) -> tuple[Used, ...]:
+def availability(
+    num_steps: int,
+    width: int,
+    columns: int,
+    calls: Sequence[int],
+    afs: bool,
+    lookahead: NDArray[np.float64] | None = None,
+) -> tuple[Used, ...]:
     """Per step, which weights have something to weigh: early steps have little memory, and a one-call first step
     without AFS has no direction to look ahead along, so it evaluates its anchor only.
 
     Args:
         width: J, fan points a step.
-        columns: M, memory columns.
+        columns: M, memory columns, a multiple of 1 + J.
+        lookahead: (N, J, 1 + M); points without a direction in it are not evaluated. None: every point has one.
     """
     out: list[Used] = []
-    fans: list[bool] = []  # newest last: was the fan of that (pseudo-)step evaluated?
+    fans: list[list[bool]] = []  # newest last: which fan points of that (pseudo-)step were evaluated
     if afs and calls[0] == 1:
-        fans.append(False)
+        fans.append([False] * width)
     for n in range(num_steps):
-        memory = []
-        for k, evaluated in enumerate(reversed(fans)):
-            memory += [k * (1 + width) + s for s in range(1 + width) if s == 0 or evaluated]
-        memory = [k for k in memory if k < columns]
+        filled = [slot for fan in itertools.islice(reversed(fans), columns // (1 + width)) for slot in (True, *fan)]
+        memory = [k for k, evaluated in enumerate(filled) if evaluated]
         inside = [0] * (calls[n] == 2) + [1 + k for k in memory]
-        out.append(Used(True, tuple(memory), (tuple(inside),) * width))
-        fans.append(bool(inside) and width > 0)
+        fan = [bool(inside) and (lookahead is None or bool(lookahead[n, j].any())) for j in range(width)]
+        out.append(Used(True, tuple(memory), tuple(tuple(inside) if evaluated else () for evaluated in fan)))
+        fans.append(fan)
     return tuple(out)

@@ -43,7 +43,7 @@ class Table:
         afs: analytic first slope x / sqrt(1 + sigma^2).
         anchor: (N,) weight of the anchor slope; default 0.
         memory: (N, M) weights of the slopes of the last m steps, M = m (1 + J), newest step first, each step as
-            [anchor, fan 1..J]; default none. Entries that no earlier step fills must be 0.
+            [anchor, fan 1..J]; default none. Entries that no earlier call fills must be 0.
         lookahead: (N, J, 1 + M) weights of [anchor, memory] in the direction to each fan point, summing to one;
             default: Adams-Bashforth of `order`.
         calls: 2 (anchor, then fan) or 1 (anchor and fan in one call), one number or one per step; the first step may
@@ -172,7 +172,8 @@ class Table:
     @functools.cached_property
     def available(self) -> tuple[Used, ...]:
         """Per step, which weights have a slope to weigh: early steps have few remembered ones."""
-        return availability(self.num_steps, self.num_nodes, self.columns, self.calls, self.afs)
+        lookahead = None if self.consistent else self.lookahead  # a sum of one is a direction
+        return availability(self.num_steps, self.num_nodes, self.columns, self.calls, self.afs, lookahead)
 
     @functools.cached_property
     def used(self) -> tuple[Used, ...]:

@@ -66,7 +66,8 @@ def check_sigmas(sigmas: Array) -> None:
 
 def checked_calls(calls: int | Sequence[int], n: int) -> tuple[int, ...]:
     """1 or 2 for each of n steps, from one number or one per step; 0 for the first of several."""
-    if isinstance(calls, bool) or not isinstance(calls, (int, Sequence, np.ndarray)) or isinstance(calls, str):
+    calls = calls.tolist() if isinstance(calls, np.ndarray) else calls
+    if isinstance(calls, bool) or not isinstance(calls, (int, Sequence)) or isinstance(calls, str):
         raise TableError(f"calls = {calls!r} must be 1 or 2, one number or one per step")
     row = (calls,) * n if isinstance(calls, int) else tuple(calls)
     if len(row) != n or any(isinstance(c, bool) or c not in (0, 1, 2) for c in row):
@@ -111,7 +112,6 @@ def check(table: Table) -> None:
     if table.moves_first_call and table.anchor_scale[0] != 1:
         raise TableError(f"anchor_scale[0] = {table.anchor_scale[0]} must be 1: the first slope is analytic")
     _check_absent(table)
-    _check_points(table)
     if table.consistent:
         _check_sums(table)
 
@@ -121,28 +121,18 @@ def _check_absent(table: Table) -> None:
     for n, u in enumerate(table.available):
         missing = [k for k in range(memory.shape[1]) if k not in u.memory and memory[n, k]]
         if missing:
-            raise TableError(f"memory[{n}, {missing[0]}] = {memory[n, missing[0]]} must be 0: no earlier step fills it")
+            raise TableError(f"memory[{n}, {missing[0]}] = {memory[n, missing[0]]} must be 0: no earlier call fills it")
         for j, inside in enumerate(u.lookahead):
             gone = [k for k in range(lookahead.shape[2]) if k not in inside and lookahead[n, j, k]]
             if gone:
                 raise TableError(
-                    f"lookahead[{n}, {j}, {gone[0]}] = {lookahead[n, j, gone[0]]} must be 0: that slope comes later"
+                    f"lookahead[{n}, {j}, {gone[0]}] = {lookahead[n, j, gone[0]]} must be 0: no earlier call gives it"
                 )
             if not inside and table.weights[n, j]:
                 raise TableError(
-                    f"weights[{n}, {j}] = {table.weights[n, j]} must be 0: a first step of one call without AFS, or of "
-                    "none, has no direction to look ahead along"
-                )
-
-
-def _check_points(table: Table) -> None:
-    """Points without a direction, which free sums allow, are not evaluated: they cannot be weighed."""
-    for n, u in enumerate(table.used):
-        for j, inside in enumerate(u.lookahead):
-            if not inside and table.weights[n, j]:
-                raise TableError(
-                    f"lookahead[{n}, {j}] is 0 throughout, so point {j} is not evaluated: weights[{n}, {j}] = "
-                    f"{table.weights[n, j]} must be 0"
+                    f"weights[{n}, {j}] = {table.weights[n, j]} must be 0: the point is not evaluated, as it has no "
+                    "direction: its look-ahead is 0 throughout, or it is in a first step of no call, or of one without "
+                    "AFS"
                 )
         if table.calls[n] == 2 and not any(u.lookahead):
             raise TableError(f"step {n} has two calls and no point with a direction: give calls[{n}] = 1")

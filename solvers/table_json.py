@@ -63,9 +63,11 @@ def _padded(name: str, rows: list[Any]) -> list[Any]:
     Raises:
         TableError: for a row that is longer.
     """
-    flat = [row for step in rows for row in step] if name == "lookahead" else rows
-    if not all(isinstance(row, list) for row in (*rows, *flat)):
-        raise TableError(f"{name} must be rows of numbers")
+    flat = rows
+    if name == "lookahead":
+        _require_lists(name, rows)
+        flat = [row for step in rows for row in step]
+    _require_lists(name, flat)
     whole = len(flat[-1]) if flat else 0
     if any(len(row) > whole for row in flat):
         raise TableError(f"{name} has a row that is longer than the last one, {whole}: the last row is whole")
@@ -76,6 +78,11 @@ def _padded(name: str, rows: list[Any]) -> list[Any]:
         return row + [0.0] * (whole - len(row))
 
     return [[wide(row) for row in step] for step in rows] if name == "lookahead" else [wide(row) for row in rows]
+
+
+def _require_lists(name: str, rows: list[Any]) -> None:
+    if not all(isinstance(row, list) for row in rows):
+        raise TableError(f"{name} must be rows of numbers, one or, in a look-ahead, one for each point per step")
 
 
 def _is_default(table: Table, name: str) -> bool:
@@ -135,7 +142,10 @@ def from_dict(data: Any) -> Table:  # noqa: ANN401 - whatever a file held
     values = {k: data[k] for k in known if k in data and k != "provenance"}
     if version == 2:
         values |= {k: _padded(k, values[k]) for k in ("memory", "lookahead") if k in values}
-    return Table(**values, provenance=_provenance(data.get("provenance", {})))
+    table = Table(**values, provenance=_provenance(data.get("provenance", {})))
+    if version_of(table) > version:
+        raise TableError(f"calls = {calls}: first steps of no call are of version 2, this says version {version}")
+    return table
 
 
 def _require_numbers(name: str, value: Any, depth: int = 0) -> None:  # noqa: ANN401

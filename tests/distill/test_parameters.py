@@ -8,7 +8,10 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from helpers import tables
 from helpers.toy_models import toy_config, toy_mixture
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from epd import Provenance, Table, solve
@@ -24,6 +27,10 @@ CASES = [
     {"family": "two-call", "calls": 5, "memory": 2},
     {"family": "two-call", "calls": 4, "step_calls": 1, "memory": 2},
     {"family": "two-call", "calls": 4},
+    {"family": "dense", "calls": 3, "points": 1},
+    {"family": "dense", "calls": 4, "points": 2},
+    {"family": "dense", "calls": 3, "points": 3, "memory": 1},
+    {"family": "dense", "calls": 3, "points": 2, "afs": False},
     {"family": "epd", "calls": 5},
     {"family": "epd", "calls": 4, "step_calls": 1, "points": 3, "memory": 1},  # beside a fixed anchor
     {"family": "epd", "calls": 3, "learn": ("weights", "memory")},  # there is no memory to learn
@@ -93,6 +100,75 @@ def test_every_direction_changes_the_coefficients(case: dict[str, object]) -> No
     redundant = parameters.base.num_steps * (parameters.base.num_nodes - 1) if both else 0
     assert int(torch.linalg.matrix_rank(jacobian)) == len(parameters.start) - redundant > 0
     assert torch.autograd.gradcheck(flat, moved(parameters).requires_grad_())
+
+
+DENSE = {
+    f"{calls} calls of {1 + width}": tables.dense_table(width, calls=calls) for width in (0, 1, 2) for calls in (3, 9)
+}
+FREE = {**DENSE, **{name: tables.FAMILIES[name] for name in ("free sums", "no first call")}}
+LEARNED = FAMILIES["dense"].learn
+
+
+def assert_same_numbers(c: Coefficients, other: Coefficients, rtol: float = 0.0) -> None:
+    for mine, theirs in zip(tensors(c), tensors(other), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=rtol, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_free_tables_are_their_own_start_exactly(name: str) -> None:
+    parameters = Parameters.of(FREE[name], LEARNED)
+    assert_same_numbers(parameters.coefficients(parameters.start), FREE[name].coefficients())
+    table = parameters.table(parameters.start, FREE[name].provenance)
+    assert_same_numbers(table.coefficients(), FREE[name].coefficients())
+    assert (table.calls, table.consistent) == (FREE[name].calls, FREE[name].consistent)
+
+
+def sensitivity(parameters: Parameters, samples: int) -> Tensor:
+    """How the ends of trajectories, from near and from far, change with the vector."""
+    noise = torch.randn(samples, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.cat([40 * noise, 4 * noise])
+
+    def ends(vector: Tensor) -> Tensor:
+        c = parameters.coefficients(vector)
+        return solve(parallel(c), toy_mixture(), noise, c.sigmas).flatten()
+
+    return cast(Tensor, torch.autograd.functional.jacobian(ends, moved(parameters, 0.1)))
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_every_entry_of_a_free_table_changes_the_solution(name: str) -> None:
+    parameters = Parameters.of(FREE[name], LEARNED)
+    sizes = sensitivity(parameters, 4).norm(dim=0)
+    assert not [entry for entry, size in zip(parameters.names, sizes.tolist(), strict=True) if size < 1e-6]
+
+
+@pytest.mark.parametrize("name", ["3 calls of 1", "3 calls of 2", "no first call"])
+def test_no_entry_of_a_free_table_does_what_others_do_but_sigmas_and_nodes(name: str) -> None:
+    """Those rescale free weights and told levels, see `Parameters`."""
+    table = FREE[name]
+    jacobian = sensitivity(Parameters.of(table, LEARNED), 50)
+    singular = torch.linalg.svdvals(jacobian / jacobian.norm(dim=0))
+    points = sum(bool(inside) for used in table.used for inside in used.lookahead)
+    redundant = 0 if table.consistent else table.num_steps - 1 + points
+    assert int((singular > 1e-12 * singular[0]).sum()) == jacobian.shape[1] - redundant
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from([*tables.FAMILIES]),
+    st.sampled_from([LEARNED, ("weights", "memory"), ("anchor", "sigmas"), FAMILIES["two-call"].learn]),
+    st.integers(0, 999),
+    st.sampled_from([0.1, 1.0, 10.0, 100.0, 1e4]),
+)
+def test_every_vector_is_a_valid_table_of_the_same_numbers(
+    name: str, learn: tuple[str, ...], seed: int, spread: float
+) -> None:
+    """However far training throws it: construction of the table validates."""
+    parameters = Parameters.of(tables.FAMILIES[name], learn)
+    generator = torch.Generator().manual_seed(seed)
+    vector = spread * torch.randn(parameters.start.shape, generator=generator, dtype=torch.float64)
+    table = parameters.table(vector, Provenance())
+    assert_same_numbers(table.coefficients(), parameters.coefficients(vector), rtol=1e-12)
 
 
 def test_names_tell_the_entries() -> None:

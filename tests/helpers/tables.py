@@ -23,14 +23,20 @@ def epd_table(afs: bool = False, order: int = 1) -> epd.Table:
 
 
 def full_table(
-    calls: int | list[int] = 2, afs: bool = False, width: int = 2, past: int = 2, seed: int = 0, free: bool = False
+    calls: int | list[int] = 2,
+    afs: bool = False,
+    width: int = 2,
+    past: int = 2,
+    seed: int = 0,
+    free: bool = False,
+    sigmas: Sequence[float] = SIGMAS,
 ) -> epd.Table:
     """Everything at once: anchor, `past` remembered steps in update and look-ahead, unsorted nodes, both scales.
 
     Weights are random wherever a slope exists, and sum to one; with `free` they do not, and the anchor has a scale.
     """
     rng = np.random.default_rng(seed)
-    steps, columns = len(SIGMAS) - 1, past * (1 + width)
+    steps, columns = len(sigmas) - 1, past * (1 + width)
     row = [calls] * steps if isinstance(calls, int) else calls
     known = availability(row, afs, width, past)
     anchor, memory = np.zeros(steps), np.zeros((steps, columns))
@@ -53,14 +59,15 @@ def full_table(
         lookahead, scale = lookahead * factors[3, :, None, None], rng.uniform(0.8, 1.2, steps)
         scale[0] = scale[0] if row[0] == 1 else 1
     return epd.Table(
-        SIGMAS, nodes, weights, slope, sigma, afs=afs, anchor=anchor, memory=memory, lookahead=lookahead, calls=row,
+        sigmas, nodes, weights, slope, sigma, afs=afs, anchor=anchor, memory=memory, lookahead=lookahead, calls=row,
         anchor_scale=scale, consistent=not free,
     )  # fmt: skip
 
 
-def dense_table(width: int = 1, seed: int = 0) -> epd.Table:
+def dense_table(width: int = 1, seed: int = 0, calls: int = 3) -> epd.Table:
     """A first step of no call, then one call a step of a state and `width` points; memory of all steps, free sums."""
-    return full_table([0, 1, 1, 1], width=width, past=3, seed=seed, free=True)
+    sigmas = SIGMAS if calls == 3 else [40.0 * 400 ** (-n / calls) for n in range(calls + 1)] + [0.01]
+    return full_table([0] + [1] * calls, width=width, past=calls, seed=seed, free=True, sigmas=sigmas)
 
 
 def changed(table: epd.Table, name: str, at: tuple[int, ...], value: float) -> np.ndarray:

@@ -15,7 +15,7 @@ import epd
 
 Table, Provenance, TableError = epd.Table, epd.Provenance, epd.TableError
 every_family = pytest.mark.parametrize("name", FAMILIES)
-ARRAYS = ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor", "memory")
+ARRAYS = ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor_scale", "anchor", "memory")
 
 
 def plain(**changes: Any) -> epd.Table:  # noqa: ANN401 - any field, right or wrong
@@ -27,6 +27,7 @@ def full(**changes: Any) -> epd.Table:  # noqa: ANN401
 
 
 ONE_CALL = full_table(1, past=1)
+WITHOUT_POINT = np.array([1, 1, 0, 1])[:, None, None]  # no direction to the fan point of step 2
 BROKEN: dict[str, Callable[[], object]] = {
     # sigmas
     r"sigmas has 1 numbers, needed at least 2": lambda: plain(sigmas=[1.0]),
@@ -73,17 +74,19 @@ BROKEN: dict[str, Callable[[], object]] = {
     "calls = 'both' must be 1 or 2": lambda: plain(calls="both"),
     "calls = True must be 1 or 2": lambda: plain(calls=True),
     r"calls = \[1.5, 2\] must be 1 or 2": lambda: plain(calls=[1.5, 2]),
+    r"calls = \[\[1, 1\], \[1, 1\]\] must be 1 or 2": lambda: plain(calls=np.ones((2, 2), dtype=int)),
+    r"calls = \[True, True\] must be 1 or 2": lambda: plain(calls=np.array([True, True])),
     "nodes has no columns: give calls=1": lambda: Table([2, 1], np.zeros((1, 0)), np.zeros((1, 0)), anchor=[1]),
     "order = 2 and lookahead are both given": lambda: plain(order=2, lookahead=np.ones((2, 2, 1))),
     # what is not known yet
-    r"memory\[0, 1\] = 0.5 must be 0: no earlier step": lambda: full(memory=changed(full(), "memory", (0, 1), 0.5)),
-    r"lookahead\[0, 1, 2\] = 0.5 must be 0: that slope": lambda: full(
+    r"memory\[0, 1\] = 0.5 must be 0: no earlier call": lambda: full(memory=changed(full(), "memory", (0, 1), 0.5)),
+    r"lookahead\[0, 1, 2\] = 0.5 must be 0: no earlier call gives it": lambda: full(
         lookahead=changed(full(), "lookahead", (0, 1, 2), 0.5)
     ),
-    r"weights\[0, 1\] = 0.5 must be 0: a first step of one call without AFS": lambda: dataclasses.replace(
+    r"weights\[0, 1\] = 0.5 must be 0: the point is not evaluated, .* a first step of": lambda: dataclasses.replace(
         ONE_CALL, weights=changed(ONE_CALL, "weights", (0, 1), 0.5)
     ),
-    r"weights\[0, 0\] = 0.25 must be 0: a first step of one call without": lambda: plain(calls=1),
+    r"weights\[0, 0\] = 0.25 must be 0: the point is not evaluated": lambda: plain(calls=1),
     # first steps of no call, free sums
     r"calls = \[1, 0, 1, 1\]: only the first of several steps can take no call": lambda: dense(calls=[1, 0, 1, 1]),
     r"calls = \[0\]: only the first of several": lambda: Table([2, 1], [[]], [[]], anchor=[1], calls=[0]),
@@ -94,8 +97,16 @@ BROKEN: dict[str, Callable[[], object]] = {
     r"anchor_scale\[2\] = 0.0 must be > 0": lambda: dense(anchor_scale=changed(dense(), "anchor_scale", (2,), 0)),
     r"update weights of step 0 sum to 0.9.*, not to 1": lambda: dense(consistent=True),
     "consistent = 0 must be true or false": lambda: dense(consistent=0),
-    r"lookahead\[2, 0\] is 0 throughout, so point 0 is not evaluated: weights\[2, 0\] = .* must be 0": lambda: dense(
-        lookahead=dense().lookahead * np.array([1, 1, 0, 1])[:, None, None]
+    r"weights\[2, 0\] = .* must be 0: the point is not evaluated, .* its look-ahead is 0 throughout": lambda: dense(
+        lookahead=dense().lookahead * WITHOUT_POINT
+    ),
+    r"memory\[3, 1\] = .* must be 0: no earlier call fills it": lambda: dense(
+        lookahead=dense().lookahead * WITHOUT_POINT, weights=dense().weights * WITHOUT_POINT[..., 0]
+    ),
+    r"lookahead\[3, 0, 2\] = .* must be 0: no earlier call gives it": lambda: dense(
+        lookahead=dense().lookahead * WITHOUT_POINT,
+        weights=dense().weights * WITHOUT_POINT[..., 0],
+        memory=changed(dense(), "memory", (3, 1), 0),
     ),
     r"step 1 has two calls and no point with a direction: give calls\[1\] = 1": lambda: Table(
         [4, 2, 1], [[0.5]] * 2, [[1], [0]], anchor=[0, 1], lookahead=[[[1]], [[0]]], consistent=False
