@@ -134,11 +134,11 @@ def _steps(table: Table) -> tuple[list[str], list[tuple[str, ...]]]:
     return ["step", "sigma", "to sigma", anchors, *points, "calls"], rows
 
 
-def _points(table: Table, n: int, told: bool) -> Iterator[str]:
-    """Node, weight, and the noise level that the network is told, of each fan point of a step."""
+def _points(table: Table, n: int, levels: bool) -> Iterator[str]:
+    """Node and weight of each fan point of a step, with `levels` also the noise level that the network is told."""
     weights, sigmas = table.weights[n] * table.slope_scale[n], table.sigma_scale[n] * point_sigmas(table, n)
     for j, inside in enumerate(table.used[n].lookahead):
-        text = f"{table.nodes[n, j]:.4f}: {weights[j]:.4f}" + (f" ({sigmas[j]:.4g})" if told else "")
+        text = f"{table.nodes[n, j]:.4f}: {weights[j]:.4f}" + (f" ({sigmas[j]:.4g})" if levels else "")
         yield text if inside else "-"
 
 

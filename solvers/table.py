@@ -183,7 +183,7 @@ class Table:
         for n, u in enumerate(self.available):
             memory = tuple(k for k in u.memory if past[n, k])
             points = tuple(tuple(k for k in inside if lookahead[n, j, k]) for j, inside in enumerate(u.lookahead))
-            # An update of zeros alone, which free sums allow, still weighs something.
+            # An update of zeros alone, which free sums allow, is 0 times the anchor: a sum needs a term.
             out.append(Used(bool(self.anchor[n]) or not (memory or any(points)), memory, points))
         return tuple(out)
 
