@@ -82,7 +82,10 @@ def describe(table: Table) -> str:
     guidance = "" if learned.guidance is None else f"guidance {learned.guidance:g}"
     purpose = [part for part in (learned.model, learned.path, guidance) if part]
     lines = [headline(table), *(["for " + ", ".join(purpose)] if purpose else [])]
-    lines += [f"digest {table.digest}", "", *aligned(steps(table)), "", verdict(table)]
+    rows = [*steps(table)]
+    lines += [f"digest {table.digest}", "", *aligned(rows), "", verdict(table)]
+    if {"anchor told", "points told"} & set(rows[0]):
+        lines.append("told: the noise level that the network is told, a scale times sigma")
     memory, directions = [*memory_rows(table)], [*lookahead_rows(table)]
     if memory:
         lines += ["", f"memory: {MEMORY}", *aligned(memory)]

@@ -104,7 +104,10 @@ def _numbers(table: Table) -> list[str]:
     any.
     """
     free = [] if table.consistent else ["The weights of a step are free: they need not sum to one."]
-    parts = [_columns(*_steps(table)), *free]
+    head, rows = _steps(table)
+    scaled = any("told sigma" in cell for cell in head)
+    levels = ["Told sigma: the noise level that the network is told there."] if scaled else []
+    parts = [_columns(head, rows), *levels, *free]
     memory, directions = [*memory_rows(table)], [*lookahead_rows(table)]
     if memory:
         parts += [f"Memory: {MEMORY}.", _columns(memory[0], _from_one(memory[1:], 1))]

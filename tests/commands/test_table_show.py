@@ -59,6 +59,7 @@ def test_show_tells_dense_tables_truthfully(width: int, calls: int, run: Run, tm
     of_points = [shown[name] for name in ("nodes", "at sigma", "weights", "sigma scale") if name in shown]
     assert len(of_points) == 4 * width and {column[0] for column in of_points} <= {"-"}
     assert "free sums: weights need not sum to 1" in text and "not consistent" not in text
+    assert "told: the noise level that the network is told" in text
     assert max(map(len, text.splitlines())) < 160
 
 
