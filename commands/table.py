@@ -243,5 +243,3 @@ def aligned(rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> Iter
     widths = [max(len(row[i]) for row in kept) for i in range(len(kept[0]))]
     for row in kept:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
