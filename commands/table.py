@@ -82,7 +82,10 @@ def describe(table: Table) -> str:
     guidance = "" if learned.guidance is None else f"guidance {learned.guidance:g}"
     purpose = [part for part in (learned.model, learned.path, guidance) if part]
     lines = [headline(table), *(["for " + ", ".join(purpose)] if purpose else [])]
-    lines += [f"digest {table.digest}", "", *aligned(steps(table)), "", verdict(table)]
+    rows = [*steps(table)]
+    lines += [f"digest {table.digest}", "", *aligned(rows), "", verdict(table)]
+    if {"anchor told", "points told"} & set(rows[0]):
+        lines.append("told: the noise level that the network is told, a scale times sigma")
     memory, directions = [*memory_rows(table)], [*lookahead_rows(table)]
     if memory:
         lines += ["", f"memory: {MEMORY}", *aligned(memory)]
@@ -115,11 +118,11 @@ def anchor_columns(table: Table) -> dict[str, list[str]]:
     """The anchors' scales and the noise levels that the network is told there, where these are others than its own."""
     if (table.anchor_scale == 1).all():
         return {}
-    told = table.anchor_scale * table.sigmas[:-1]
-    asked = [not has_analytic_anchor(table, n) for n in range(table.num_steps)]
+    levels = table.anchor_scale * table.sigmas[:-1]
+    evaluated = [not has_analytic_anchor(table, n) for n in range(table.num_steps)]
     return {
-        "anchor scale": [f"{scale:.4f}" if a else "-" for scale, a in zip(table.anchor_scale, asked, strict=True)],
-        "anchor told": [f"{sigma:.4g}" if a else "-" for sigma, a in zip(told, asked, strict=True)],
+        "anchor scale": [f"{scale:.4f}" if e else "-" for scale, e in zip(table.anchor_scale, evaluated, strict=True)],
+        "anchor told": [f"{sigma:.4g}" if e else "-" for sigma, e in zip(levels, evaluated, strict=True)],
     }
 
 
@@ -130,12 +133,12 @@ def point_columns(table: Table) -> dict[str, list[str]]:
         return [point_numbers(table, n, row, digits) for n, row in enumerate(rows)]
 
     where = [point_sigmas(table, n) for n in range(table.num_steps)]
-    told = [scale * sigma for scale, sigma in zip(table.sigma_scale, where, strict=True)]
+    levels = [scale * sigma for scale, sigma in zip(table.sigma_scale, where, strict=True)]
     out = {"nodes": column(table.nodes), "at sigma": column(where, 4), "weights": column(table.weights)}
     if (table.slope_scale != 1).any():
         out["slope scale"] = column(table.slope_scale)
     if (table.sigma_scale != 1).any():
-        out |= {"sigma scale": column(table.sigma_scale), "points told": column(told, 4)}
+        out |= {"sigma scale": column(table.sigma_scale), "points told": column(levels, 4)}
     return out
 
 
@@ -240,5 +243,3 @@ def aligned(rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> Iter
     widths = [max(len(row[i]) for row in kept) for i in range(len(kept[0]))]
     for row in kept:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-

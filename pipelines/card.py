@@ -104,7 +104,10 @@ def _numbers(table: Table) -> list[str]:
     any.
     """
     free = [] if table.consistent else ["The weights of a step are free: they need not sum to one."]
-    parts = [_columns(*_steps(table)), *free]
+    head, rows = _steps(table)
+    scaled = any("told sigma" in cell for cell in head)
+    levels = ["Told sigma: the noise level that the network is told there."] if scaled else []
+    parts = [_columns(head, rows), *levels, *free]
     memory, directions = [*memory_rows(table)], [*lookahead_rows(table)]
     if memory:
         parts += [f"Memory: {MEMORY}.", _columns(memory[0], _from_one(memory[1:], 1))]
@@ -134,11 +137,11 @@ def _steps(table: Table) -> tuple[list[str], list[tuple[str, ...]]]:
     return ["step", "sigma", "to sigma", anchors, *points, "calls"], rows
 
 
-def _points(table: Table, n: int, told: bool) -> Iterator[str]:
-    """Node, weight, and the noise level that the network is told, of each fan point of a step."""
+def _points(table: Table, n: int, levels: bool) -> Iterator[str]:
+    """Node and weight of each fan point of a step, with `levels` also the noise level that the network is told."""
     weights, sigmas = table.weights[n] * table.slope_scale[n], table.sigma_scale[n] * point_sigmas(table, n)
     for j, inside in enumerate(table.used[n].lookahead):
-        text = f"{table.nodes[n, j]:.4f}: {weights[j]:.4f}" + (f" ({sigmas[j]:.4g})" if told else "")
+        text = f"{table.nodes[n, j]:.4f}: {weights[j]:.4f}" + (f" ({sigmas[j]:.4g})" if levels else "")
         yield text if inside else "-"
 
 

@@ -19,8 +19,8 @@ def split_step(table: Table, n: int, sigma: float, calls: int = 1) -> Table:
     """The same solver with step n in two, its second part beginning with a call that has no weight yet.
 
     With S the step's mean slope, x' = x + (s - sigma_n) S1 + (sigma_n+1 - s) S2 for any S1 and the S2 that makes the
-    sum right. Fan points are asked in the part where they lie, at the same states; S1 is S without those of the second
-    part, whose weights the anchor takes.
+    sum right. Fan points are evaluated in the part where they lie, at the same states; S1 is S without those of the
+    second part, whose weights the anchor takes.
 
     Args:
         table: whose memory reaches far enough, see below.
@@ -33,11 +33,14 @@ def split_step(table: Table, n: int, sigma: float, calls: int = 1) -> Table:
         remembers as many steps as `table`, or all of them where that does. Its sums are free where slopes are scaled.
 
     Raises:
-        ValueError: for a sigma outside, or a memory too short for the older slopes that the second part weighs.
+        ValueError: for a step that is none, a sigma outside it or at a fan point, another number of calls, or a memory
+            too short for the older slopes that the second part and later steps weigh.
     """
+    if not 0 <= n < table.num_steps:
+        raise ValueError(f"n = {n} is no step of the table: give 0 to {table.num_steps - 1}")
     high, low = table.sigmas[n : n + 2].tolist()
     if not low < sigma < high:
-        raise ValueError(f"sigma = {sigma:g} is not inside step {n}, from {high:g} to {low:g}")
+        raise ValueError(f"sigma = {sigma:g} is not inside step {n}: take one between {high:g} and {low:g}")
     points = low ** table.nodes[n] * high ** (1 - table.nodes[n])
     if np.isclose(points, sigma, rtol=1e-6, atol=0).any():
         raise ValueError(f"sigma = {sigma:g} is where step {n} has a fan point: take another one beside it")
@@ -58,7 +61,7 @@ class _Split:
         updates[n : n + 1] = [first, second]
         rows = [[self._moved(self._ahead(k, j)) for j in range(old.num_nodes)] for k in range(old.num_steps)]
         rows[n : n + 1] = [self._first_points(), self._second_points()]
-        nodes, scales, told = (self._rows(name) for name in ("nodes", "slope_scale", "sigma_scale"))
+        nodes, slope_scale, sigma_scale = (self._rows(name) for name in ("nodes", "slope_scale", "sigma_scale"))
         anchors = np.insert(old.anchor_scale, n + 1, 1.0)
         remembered = self._remembered()
         weights = np.array([[u.pop((k, 1 + j), 0.0) for j in range(old.num_nodes)] for k, u in enumerate(updates)])
@@ -71,8 +74,8 @@ class _Split:
             [np.reshape(ahead, (*shape, 1)), np.reshape(past, (*shape, remembered * self._width))], 2
         )
         return Table(
-            np.insert(old.sigmas, n + 1, self.sigma), nodes, weights.reshape(shape) / scales, scales, told,
-            afs=old.afs, anchor=anchor, memory=memory, lookahead=lookahead if old.num_nodes else None,
+            np.insert(old.sigmas, n + 1, self.sigma), nodes, weights.reshape(shape) / slope_scale, slope_scale,
+            sigma_scale, afs=old.afs, anchor=anchor, memory=memory, lookahead=lookahead if old.num_nodes else None,
             calls=(*old.calls[: n + 1], self.calls, *old.calls[n + 1 :]), anchor_scale=anchors,
             consistent=old.consistent and bool((old.slope_scale == 1).all()), provenance=old.provenance,
         )  # fmt: skip
@@ -179,14 +182,13 @@ class _Split:
                 continue
             if past >= remembered:
                 raise ValueError(
-                    f"step {self.n} weighs slopes of {past} steps ago when it is split, the table remembers "
-                    f"{remembered}: split another step, or give it more memory"
+                    f"when step {self.n} is split, step {k} of the new table weighs slopes of {past + 1} steps ago, "
+                    f"and the table remembers {remembered}: split another step, or give it more memory"
                 )
             row[past * self._width + slot] = weight
         return row
 
 
 def _combined(one: Sum, factor: float, other: Sum, other_factor: float) -> Sum:
-    return {
-        slope: factor * one.get(slope, 0.0) + other_factor * other.get(slope, 0.0) for slope in {**one, **other}
-    }
+    sources = {**one, **other}
+    return {source: factor * one.get(source, 0.0) + other_factor * other.get(source, 0.0) for source in sources}

@@ -132,9 +132,12 @@ def _require_fit(c: Coefficients, x: Tensor, n: int, history: History) -> None:
             "own, or all the same ones, without a sample axis"
         )
     used = c.used[n]
-    if n and not history and (used.memory or any(max(inside, default=0) for inside in used.lookahead)):
+    slopes = 1 + max([-1, *used.memory, *(k - 1 for inside in used.lookahead for k in inside)])
+    if n and slopes > len(history):
+        begun = "" if history else f"the walk begins at step {n} and "
         raise ValueError(
-            f"the walk begins at step {n} and remembers no slopes, which the table weighs: begin at 0, or give history"
+            f"{begun}remembers {len(history) or 'no'} slopes at step {n}, where the table weighs the last {slopes}: "
+            "begin at 0, or give history"
         )
 
 

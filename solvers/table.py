@@ -38,7 +38,7 @@ class Table:
         weights: (N, J). On the simplex where neither anchor nor memory is used, else all weights of a step sum to one.
         slope_scale: (N, J) > 0, multiplies a fan slope; default 1.
         sigma_scale: (N, J) > 0, the network gets sigma_scale * sigma as its noise level; default 1.
-        anchor_scale: (N,) > 0, the same for the anchor; default 1.
+        anchor_scale: (N,) > 0, the same for the anchor, and 1 where the first slope is analytic; default 1.
         order: 1 to 4, of the Adams-Bashforth look-ahead over anchor slopes: 1 is EPD, 3 the published plugins.
         afs: analytic first slope x / sqrt(1 + sigma^2).
         anchor: (N,) weight of the anchor slope; default 0.
@@ -48,7 +48,8 @@ class Table:
             default: Adams-Bashforth of `order`.
         calls: 2 (anchor, then fan) or 1 (anchor and fan in one call), one number or one per step; the first step may
             take 0: along the analytic slope x / sqrt(1 + sigma^2), without a fan.
-        consistent: the weights of every update and look-ahead sum to one; False: they are free.
+        consistent: the weights of every update and look-ahead sum to one; False: they are free, and a point whose
+            look-ahead is 0 throughout is not evaluated.
         provenance: what it was learned for and how.
 
     Raises:
@@ -183,7 +184,7 @@ class Table:
         for n, u in enumerate(self.available):
             memory = tuple(k for k in u.memory if past[n, k])
             points = tuple(tuple(k for k in inside if lookahead[n, j, k]) for j, inside in enumerate(u.lookahead))
-            # An update of zeros alone, which free sums allow, still weighs something.
+            # An update of zeros alone, which free sums allow, is 0 times the anchor: a sum needs a term.
             out.append(Used(bool(self.anchor[n]) or not (memory or any(points)), memory, points))
         return tuple(out)
 

@@ -15,8 +15,8 @@ ARRAYS = ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor_sc
 FIELDS = tuple(f.name for f in dataclasses.fields(Table))
 # Version 2 has these, first steps of no call, and rows of memory and lookahead that end with what there is to weigh. A
 # table that needs none of them is written as version 1: its digest stays, and older readers have it, too.
-NEW = ("anchor_scale", "consistent")
-FIELDS_OF = {1: tuple(name for name in FIELDS if name not in NEW), 2: FIELDS}
+SINCE_VERSION_2 = ("anchor_scale", "consistent")
+FIELDS_OF = {1: tuple(name for name in FIELDS if name not in SINCE_VERSION_2), 2: FIELDS}
 
 
 def version_of(table: Table) -> int:
@@ -122,10 +122,10 @@ def from_dict(data: Any) -> Table:  # noqa: ANN401 - whatever a file held
         raise TableError(
             f"format = {data.get('format')!r}, version = {version!r}: this reads {FORMAT!r} versions 1 and 2"
         )
-    known = FIELDS_OF[version]
-    unknown = sorted(set(data) - set(known) - {"format", "version"})
+    keys = FIELDS_OF[version]
+    unknown = sorted(set(data) - set(keys) - {"format", "version"})
     if unknown:
-        raise TableError(f"unknown key {unknown[0]!r}; known in version {version} are {', '.join(known)}")
+        raise TableError(f"unknown key {unknown[0]!r}; known in version {version} are {', '.join(keys)}")
     missing = [k for k in ("sigmas", "nodes", "weights") if k not in data]
     if missing:
         raise TableError(f"the key {missing[0]!r} is missing")
@@ -139,7 +139,7 @@ def from_dict(data: Any) -> Table:  # noqa: ANN401 - whatever a file held
         raise TableError(f"order = {data.get('order')!r} must be an integer and afs = {data.get('afs')!r} a boolean")
     if type(data.get("consistent", True)) is not bool:
         raise TableError(f"consistent = {data['consistent']!r} must be a boolean")
-    values = {k: data[k] for k in known if k in data and k != "provenance"}
+    values = {k: data[k] for k in keys if k in data and k != "provenance"}
     if version == 2:
         values |= {k: _padded(k, values[k]) for k in ("memory", "lookahead") if k in values}
     table = Table(**values, provenance=_provenance(data.get("provenance", {})))

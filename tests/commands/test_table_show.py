@@ -49,16 +49,17 @@ def test_show_tells_dense_tables_truthfully(width: int, calls: int, run: Run, tm
     shown = columns(text)
     assert shown["calls"] == ["0"] + ["1"] * calls
     assert shown["order"] == ["free"] * (calls + 1)
-    told = [f"{sigma:.4g}" for sigma in table.anchor_scale * table.sigmas[:-1]]
-    assert shown["anchor told"] == ["-", *told[1:]]
+    levels = [f"{sigma:.4g}" for sigma in table.anchor_scale * table.sigmas[:-1]]
+    assert shown["anchor told"] == ["-", *levels[1:]]
     assert shown["anchor scale"] == ["-", *(f"{scale:.4f}" for scale in table.anchor_scale[1:])]
     if width:
         where = table.sigmas[1:] ** table.nodes[:, 0] * table.sigmas[:-1] ** (1 - table.nodes[:, 0])
-        told = [f"{sigma:.4g}" for sigma in table.sigma_scale[:, 0] * where]
-        assert shown["points told"] == ["-", *told[1:]]
+        levels = [f"{sigma:.4g}" for sigma in table.sigma_scale[:, 0] * where]
+        assert shown["points told"] == ["-", *levels[1:]]
     of_points = [shown[name] for name in ("nodes", "at sigma", "weights", "sigma scale") if name in shown]
     assert len(of_points) == 4 * width and {column[0] for column in of_points} <= {"-"}
     assert "free sums: weights need not sum to 1" in text and "not consistent" not in text
+    assert "told: the noise level that the network is told" in text
     assert max(map(len, text.splitlines())) < 160
 
 
@@ -92,8 +93,8 @@ def test_slopes_told_another_noise_level_are_of_no_order_wherever_they_are_weigh
     memory = [[0, 0], [-0.5, 0], [-0.5, 0]]
     table = Table([8, 4, 2, 1], **plain, anchor=[1, 1.5, 1.5], memory=memory)
     assert [order_of(table, n) for n in range(3)] == ["1"] * 3
-    told = dataclasses.replace(table, anchor_scale=[0.9, 1, 1])
-    assert [order_of(told, n) for n in range(3)] == ["0", "0", "1"]
+    scaled = dataclasses.replace(table, anchor_scale=[0.9, 1, 1])
+    assert [order_of(scaled, n) for n in range(3)] == ["0", "0", "1"]
     analytic = dataclasses.replace(table, calls=[0, 1, 1])
     assert [order_of(analytic, n) for n in range(3)] == ["1"] * 3
 

@@ -38,16 +38,16 @@ def full_table(
     rng = np.random.default_rng(seed)
     steps, columns = len(sigmas) - 1, past * (1 + width)
     row = [calls] * steps if isinstance(calls, int) else calls
-    known = availability(row, afs, width, past)
+    exists = availability(row, afs, width, past)
     anchor, memory = np.zeros(steps), np.zeros((steps, columns))
     lookahead, weights = np.zeros((steps, width, 1 + columns)), np.zeros((steps, width))
     for n in range(steps):
-        inside = np.concatenate([[row[n] == 2], known[n]])
+        inside = np.concatenate([[row[n] == 2], exists[n]])
         if inside.any():
             weights[n] = rng.uniform(0.1, 0.4, width)
             ahead = rng.uniform(0.2, 1.0, (width, 1 + columns)) * inside
             lookahead[n] = ahead / ahead.sum(1, keepdims=True)
-        memory[n] = np.where(known[n], rng.uniform(-0.2, 0.2, columns), 0.0)
+        memory[n] = np.where(exists[n], rng.uniform(-0.2, 0.2, columns), 0.0)
         anchor[n] = 1 - weights[n].sum() - memory[n].sum()
     nodes = rng.uniform(0.05, 0.95, (steps, width))
     slope = np.ones((steps, width))

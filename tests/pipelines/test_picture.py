@@ -97,6 +97,7 @@ def test_the_card_of_a_dense_table() -> None:
         f"{node:.4f}: {table.weights[1, 0]:.4f} ({scale * 2.5**node * 9 ** (1 - node):.4g}) | 1 |"
     )
     assert "The weights of a step are free: they need not sum to one." in text
+    assert "Told sigma: the noise level that the network is told there." in text
     m = [f"{weight:.4f}" for weight in table.memory[3]]
     assert f"| 4 | {m[0]} {m[1]}; {m[2]} {m[3]}; {m[4]} |" in text
     d = [f"{weight:.4f}" for weight in table.effective_lookahead[2, 0]]  # type: ignore[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -210,13 +211,15 @@ def test_sorted_keeps_the_solver(name: str) -> None:
     assert np.sort(ordered.memory, 1).tolist() == np.sort(table.memory, 1).tolist()
 
 
-@pytest.mark.parametrize("afs", [False, True])
-@pytest.mark.parametrize("calls", [[1, 1, 1, 1], [2, 2, 2, 2], [1, 2, 2, 1], [2, 1, 1, 1]])
+AFS_OR_NOT = itertools.product([[1, 1, 1, 1], [2, 2, 2, 2], [1, 2, 2, 1], [2, 1, 1, 1]], [False, True])
+
+
+@pytest.mark.parametrize(("calls", "afs"), [*AFS_OR_NOT, ([0, 1, 1, 1], False), ([0, 1, 2, 1], False)])
 @pytest.mark.parametrize(("width", "past"), [(1, 1), (2, 2), (3, 3)])
 def test_available_memory_is_what_earlier_steps_evaluated(calls: list[int], afs: bool, width: int, past: int) -> None:
     table = full_table(calls, afs, width, past)
-    found = [[k in used.memory for k in range(past * (1 + width))] for used in table.available]
-    assert found == availability(calls, afs, width, past).tolist()
+    filled = [[k in used.memory for k in range(past * (1 + width))] for used in table.available]
+    assert filled == availability(calls, afs, width, past).tolist()
 
 
 def test_families_cover_both_kinds_of_steps() -> None:

@@ -209,6 +209,16 @@ def test_a_walk_begun_late_runs_or_says_what_it_needs(name: str) -> None:
             assert [state.step for state in states] == list(range(begin + 1, 5))
 
 
+def test_a_walk_begun_late_remembers_as_much_as_it_weighs_or_says_so() -> None:
+    """Step 1 weighs no memory, step 2 what happened two steps before it."""
+    plain = {"nodes": np.zeros((4, 0)), "weights": np.zeros((4, 0)), "calls": 1}
+    memory = [[0.0, 0.0], [0.0, 0.0], [0.0, -0.5], [-0.5, 0.0]]
+    table = epd.Table(GRID.tolist(), **plain, anchor=[1.0, 1.0, 1.5, 1.5], memory=memory)
+    with pytest.raises(ValueError, match="remembers 1 slopes at step 2, where the table weighs the last 2"):
+        list(drive(walk(table.rule(), START, GRID, 1), batched(elementwise)))
+    assert [state.step for state in drive(walk(table.rule(), START, GRID, 3, (START,)), batched(elementwise))] == [4]
+
+
 def test_a_question_of_two_shapes_is_an_error() -> None:
     points, sigma = normal(3, 3, 2), torch.ones(3, dtype=torch.float64)
     with pytest.raises(ValueError, match="both must be"):
