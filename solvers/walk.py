@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from numpy.typing import ArrayLike
@@ -139,6 +139,25 @@ def _step(
                 ask, stage = asking.send(reply), stage + 1
         except StopIteration as stop:
             return (x, *stop.value)
+
+
+Event = TypeVar("Event")
+Reply = TypeVar("Reply")
+Result = TypeVar("Result")
+
+
+def forward(
+    asking: Generator[Event, Reply, Result],
+    reply: Reply,
+    renamed: Callable[[Event], Event] = lambda event: event,
+) -> Generator[Event, Reply, Result]:
+    """Goes on with another generator from this reply: its events are ours, under another name, and its result."""
+    while True:
+        try:
+            event = asking.send(reply)
+        except StopIteration as stop:
+            return stop.value
+        reply = yield renamed(event)
 
 
 def drive(asking: Walk, answer: Answer, detach: bool = False) -> Iterator[State]:
