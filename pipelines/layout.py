@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..solvers.registry import SIMPLEST, make_rule
 from ..solvers.table import Table
-from ..solvers.walk import Rule
+from ..solvers.walk import Ask, History, Rule, Steps
 from .frames import Frame, told_unshifted
 from .grids import is_even, is_placeholder, require_agreement, shift_of, stock_levels
 from .run import Call, PipelineWalk, calls_of, named_rule
@@ -45,13 +46,18 @@ class Layout:
         rule: asks.
         levels: (N+1,) float64 on the CPU.
         calls: in order.
-        columns: remembered slopes that the rule cannot do without.
+        columns: slopes that the rule remembers.
+        consistent: its weights sum to one.
+        plain: per step, the call at its state that is told the state's own noise level; empty where every call is told
+            what the pipeline tells it.
     """
 
     rule: Rule
     levels: Tensor
     calls: Sequence[Call]
     columns: int = 0
+    consistent: bool = True
+    plain: Sequence[Call] = ()
 
     @property
     def steps(self) -> int:
@@ -65,7 +71,11 @@ class Layout:
 
     def run(self, begin: int = 0) -> PipelineWalk:
         """One trajectory from the call with this index."""
-        return PipelineWalk(self.rule, self.levels, self.calls, begin, self.columns)
+        calls, plain = list(self.calls), self.plain
+        first = next((i for i in range(begin, len(calls)) if calls[i].opens), 0)
+        if first and plain and self.columns:  # without the slopes before: see `late_start`
+            calls[first] = plain[calls[first].step]
+        return PipelineWalk(self.rule, self.levels, calls, begin, self.columns, self.consistent)
 
 
 def rule_layout(config: Mapping[str, Any], frame: Frame, request: ScheduleRequest) -> Layout:
@@ -97,11 +107,6 @@ def understood(
     return ScheduleRequest(len(request.timesteps), mu=request.mu), frame
 
 
-def moved(table: Table) -> bool:
-    """The first call is at a look-ahead point only, not at the initial state."""
-    return table.afs and table.calls[0] == 2
-
-
 def require_fit(table: Table, frame: Frame) -> None:
     """Refuses a table that cannot work on this path.
 
@@ -121,11 +126,30 @@ def require_fit(table: Table, frame: Frame) -> None:
 def table_layout(table: Table, frame: Frame, placement: Placement) -> Layout:
     """A table on its own sigmas. Without a hook (`bare`) the first call has to be at the pipeline's own latents."""
     table = table.sorted()  # image-to-image may begin between points: the noise must fall from each to the next
-    if placement == "bare" and moved(table):
+    moved = placement == "bare" and table.moves_first_call
+    if moved and table.afs:
         table = dataclasses.replace(table, afs=False)
     levels = torch.tensor(table.sigmas, dtype=torch.float64)
-    rule = table.rule()
-    return Layout(rule, levels, calls_of(rule, levels, frame.precondition, placement == "batched"), table.columns)
+    rule = asked_first(table.rule()) if moved and table.calls[0] == 0 else table.rule()
+    calls = calls_of(rule, levels, frame.precondition, placement == "batched")
+    hooked = placement != "bare" and bool((table.anchor_scale != 1).any())
+    plain = calls_of(make_rule(SIMPLEST), levels, frame.precondition, batched=True) if hooked else ()
+    return Layout(rule, levels, calls, table.columns, table.consistent, plain)
+
+
+def asked_first(rule: Rule) -> Rule:
+    """The rule with a first question at the initial state, whose answer is thrown away.
+
+    Without a hook a pipeline's first call is at its own latents, where a table whose first step makes no call needs
+    none.
+    """
+
+    def asking(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
+        if n == 0:
+            yield Ask(x[None], sigma[None])
+        return (yield from rule(x, sigma, sigma_next, n, history))
+
+    return asking
 
 
 def overruled(layout: Layout, request: ScheduleRequest) -> str:

@@ -44,14 +44,14 @@ def draw(table: Table) -> Image:
         fan = zip(table.weights[n].tolist(), table.nodes[n].tolist(), strict=True)
         for weight, r in sorted(fan, key=lambda point: -abs(point[0])):  # small ones on top
             disc(sigmas[n + 1] ** r * sigmas[n] ** (1 - r), y, weight, FAN)
-        if not (table.afs and n == 0):
+        if n or not (table.afs or table.calls[0] == 0):
             pen.ellipse((where(sigmas[n]) - 5, y - 5, where(sigmas[n]) + 5, y + 5), outline=ANCHOR, width=2)
     return image
 
 
 def title(table: Table) -> str:
     """Steps, points, and cost in one line."""
-    afs = ", analytic first slope" if table.afs else ""
+    afs = ", analytic first slope" if table.afs or table.calls[0] == 0 else ""
     return (
         f"{table.num_steps} steps, {table.num_nodes} points: {table.depth} sequential calls, "
         f"{table.nfe} evaluations{afs}"
