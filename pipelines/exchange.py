@@ -13,6 +13,9 @@ from .frames import Frame
 from .grids import noise_level
 from .run import Call
 
+SAME_TIME = 1e-3  # between a call's timestep and what a pipeline makes of it
+ROUNDED = 1e-3  # more is no rounding of a timestep to float32, but a noise level beyond the trained range
+
 
 @dataclasses.dataclass
 class EPDSchedulerOutput(BaseOutput):
@@ -36,11 +39,13 @@ class WideCall:
         width: K, rows of the call for each row of the pipeline; `EPDScheduler.spread` makes them.
         timesteps: (K,) float32, what each of them is told.
         first: the scheduler's timestep that the pipeline will tell all of them.
+        retold: even a single row is told another one.
     """
 
     width: int
     timesteps: Tensor
     first: float
+    retold: bool = False
 
 
 def rows_of(points: Tensor, scales: Sequence[float], dtype: torch.dtype) -> Tensor:
@@ -99,20 +104,38 @@ def spread(rows: Tensor, points: Tensor, scales: Sequence[float]) -> Tensor:
     return torch.stack(list(shares), dim=1).flatten(0, 1)
 
 
-def noised(frame: Frame, clean: Tensor, noise: Tensor, timesteps: Tensor, calls: Sequence[Call] = ()) -> Tensor:
-    """The pipeline's latents at these timesteps, (1,) or (B,): alpha x0 + sigma eps in its frame.
+def levels_at(frame: Frame, timesteps: Tensor, calls: Sequence[Call], start: float, coming: int) -> tuple[Tensor, ...]:
+    """sigma and c_in, float64 on the CPU, of the states that a pipeline has at these timesteps, (1,) or (B,).
+
+    A call's timestep is what its network is told, which need not be the noise level of its state.
 
     Args:
-        calls: of the run: at one of their timesteps the state has the call's own noise level, which need not be the one
-            that the network is told.
+        calls: of the run; other timesteps are those of their own noise levels.
+        start: sigma that a run starts from, whatever its first call is told.
+        coming: index of the next call, which is meant where several are told the same.
     """
-    told = noise_level(frame, torch.as_tensor(timesteps)).reshape(-1)
-    sigma, scale = told.clone(), frame.precondition(told)[2].clone()
-    for call in reversed(calls):  # of two at one timestep the first
-        level = noise_level(frame, torch.tensor(call.timestep[0]))
-        if abs(float(level) / call.sigma[0] - 1) > 1e-3:
-            at = (told / level - 1).abs() < 1e-4
-            sigma[at], scale[at] = call.sigma[0], call.c_in[0]
+    times = torch.as_tensor(timesteps).reshape(-1)
+    sigma = noise_level(frame, times)
+    scale = frame.precondition(sigma)[2]
+    for row, time in enumerate(times.tolist()):
+        own = [i for i, call in enumerate(calls) if abs(call.timestep[0] - time) < SAME_TIME]
+        if not own:
+            continue
+        index = min(own, key=lambda i: (i < coming, i))
+        level = calls[index].sigma[0] if index else start
+        if calls[index].told[0] != level or abs(float(sigma[row]) / level - 1) > ROUNDED:
+            sigma[row] = level
+            scale[row] = calls[index].c_in[0] if index else frame.precondition(torch.tensor(level).double())[2]
+    return sigma, scale
+
+
+def noised(frame: Frame, clean: Tensor, noise: Tensor, sigma: Tensor, scale: Tensor) -> Tensor:
+    """A pipeline's latents, scale (alpha x0 + sigma eps).
+
+    Args:
+        clean, noise: (B, *S).
+        sigma, scale: (1,) or (B,), of `levels_at`.
+    """
     sigma, scale = (c.reshape(-1, *[1] * (clean.ndim - 1)) for c in (sigma, scale))
     work = torch.promote_types(clean.dtype, torch.float32)
     signal = 1 - sigma if frame.path == "flow" else torch.ones_like(sigma)

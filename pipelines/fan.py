@@ -44,11 +44,12 @@ def widen(module: torch.nn.Module, call: NetworkArguments) -> bool:
     listed = isinstance(call.state, list)
     state = torch.stack(call.state) if listed else call.state
     rows = scheduler.spread(state)
+    if wide.width > 1 or wide.retold:
+        call.time = _own_times(current.pipe, call.time, wide, len(scheduler), state)
     if wide.width > 1:
         frames = state.shape[2] if state.ndim == 5 and not listed else 1
         lengths = (len(state), len(state) * frames)
         call.change_conditioning(lambda name, value: _repeated(name, value, lengths, wide.width, listed))
-        call.time = _own_times(current.pipe, call.time, wide, len(scheduler), state)
         if module is not vars(current.pipe).get("controlnet"):  # whose output goes into the network
             call.finish = marked
     call.state = list(rows.unbind()) if listed else rows

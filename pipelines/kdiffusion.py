@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers.protocol import beside, coefficient_device
-from ..solvers.late import late_walk
+from ..solvers.late import late_start
 from ..solvers.rules import analytic_slope
 from ..solvers.table import Table
 from ..solvers.walk import Ask, drive, expand
@@ -41,12 +41,11 @@ def sample_epd(
         model: `model(x, sigma (rows,), **extra_args) -> denoised`.
         x: (B, *S), the start state: noise * sigmas[0].
         sigmas: the table's own (`sigmas_of(table)`) or a contiguous part of them, with or without a last 0, which costs
-            no call: tables end on their smallest sigma and are decoded there. None: the table's, without the 0. Where
-            they begin late, the first slope stands in for those that the table remembers, see `late_walk`.
+            no call: tables end on their smallest sigma and are decoded there. None: the table's, without the 0. From a
+            later sigma on a table that remembers slopes has none: the first one stands in for them (`late_start`).
         extra_args: passed to the model in every call.
         callback: called once for every interval of the sigmas with x, i, sigma, sigma_hat and denoised (at the step's
-            first evaluated point; in a step of no call what its analytic slope stands for; the result itself in the
-            interval to 0).
+            first evaluated point, by the analytic slope in a step of no call; the result itself in the interval to 0).
         disable: hides the progress bar; None shows it on a terminal only.
         table: a Table, or where it is (see `find_table`).
         parallel: False evaluates the points one after another, B rows each: the same result with less memory.
@@ -59,13 +58,13 @@ def sample_epd(
     table = find_table(table)
     first, last = (0, table.num_steps) if sigmas is None else _part_of(table, sigmas)
     levels = torch.tensor(table.sigmas[: last + 1], dtype=torch.float64, device=coefficient_device(x.device))
-    # The denoised state at the first point that the present step asked for; before that of a step that asks nothing.
-    seen = [x - expand(levels[first], x) * analytic_slope(x, levels[first])]
+    rule = late_start(table.rule(), first, table.columns, table.consistent) if first and table.columns else table.rule()
+    seen: list[Tensor] = []  # the denoised state at the first point that the present step asked for
 
     def answer(ask: Ask) -> Tensor:
         denoised = _denoised(model, ask, extra_args or {}, parallel)
         if ask.site.stage == 0:
-            seen[:] = [denoised[0]]
+            seen.append(denoised[0])
         divisor = beside(ask.sigma, denoised).reshape(-1, *[1] * (denoised.ndim - 1))
         return (ask.points - denoised) / divisor
 
@@ -76,10 +75,10 @@ def sample_epd(
 
     decoded = sigmas is not None and float(sigmas[-1]) == 0  # an interval to 0, which hosts count as a step
     with tqdm(total=last - first + decoded, disable=disable) as bar:
-        asking = late_walk(table.rule(), x, levels, first, table.columns, table.consistent)
-        for state in drive(asking, answer):
+        for state in drive(walk(rule, x, levels, first), answer):
             bar.update()
-            report(state.step - 1, x, seen[0])
+            sigma = levels[state.step - 1]
+            report(state.step - 1, x, seen.pop() if seen else x - sigma * analytic_slope(x, sigma))
             x = state.x
         if decoded:
             bar.update()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..solvers.registry import SIMPLEST, make_rule
 from ..solvers.table import Table
 from ..solvers.walk import Ask, History, Rule, Steps
 from .frames import Frame, told_unshifted
@@ -45,7 +46,10 @@ class Layout:
         rule: asks.
         levels: (N+1,) float64 on the CPU.
         calls: in order.
-        columns, consistent: of a walk that begins in the middle, see `late_walk`.
+        columns: slopes that the rule remembers.
+        consistent: its weights sum to one.
+        plain: per step, the call at its state that is told the state's own noise level; empty where every call is told
+            what the pipeline tells it.
     """
 
     rule: Rule
@@ -53,6 +57,7 @@ class Layout:
     calls: Sequence[Call]
     columns: int = 0
     consistent: bool = True
+    plain: Sequence[Call] = ()
 
     @property
     def steps(self) -> int:
@@ -66,7 +71,11 @@ class Layout:
 
     def run(self, begin: int = 0) -> PipelineWalk:
         """One trajectory from the call with this index."""
-        return PipelineWalk(self.rule, self.levels, self.calls, begin, self.columns, self.consistent)
+        calls, plain = list(self.calls), self.plain
+        first = next((i for i in range(begin, len(calls)) if calls[i].opens), 0)
+        if first and plain and self.columns:  # without the slopes before: see `late_start`
+            calls[first] = plain[calls[first].step]
+        return PipelineWalk(self.rule, self.levels, calls, begin, self.columns, self.consistent)
 
 
 def rule_layout(config: Mapping[str, Any], frame: Frame, request: ScheduleRequest) -> Layout:
@@ -117,21 +126,22 @@ def require_fit(table: Table, frame: Frame) -> None:
 def table_layout(table: Table, frame: Frame, placement: Placement) -> Layout:
     """A table on its own sigmas. Without a hook (`bare`) the first call has to be at the pipeline's own latents."""
     table = table.sorted()  # image-to-image may begin between points: the noise must fall from each to the next
-    if placement == "bare" and table.afs and table.moves_first_call:
+    moved = placement == "bare" and table.moves_first_call
+    if moved and table.afs:
         table = dataclasses.replace(table, afs=False)
     levels = torch.tensor(table.sigmas, dtype=torch.float64)
-    rule = table.rule()
-    if placement == "bare" and table.moves_first_call:
-        rule = asked_first(rule)
+    rule = asked_first(table.rule()) if moved and table.calls[0] == 0 else table.rule()
     calls = calls_of(rule, levels, frame.precondition, placement == "batched")
-    return Layout(rule, levels, calls, table.columns, table.consistent)
+    hooked = placement != "bare" and bool((table.anchor_scale != 1).any())
+    plain = calls_of(make_rule(SIMPLEST), levels, frame.precondition, batched=True) if hooked else ()
+    return Layout(rule, levels, calls, table.columns, table.consistent, plain)
 
 
 def asked_first(rule: Rule) -> Rule:
     """The rule with a first question at the initial state, whose answer is thrown away.
 
-    A pipeline's first call is at its own latents where no hook can move it, but the answer has no place in a table that
-    begins with an analytic step: its free weights were learned for that slope.
+    Without a hook a pipeline's first call is at its own latents, where a table whose first step makes no call needs
+    none.
     """
 
     def asking(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:

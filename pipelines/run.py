@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..denoisers.preconditioning import Preconditioning
-from ..solvers.late import late_walk
+from ..solvers.late import late_start
 from ..solvers.registry import RULES, SIMPLEST, RuleSettings, make_rule
-from ..solvers.walk import Ask, Restart, Rule, Site, Walk, plan, walk
+from ..solvers.walk import Ask, Restart, Rule, Site, State, Walk, forward, plan, walk
 
 
 def named_rule(name: str, order: int | None, levels: Tensor) -> Rule:
@@ -36,13 +36,15 @@ class Call:
         ask: which of the step's questions it answers.
         slots: which points of that question.
         sigma: (K,) where the slopes are defined.
-        c_skip, c_out, c_in, timestep: (K,) each, at the noise levels that the network is told.
+        told: (K,) the noise levels that the network is told.
+        c_skip, c_out, c_in, timestep: (K,) each, at those that it is told.
     """
 
     step: int
     ask: int
     slots: tuple[int, ...]
     sigma: tuple[float, ...]
+    told: tuple[float, ...]
     c_skip: tuple[float, ...]
     c_out: tuple[float, ...]
     c_in: tuple[float, ...]
@@ -65,7 +67,7 @@ def calls_of(rule: Rule, levels: Tensor, precondition: Preconditioning, batched:
 
 
 def _calls(step: int, index: int, ask: Ask, precondition: Preconditioning, batched: bool) -> Iterator[Call]:
-    coefficients = [c.tolist() for c in precondition(ask.network_sigma)]
+    coefficients = [c.tolist() for c in (ask.network_sigma, *precondition(ask.network_sigma))]
     width = len(ask.sigma)
     for slots in [tuple(range(width))] if batched else [(k,) for k in range(width)]:
         sigma, *rest = (tuple(float(column[k]) for k in slots) for column in (ask.sigma, *coefficients))
@@ -84,37 +86,34 @@ def resumed(
     """The walk of a run that may begin at any of its network calls (image-to-image), from the state there.
 
     In the middle of a step it goes on by Euler steps to the step's end. A rule that remembers slopes finds none when a
-    run begins after the first step, see `late_walk`.
+    run begins after the first step: see `late_start`.
 
     Args:
-        begin: index of the first call; 0 is the beginning of the trajectory, be it before the first call.
-        columns: remembered slopes that the rule cannot do without.
+        begin: index of the first call. With 0 the run begins at the first step, which may make no call.
+        columns: slopes that the rule remembers.
         consistent: the rule's weights sum to one.
     """
     step = calls[begin].step if begin else 0
     if not calls[begin].opens:
         x = yield from _rest_of_step(x, levels, [call for call in calls[begin:] if call.step == step])
         step += 1
-    if step == len(levels) - 1:
-        return x
-    return (yield from late_walk(rule, x, levels, step, columns, consistent))
+    if step and columns:
+        rule = late_start(rule, step, columns, consistent)
+    return (yield from walk(rule, x, levels, step))
 
 
 def _rest_of_step(x: Tensor, levels: Tensor, calls: Sequence[Call]) -> Walk:
     """Euler steps through the noise levels of the calls that are left of a step, to its end."""
     end = levels[calls[0].step + 1]
     points = torch.stack([*torch.tensor([call.sigma[0] for call in calls], dtype=levels.dtype).unbind(), end])
-    asking = walk(make_rule(SIMPLEST), x, points)
-    reply: Tensor | Restart | None = None
-    while True:
-        try:
-            event = asking.send(reply)
-        except StopIteration as stop:
-            return stop.value
-        reply = None
-        if isinstance(event, Ask):
-            call = calls[event.site.step]
-            reply = yield replace(event, site=Site(call.step, call.ask))
+
+    def as_planned(event: Ask | State) -> Ask | State:
+        if isinstance(event, State):
+            return event  # inside a step, where nobody looks for one
+        call = calls[event.site.step]
+        return replace(event, site=Site(call.step, call.ask))
+
+    return (yield from forward(walk(make_rule(SIMPLEST), x, points), None, as_planned))
 
 
 class PipelineWalk:
@@ -127,7 +126,7 @@ class PipelineWalk:
         levels: (N+1,) float64 on the CPU, so that no coefficient is ever read back from a device.
         calls: of `calls_of`.
         begin: index of the first call, see `resumed`.
-        columns, consistent: of `late_walk`.
+        columns, consistent: see `resumed`.
     """
 
     def __init__(
@@ -144,9 +143,8 @@ class PipelineWalk:
         self._start = lambda x: resumed(rule, x, levels, calls, begin, columns, consistent)
         self._calls, self._starts_of_steps = calls, levels.tolist()
         self._midway = calls[begin].step if not calls[begin].opens else None
-        self._late = begin > 0 and calls[begin].step > 0
-        self._alone = self._midway is not None or (self._late and columns > 0)
-        self._moves = begin == 0 and calls[0].step > 0
+        self._alone = self._midway is not None or (begin > 0 and calls[begin].step > 0 and columns > 0)
+        self._callless = begin == 0 and calls[0].step > 0  # steps are taken before the first call
         self._walk: Walk | None = None
         self._ask: Ask | None = None
         self._answers: list[Tensor] = []
@@ -170,7 +168,7 @@ class PipelineWalk:
     @property
     def moves_first_call(self) -> bool:
         """The first call is not at the state that the run starts from, or not only there: `open` makes its points."""
-        only_state = not self._moves and self._at_state(self.call) and len(self.call.slots) == 1
+        only_state = self._at_state(self.call) and len(self.call.slots) == 1 and not self._callless
         return self.points is None and not self._alone and not only_state
 
     def _at_state(self, call: Call) -> bool:

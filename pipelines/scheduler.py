@@ -31,7 +31,9 @@ class EPDScheduler(Timetable):
     network calls of the placement in force (`epd.summary(pipe).depth` of them): that number is the one to call the
     pipeline with. Any other is overruled with a warning, because pipelines derive guidance windows (SD3's skipped
     layers, modular guiders), the begin of image-to-image and progress bars from the number that they were called with.
-    `order` is 1 then: every entry counts. For the hand-made rules the number is that of steps, as with the stock
+    `order` is 1 then: every entry counts. Put into a pipeline by hand, without `epd.enable`, a table whose first slope
+    is analytic takes one call more, at the pipeline's own latents; where its first step makes no call the answer is
+    thrown away, and the result is the same. For the hand-made rules the number is that of steps, as with the stock
     schedulers: Heun and DPM2 have 2N - 1 entries and order 2.
 
     Hand-made rules run on the stock scheduler's sigmas for that many steps. `sigmas=` or `timesteps=` are honoured
@@ -131,10 +133,15 @@ class EPDScheduler(Timetable):
         if self._placement == "bare" or self._layout is None:
             return None
         run = self._run if self._run is not None else self._layout.run(self._begin_index or 0)
-        unscaled = self._run is None and self._first_scale != 1.0  # DDPM's and DiT's pipelines pass bare noise
-        if run.finished or not (run.rows > 1 or run.moves_first_call or unscaled):
+        if run.finished:
             return None
-        return WideCall(run.rows, self._network_times[run.index], run.call.timestep[0])
+        unscaled = self._run is None and self._first_scale != 1.0  # DDPM's and DiT's pipelines pass bare noise
+        times, first = self._network_times[run.index], self.calls[run.index].timestep[0]
+        if retold := run.call.timestep[0] != first:
+            times = torch.tensor(run.call.timestep, dtype=torch.float32, device=times.device)
+        if not (run.rows > 1 or run.moves_first_call or unscaled or retold):
+            return None
+        return WideCall(run.rows, times, first, retold)
 
     def spread(self, rows: Tensor) -> Tensor:
         """The rows of a wide call, R x K sample-major, of the R that the pipeline has, one per sample and copy."""

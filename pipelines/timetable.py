@@ -12,7 +12,7 @@ from ..solvers.table import Table
 from .calls_in_progress import pipeline_call
 from .configured import StockConfigured
 from .cuts import begins_at_a_time
-from .exchange import noised, position
+from .exchange import SAME_TIME, levels_at, noised, position
 from .frames import Frame
 from .layout import Layout, Placement, ScheduleRequest, overruled, rule_layout, table_layout, understood
 from .placement import placed
@@ -20,7 +20,8 @@ from .run import Call, PipelineWalk
 
 MOVED = (
     "the table's first slope is analytic, but without epd.enable(pipe, table) the first network call cannot be moved "
-    "to where it is needed: the network is asked at the initial latents, too, which is one call more"
+    "to where it is needed: the network is asked at the initial latents, too, which is one call more, and "
+    "num_inference_steps counts it"
 )
 
 
@@ -137,14 +138,20 @@ class Timetable(StockConfigured):
         return {**vars(self), "_run": None, "_handed": None, "laid_out_in": None}
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The latents at these timesteps, (1,) or (B,), of clean ones: alpha x0 + sigma eps in the pipeline's frame."""
+        """The latents at these timesteps, (1,) or (B,), of clean ones: alpha x0 + sigma eps in the pipeline's frame.
+
+        At the timestep of a call sigma is the noise level of the state there, whatever the network is told.
+        """
         self._noised = True
         if self._layout is not None and self._run is None and self._begin_index is None:
             # Some image-to-image pipelines never say where they begin, but all make their first latents here.
             begin = position(timesteps.flatten()[:1].cpu(), self.timesteps, self._layout.calls)
-            if abs(self._layout.calls[begin].timestep[0] - float(timesteps.flatten()[0])) < 1e-3:
+            if abs(self._layout.calls[begin].timestep[0] - float(timesteps.flatten()[0])) < SAME_TIME:
                 self._begin_index = begin
-        return noised(self.frame, original_samples, noise, timesteps, self.calls)
+        coming = (self._begin_index or 0) if self._run is None else self._run.index
+        start = float(self._layout.levels[0]) if self._layout is not None else 0.0
+        levels = levels_at(self.frame, timesteps, self.calls, start, coming)
+        return noised(self.frame, original_samples, noise, *levels)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` under the name and the argument order that flow pipelines use."""

@@ -1,39 +1,36 @@
-"""A walk that begins in the middle of a trajectory, with a rule that remembers slopes of the steps before."""
+"""A start in the middle of a trajectory, of a rule that remembers the slopes of the steps before."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from .walk import Ask, Restart, Rule, Site, State, Walk, expand, forward, walk
+from .walk import Ask, History, Rule, Steps, forward
 
 
-def late_walk(rule: Rule, x: Tensor, levels: Tensor, begin: int, columns: int, consistent: bool = True) -> Walk:
-    """The walk from the state x at levels[begin], where no slope is remembered: the first one stands in for all.
+def late_start(rule: Rule, begin: int, columns: int, consistent: bool = True) -> Rule:
+    """The rule for a walk that begins at a later step: the slope there stands in for all that it would remember.
 
-    Where the denoised D does not change, the slope (x - D) / sigma is the same along the whole trajectory: it is what
-    the steps before would have left. So the first step is Euler's where the rule's weights sum to one, and is taken as
-    such where they do not. The network is told the plain noise level at first.
+    Where the denoised D does not change, the slope (x - D) / sigma is the same along the whole trajectory, so that it
+    is what the steps before would have left. The network is told the plain noise level of the state. The rule combines
+    what it then has, which in a step of one call is Euler's as long as its weights sum to one; where they do not, the
+    step is made Euler's.
 
     Args:
-        rule: with a history of slopes, newest first, as `parallel` has.
-        x: (B, *S).
-        levels: (N+1,) or (N+1, B), float64.
-        begin: the first step.
-        columns: remembered slopes that the rule cannot do without; 0: it begins as any walk.
-        consistent: the weights sum to one.
+        rule: with a history of slopes, as `parallel` has.
+        begin: the first step of the walk.
+        columns: slopes that it remembers.
+        consistent: its weights sum to one.
     """
-    if begin == 0 or columns == 0:
-        return (yield from walk(rule, x, levels, begin))
-    while isinstance(reply := (yield Ask(x[None], levels[begin][None], site=Site(begin, 0))), Restart):
-        x = reply.x
-    assert reply is not None, "an Ask is answered by slopes"
-    history = (reply[0],) * columns
-    if not consistent:
-        x = x + expand(levels[begin + 1] - levels[begin], x) * reply[0]
-        moved = yield State(begin + 1, x)
-        return (yield from walk(rule, moved.x if isinstance(moved, Restart) else x, levels, begin + 1, history))
-    onwards = walk(rule, x, levels, begin, history)
-    question = next(onwards)
-    assert isinstance(question, Ask)
-    # Where the first question is a fan it was not evaluated: the state's slope is in its place.
-    return (yield from forward(onwards, reply.expand_as(question.points)))
+
+    def starting(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
+        if n != begin:
+            return (yield from rule(x, sigma, sigma_next, n, history))
+        slope = (yield Ask(x[None], sigma[None]))[0]
+        stand_in = (slope,) * columns
+        if not consistent:
+            return slope, stand_in
+        asking = rule(x, sigma, sigma_next, n, stand_in)
+        # Where the rule asks for a fan at once, it was not evaluated: the slope is in its place.
+        return (yield from forward(asking, slope.expand_as(next(asking).points)))
+
+    return starting

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from numpy.typing import ArrayLike
@@ -141,14 +141,23 @@ def _step(
             return (x, *stop.value)
 
 
-def forward(asking: Walk, reply: Tensor | Restart | None = None) -> Walk:
-    """Goes on with a walk that was begun, from this reply to what it yielded last."""
+Event = TypeVar("Event")
+Reply = TypeVar("Reply")
+Result = TypeVar("Result")
+
+
+def forward(
+    asking: Generator[Event, Reply, Result],
+    reply: Reply,
+    renamed: Callable[[Event], Event] = lambda event: event,
+) -> Generator[Event, Reply, Result]:
+    """Goes on with another generator from this reply: its events are ours, under another name, and its result."""
     while True:
         try:
             event = asking.send(reply)
         except StopIteration as stop:
             return stop.value
-        reply = yield event
+        reply = yield renamed(event)
 
 
 def drive(asking: Walk, answer: Answer, detach: bool = False) -> Iterator[State]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,12 @@ TABLES = {  # table, and rows per sample of each network call
 
 def table_for(name: str, kind: str) -> epd.Table:
     sigmas = FLOW_SIGMAS if name in tiny_pipelines.FLOWS else DIFFUSION_SIGMAS
-    return dataclasses.replace(TABLES[kind][0], sigmas=sigmas)
+    table = dataclasses.replace(TABLES[kind][0], sigmas=sigmas)
+    if table.calls[0]:
+        return table
+    # On either path the slope of a state that is noise alone is x / sigma.
+    along = math.sqrt(1 + sigmas[0] ** 2) / sigmas[0]
+    return dataclasses.replace(table, anchor=tables.changed(table, "anchor", (0,), along))
 
 
 def states_and_rows(pipe: Any, name: str, steps: int, **changes: Any) -> tuple[Tensor, list[int]]:  # noqa: ANN401

@@ -21,6 +21,8 @@ TABLES = {
     "one-call": tables.full_table(calls=1),
     "one-call afs": tables.full_table(calls=1, afs=True),
     "mixed": tables.full_table(calls=[1, 2, 1, 2]),
+    "dense": tables.told_table(0),
+    "dense fan": tables.told_table(2),
 }
 RULES = ("euler", "heun", "dpm2", "ipndm", "dpmpp")
 KINDS = (*RULES, *TABLES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,6 +69,12 @@ def dense_table(width: int = 1, seed: int = 0, calls: int = 3) -> epd.Table:
     """A first step of no call, then one call a step of a state and `width` points; memory of all steps, free sums."""
     sigmas = SIGMAS if calls == 3 else [40.0 * 400 ** (-n / calls) for n in range(calls + 1)] + [0.01]
     return full_table([0] + [1] * calls, width=width, past=calls, seed=seed, free=True, sigmas=sigmas)
+
+
+def told_table(width: int = 1) -> epd.Table:
+    """The same structure with sums of one, and anchors that are told levels which do not fall from each to the next."""
+    table = full_table([0, 1, 1, 1], width=width, past=3)
+    return dataclasses.replace(table, anchor_scale=[1.0, 0.5, 2.0, 1.2])
 
 
 def changed(table: epd.Table, name: str, at: tuple[int, ...], value: float) -> np.ndarray:

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tables import FAMILIES
 from torch import Tensor
 
 import epd
 from epd.denoisers.noise import unit_noise
 from epd.pipelines.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from epd.pipelines.kdiffusion import sample_epd, sigmas_of
+from epd.solvers.answers import batched
+from epd.solvers.late import late_start
 from epd.solvers.named import named_table, table_names
+from epd.solvers.walk import drive, walk
 
 MODEL = epd.GaussianMixture(torch.linspace(-2, 2, 12).double().reshape(3, 4), 0.3, labels=torch.tensor([0, 1, 1]))
 SEEDS = (5, 6)
@@ -100,6 +104,32 @@ def test_foreign_sigmas_are_refused() -> None:
         sample_epd(conditioned([]), start(table), sigmas_of("cifar10-epd-3x2"), extra(), disable=True, table=table)
     with pytest.raises(ValueError, match="not those"):
         sample_epd(conditioned([]), start(table), sigmas_of(table)[::2], extra(), disable=True, table=table)
+
+
+@pytest.mark.parametrize("kind", ["dense", "dense, no fan", "no first call"])
+def test_a_step_of_no_call_reports_the_state_that_its_slope_points_to(kind: str) -> None:
+    table, seen, calls = FAMILIES[kind], [], []
+    out = sample_epd(conditioned(calls), start(table), sigmas_of(table), extra(), seen.append, True, table=table)
+    noise, bound = unit_noise(SEEDS, (4,), torch.float64), MODEL.bind(LABELS, 2.0)
+    torch.testing.assert_close(out, epd.solve(table.rule(), bound, noise, levels(table)), rtol=0, atol=1e-12)
+    assert len(calls) == table.depth
+    assert [entry["i"] for entry in seen] == list(range(5))
+    first = table.sigmas[0]
+    torch.testing.assert_close(seen[0]["denoised"], noise * first * (1 - first / (1 + first**2) ** 0.5))
+    level = torch.tensor(table.sigmas[1] * table.anchor_scale[1], dtype=torch.float64)
+    torch.testing.assert_close(seen[1]["denoised"], bound(seen[1]["x"], level), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["plugin", "anchor and memory", "dense", "dense, no fan", "one call", "free sums"])
+def test_from_a_later_sigma_the_first_slope_stands_in(kind: str) -> None:
+    table, calls, seen = FAMILIES[kind], [], []
+    x = start(table) / 10
+    out = sample_epd(conditioned(calls), x, sigmas_of(table)[2:], extra(), seen.append, disable=True, table=table)
+    rule = late_start(table.rule(), 2, table.columns, table.consistent)
+    *_, last = drive(walk(rule, x, levels(table), 2), batched(MODEL.bind(LABELS, 2.0)))
+    torch.testing.assert_close(out, last.x, rtol=0, atol=1e-12)
+    assert [entry["i"] for entry in seen] == [0, 1, 2]
+    assert calls[0] == (2, [pytest.approx(table.sigmas[2])] * 2)  # the state alone, told its own level
 
 
 class StubKSampler:

@@ -1,89 +1,99 @@
-"""Walks that begin in the middle of a trajectory: exact where the denoised does not change."""
+"""A walk that begins in the middle has no slopes to remember: the first one stands in for them."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
-from helpers.recording import Recorder, normal
-from helpers.tables import FAMILIES, SIGMAS
+from helpers.recording import elementwise, normal
+from helpers.tables import FAMILIES, SIGMAS, full_table, told_table
 from torch import Tensor
 
 import epd
-from epd.pipelines.kdiffusion import sample_epd
 from epd.solvers.answers import batched
-from epd.solvers.late import late_walk
-from epd.solvers.walk import Ask, Restart, State, drive, walk
+from epd.solvers.late import late_start
+from epd.solvers.walk import Ask, Restart, drive, walk
 
 GRID = torch.tensor(SIGMAS, dtype=torch.float64)
-CENTRE = normal(2, 3, seed=5)
-BEGINS = range(1, 4)
+CLEAN, NOISE = torch.full((2, 3), 0.7, dtype=torch.float64), normal(2, 3)
+STARTS = range(1, len(SIGMAS) - 1)
+# Slope scales are beside the weights that sum to one, so that with them no step is exact.
+UNIT = {name: dataclasses.replace(table, slope_scale=None) for name, table in FAMILIES.items()}
+EXACT = {name: table for name, table in {**UNIT, "told": told_table()}.items() if table.consistent}
+FREE = {name: table for name, table in FAMILIES.items() if not table.consistent}
 
 
-def constant(x: Tensor, sigma: Tensor) -> Tensor:
-    return CENTRE.expand_as(x)
+def late(table: epd.Table, begin: int) -> epd.Rule:
+    return late_start(table.rule(), begin, table.columns, table.consistent) if table.columns else table.rule()
 
 
-def ode(x: Tensor, begin: int, n: int) -> Tensor:
-    """(x - D) / sigma does not change along it."""
-    return CENTRE + (x - CENTRE) * (SIGMAS[n] / SIGMAS[begin])
+def walked(rule: epd.Rule, x: Tensor, begin: int, denoiser: epd.Denoiser, levels: Tensor = GRID) -> list[Tensor]:
+    return [x, *(state.x for state in drive(walk(rule, x, levels, begin), batched(denoiser)))]
 
 
-def late(table: epd.Table, x: Tensor, begin: int) -> list[State]:
-    asking = late_walk(table.rule(), x, GRID, begin, table.columns, table.consistent)
-    return list(drive(asking, batched(constant)))
+def clean(x: Tensor, sigma: Tensor) -> Tensor:
+    return CLEAN[:1].expand_as(x)
 
 
-@pytest.mark.parametrize("begin", BEGINS)
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_first_step_is_exact_where_the_denoised_is_constant(name: str, begin: int) -> None:
-    """And, where weights sum to one, all that follow; free weights were learned for a trajectory from the start."""
-    table, x = FAMILIES[name], normal(4, 2, 3)
-    states = late(table, x, begin)
-    assert [state.step for state in states] == list(range(begin + 1, 5))
-    exact = states if table.consistent and bool((table.slope_scale == 1).all()) else states[:1]
-    if not table.consistent or exact is states:
-        for state in exact:
-            torch.testing.assert_close(state.x, ode(x, begin, state.step), rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("begin", STARTS)
+@pytest.mark.parametrize("name", EXACT)
+def test_where_the_denoised_is_constant_every_state_is_exact(name: str, begin: int) -> None:
+    states = walked(late(EXACT[name], begin), CLEAN + GRID[begin] * NOISE, begin, clean)
+    assert len(states) == len(GRID) - begin
+    for x, sigma in zip(states, GRID[begin:], strict=True):
+        torch.testing.assert_close(x, CLEAN + sigma * NOISE, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("begin", BEGINS)
-@pytest.mark.parametrize("name", [name for name, table in FAMILIES.items() if not table.consistent])
-def test_free_weights_go_on_as_if_the_whole_past_had_that_slope(name: str, begin: int) -> None:
-    """What follows is the walk of the same table from a past of that one slope, told the plain level at first."""
-    table, x, recorder = FAMILIES[name], normal(4, 2, 3), Recorder(constant)
-    asking = late_walk(table.rule(), x, GRID, begin, table.columns, table.consistent)
-    states = list(drive(asking, batched(recorder)))
-    assert torch.equal(recorder.calls[0][1], GRID[begin].expand(4))
-    slope = (x - CENTRE) / SIGMAS[begin]
-    past = (slope,) * table.columns
-    expected = list(drive(walk(table.rule(), states[0].x, GRID, begin + 1, past), batched(constant)))
-    assert [s.step for s in expected] == [s.step for s in states[1:]]
-    assert all(torch.equal(a.x, b.x) for a, b in zip(states[1:], expected, strict=True))
+@pytest.mark.parametrize("begin", STARTS)
+@pytest.mark.parametrize("name", FREE)
+def test_with_free_sums_the_first_step_is_eulers_and_the_rest_the_tables(name: str, begin: int) -> None:
+    table, x = FREE[name], CLEAN + GRID[begin] * NOISE
+    states = walked(late(table, begin), x, begin, elementwise)
+    slope = (x - elementwise(x, GRID[begin].expand(len(x)))) / GRID[begin]
+    euler = x + (GRID[begin + 1] - GRID[begin]) * slope
+    torch.testing.assert_close(states[1], euler, rtol=0, atol=1e-12)
+    rest = drive(walk(table.rule(), euler, GRID, begin + 1, (slope,) * table.columns), batched(elementwise))
+    torch.testing.assert_close(states[1:], [euler, *(state.x for state in rest)], rtol=0, atol=1e-12)
+    own = walked(table.rule(), x, begin, elementwise) if not table.columns else None
+    assert own is None or torch.equal(own[-1], states[-1])
 
 
-@pytest.mark.parametrize("name", ["memory", "dense"])
-def test_a_restart_of_the_first_question_or_state_counts(name: str) -> None:
-    table = FAMILIES["anchor and memory" if name == "memory" else name]
-    x, other = normal(4, 2, 3), normal(4, 2, 3, seed=9)
-    asking, reply, restarted = late_walk(table.rule(), x, GRID, 2, table.columns, table.consistent), None, False
-    try:
-        while True:
-            event = asking.send(reply)
-            reply = batched(constant)(event) if isinstance(event, Ask) else None
-            if not restarted:
-                reply, restarted = Restart(other), True
-    except StopIteration as stop:
-        assert torch.equal(stop.value, late(table, other, 2)[-1].x)
+@pytest.mark.parametrize("begin", STARTS)
+@pytest.mark.parametrize("calls", [1, 2])
+def test_what_it_asks(calls: int, begin: int) -> None:
+    """The state alone, told its own level, then the rest of the step: a fan that needs the state's slope first."""
+    table = dataclasses.replace(full_table(calls), anchor_scale=[1.3] * 4)
+    asks: list[Ask] = []
+
+    def answer(ask: Ask) -> Tensor:
+        asks.append(ask)
+        return batched(elementwise)(ask)
+
+    list(drive(walk(late(table, begin), NOISE, GRID, begin), answer))
+    assert torch.equal(asks[0].network_sigma, GRID[begin : begin + 1])
+    widths = [1, *([2] if calls == 2 else []), *([3] if calls == 1 else [1, 2]) * (3 - begin)]
+    assert [len(ask.points) for ask in asks] == widths
 
 
-@pytest.mark.parametrize("begin", range(4))
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_k_diffusion_sampler_begins_anywhere(name: str, begin: int) -> None:
-    table, x, seen = FAMILIES[name], normal(4, 2, 3), []
-    sigmas = torch.tensor([*SIGMAS[begin:], 0.0], dtype=torch.float64)
-    end = sample_epd(constant, x, sigmas, callback=seen.append, disable=True, table=table)
-    assert torch.equal(end, late(table, x, begin)[-1].x)
-    assert [float(step["sigma"]) for step in seen] == SIGMAS[begin:] and len(seen) == 5 - begin
-    if begin == 0 and table.calls[0] == 0:
-        analytic = x * (1 - SIGMAS[0] / (1 + SIGMAS[0] ** 2) ** 0.5)
-        torch.testing.assert_close(seen[0]["denoised"], analytic)
+@pytest.mark.parametrize("name", ["told", "dense"])
+def test_every_sample_may_have_noise_levels_of_its_own(name: str) -> None:
+    table = {**EXACT, **FREE}[name]
+    levels = GRID[:, None] * torch.tensor([1.0, 1.1], dtype=torch.float64)
+    together = walked(late(table, 1), NOISE, 1, elementwise, levels)[-1]
+    for i in range(2):
+        alone = walked(late(table, 1), NOISE[i : i + 1], 1, elementwise, levels[:, i])[-1]
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["told", "dense"])
+def test_another_state_in_its_place_begins_the_step_again(name: str) -> None:
+    table, changed = {**EXACT, **FREE}[name], CLEAN + GRID[2] * NOISE
+    answers: list[Any] = [Restart(changed)]
+
+    def answer(ask: Ask) -> Any:  # noqa: ANN401
+        return answers.pop() if answers else batched(elementwise)(ask)
+
+    *_, last = drive(walk(late(table, 2), NOISE, GRID, 2), answer)
+    assert torch.equal(last.x, walked(late(table, 2), changed, 2, elementwise)[-1])
