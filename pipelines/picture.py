@@ -34,14 +34,11 @@ def draw(table: Table) -> Image:
         pen.text((20, 50 + 24 * line), text, INK, font)
     for n in range(table.num_steps):
         y = TOP + ROW * n + ROW // 2
-        pen.text((20, y - 11), f"{n + 1}: {sigmas[n]:.4g} to {sigmas[n + 1]:.4g}", INK, font)
-        pen.line((where(sigmas[n]), y, where(sigmas[n + 1]), y), PALE, 3)
-        disc(sigmas[n], y, float(table.anchor[n]), ANCHOR)
-        fan = zip(table.weights[n].tolist(), table.nodes[n].tolist(), strict=True)
-        for weight, r in sorted(fan, key=lambda point: -abs(point[0])):  # small ones on top
-            disc(sigmas[n + 1] ** r * sigmas[n] ** (1 - r), y, weight, FAN)
-        if n or not (table.afs or table.calls[0] == 0):
-            pen.ellipse((where(sigmas[n]) - 5, y - 5, where(sigmas[n]) + 5, y + 5), outline=ANCHOR, width=2)
+        left, right = (_x(table, sigma) for sigma in table.sigmas[n : n + 2])
+        pen.text((20, y - 11), f"{n + 1}: {table.sigmas[n]:.4g} to {table.sigmas[n + 1]:.4g}", INK, font)
+        pen.line((left, y, right, y), PALE, 3)
+        for disc in sorted(discs(table, n), key=lambda disc: -abs(disc.weight)):  # small ones on top
+            _draw_disc(pen, _x(table, disc.sigma), y, disc)
     return image
 
 
@@ -100,8 +97,7 @@ def _draw_disc(pen: ImageDraw, x: float, y: float, disc: Disc) -> None:
 
 def title(table: Table) -> str:
     """Steps, points, and cost in one line."""
-    afs = ", analytic first slope" if table.afs or table.calls[0] == 0 else ""
-    return (
-        f"{table.num_steps} steps, {table.num_nodes} points: {table.depth} sequential calls, "
-        f"{table.nfe} evaluations{afs}"
-    )
+    points = f", {table.num_nodes} point{'s' * (table.num_nodes != 1)}" if table.num_nodes else ""
+    analytic = ", analytic first step" if table.calls[0] == 0 else ", analytic first slope" if table.afs else ""
+    steps = f"{table.num_steps} step{'s' * (table.num_steps != 1)}"
+    return f"{steps}{points}: {table.depth} sequential calls, {table.nfe} evaluations{analytic}"
