@@ -41,13 +41,14 @@ def require_whole_steps(end: object, calls: Sequence[Call], count: float) -> Non
     last = calls_before(end, times, count)
     if last == len(calls) or calls[last].opens:
         return
-    places = {i: _between(i, times, count) for i, call in enumerate(calls) if i and call.opens}
+    falling = sorted(times, reverse=True)  # pipelines count entries, which need not fall from each to the next
+    places = {i: _between(i, falling, count) for i, call in enumerate(calls) if i and call.opens}
     allowed = [e for i, e in places.items() if calls_before(e, times, count) == i]
     nearest = sorted(sorted(allowed, key=lambda e: abs(e - end))[:2])
-    remedy = " or ".join(f"{e:g}" for e in nearest)
-    raise ValueError(f"denoising_end = {end:g} cuts the table's step {calls[last].step} in two: give {remedy}")
+    remedy = "give " + " or ".join(f"{e:g}" for e in nearest) if nearest else "no end between two steps can be had"
+    raise ValueError(f"denoising_end = {end:g} cuts the table's step {calls[last].step} in two: {remedy}")
 
 
-def _between(first: int, times: Sequence[float], count: float) -> float:
-    """An end between the calls up to here and this one."""
-    return round(1 - (min(times[:first]) + times[first]) / 2 / count, 4)
+def _between(number: int, falling: Sequence[float], count: float) -> float:
+    """An end with this number of timesteps before it."""
+    return round(1 - (falling[number - 1] + falling[number]) / 2 / count, 4)

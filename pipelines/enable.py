@@ -107,8 +107,8 @@ StepCallback = Callable[[Pipe, int, Any, dict[str, Any]], dict[str, Any]]
 def on_states(callback: StepCallback) -> StepCallback:
     """Makes a `callback_on_step_end` that sees solver steps and states where the pipeline has network calls.
 
-    `callback(pipe, n, timestep, kwargs)` is called after solver step n = 0, 1, ... and may return other `latents`. With
-    any other scheduler it is called as ever.
+    `callback(pipe, n, timestep, kwargs)` is called after solver step n = 0, 1, ... and may return other `latents`; not
+    after a first step of no call, which the next one follows at once. With any other scheduler it is called as ever.
     """
 
     def on_step_end(pipe: Pipe, index: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401

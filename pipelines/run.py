@@ -86,7 +86,7 @@ def resumed(
     """The walk of a run that may begin at any of its network calls (image-to-image), from the state there.
 
     In the middle of a step it goes on by Euler steps to the step's end. A rule that remembers slopes finds none when a
-    run begins after the first step: see `late_start`.
+    run begins after the first step: see `late_start`; without a hook its network is told the call's own level there.
 
     Args:
         begin: index of the first call. With 0 the run begins at the first step, which may make no call.

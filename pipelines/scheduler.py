@@ -132,7 +132,7 @@ class EPDScheduler(Timetable):
         """What the next network call needs beside what the pipeline gives it; None when nothing."""
         if self._placement == "bare" or self._layout is None:
             return None
-        run = self._run if self._run is not None else self._layout.run(self._begin_index or 0)
+        run = self._upcoming()
         if run.finished:
             return None
         unscaled = self._run is None and self._first_scale != 1.0  # DDPM's and DiT's pipelines pass bare noise
@@ -145,10 +145,14 @@ class EPDScheduler(Timetable):
 
     def spread(self, rows: Tensor) -> Tensor:
         """The rows of a wide call, R x K sample-major, of the R that the pipeline has, one per sample and copy."""
-        if self._run is None or self._run.points is None:
-            run = self._required().run(self._begin_index or 0)
+        run = self._upcoming()
+        if run.points is None:
             return rows_of(run.open(self._state(rows)), run.call.c_in, rows.dtype)
-        return spread(rows, self._run.points, self._run.call.c_in)
+        return spread(rows, run.points, run.call.c_in)
+
+    def _upcoming(self) -> PipelineWalk:
+        """The run, or the one that the next network call begins."""
+        return self._run if self._run is not None else self._required().run(self._begin_index or 0)
 
     @property
     def steps_done(self) -> int:

@@ -14,10 +14,11 @@ from helpers.tiny_pipelines import build, diffusers
 from torch import Tensor
 
 import epd
-from epd.pipelines.cuts import calls_before
+from epd.pipelines.cuts import calls_before, require_whole_steps
+from epd.pipelines.run import Call
 from epd.pipelines.scheduler import EPDScheduler
 
-KINDS = ("epd", "plugin with afs", "memory", "one-call with afs", "mixed")
+KINDS = ("epd", "plugin with afs", "memory", "one-call with afs", "mixed", "dense", "dense fan")
 
 
 def base_and_refiner() -> tuple[Any, Any]:
@@ -74,6 +75,28 @@ def test_base_and_refiner_are_one_run_when_cut_between_two_steps(kind: str, para
     assert torch.isfinite(result).all()
     if not base.scheduler.table.columns:  # remembered slopes are not handed on
         assert_same(result, whole)
+
+
+def calls_told(times: tuple[float, ...]) -> list[Call]:
+    """A step of two calls, then two of one."""
+    places = ((0, 0), (0, 1), (1, 0), (2, 0))
+    return [Call(step, ask, (0,), *[(time,)] * 6) for (step, ask), time in zip(places, times, strict=True)]
+
+
+@pytest.mark.parametrize("times", [(600.0, 700.0, 300.0, 200.0), (300.0, 200.0, 800.0, 900.0)])
+def test_an_end_is_named_whatever_order_the_timesteps_have(times: tuple[float, ...]) -> None:
+    """Pipelines count the entries that are noisier than the cut."""
+    calls = calls_told(times)
+    inside = 1 - sum(sorted(times)[-2:]) / 2 / 1000
+    with pytest.raises(ValueError, match="cuts the table's step 0 in two: give") as said:
+        require_whole_steps(inside, calls, 1000)
+    ends = [float(text) for text in str(said.value).split("give ")[1].split(" or ")]
+    assert sorted(calls_before(end, times, 1000) for end in ends) == [2, 3]
+
+
+def test_two_calls_at_one_timestep_cannot_be_cut_apart() -> None:
+    with pytest.raises(ValueError, match="step 0 in two: no end between two steps can be had"):
+        require_whole_steps(0.5, calls_told((900.0, 300.0, 300.0, 300.0)), 1000)
 
 
 def test_the_refiner_begins_right_whatever_number_it_is_called_with() -> None:

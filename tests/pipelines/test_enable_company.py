@@ -31,7 +31,7 @@ def random_like(parameters: Any, scale: float = 0.1) -> None:  # noqa: ANN401
 
 
 @pytest.mark.parametrize("guess", [False, True])
-@pytest.mark.parametrize("kind", ["epd", "one-call with afs"])
+@pytest.mark.parametrize("kind", ["epd", "one-call with afs", "dense", "dense fan"])
 def test_controlnet_is_asked_for_every_point(kind: str, guess: bool) -> None:
     net = diffusers.ControlNetModel.from_unet(build("sd").unet, conditioning_embedding_out_channels=(8, 16, 16, 16))
     random_like((p for p in net.parameters() if not p.any()), 1.0)
@@ -90,8 +90,8 @@ def test_lora() -> None:
     assert_same(run(pipe, "sd", 4), without)
 
 
-@pytest.mark.parametrize("strength", [0.3, 0.5, 1.0])
-@pytest.mark.parametrize("kind", ["epd", "plugin with afs", "memory", "one-call with afs", "mixed"])
+@pytest.mark.parametrize("strength", [0.34, 0.5, 1.0])
+@pytest.mark.parametrize("kind", TABLES)
 def test_image_to_image(kind: str, strength: float) -> None:
     pipe = variant(diffusers.StableDiffusionImg2ImgPipeline)
     table = table_for("sd", kind)
@@ -121,15 +121,16 @@ def test_flux_image_to_image() -> None:
 
 
 @pytest.mark.parametrize("channels", [4, 9])
-@pytest.mark.parametrize("kind", ["epd", "plugin with afs", "one-call with afs"])
+@pytest.mark.parametrize("kind", ["epd", "plugin with afs", "one-call with afs", "dense", "dense fan"])
 def test_inpainting_keeps_what_it_was_given(kind: str, channels: int) -> None:
     pipe = variant(diffusers.StableDiffusionInpaintPipeline, unet=build("sd", in_channels=channels).unet)
     mask = torch.zeros(2, 1, 64, 64)
     mask[..., 32:] = 1
-    epd.enable(pipe, table_for("sd", kind))
+    table = table_for("sd", kind)
+    epd.enable(pipe, table)
     assert epd.summary(pipe).placement == "bare"
     call = {**SMALL, "num_inference_steps": calls_of(pipe), "mask_image": mask}
-    with pytest.warns(UserWarning) if "afs" in kind and "one" not in kind else torch.no_grad():
+    with pytest.warns(UserWarning) if table.moves_first_call else torch.no_grad():
         out = pipe(**call, image=picture(), **seeds())[0]
     assert torch.isfinite(out).all()
     if channels == 4:

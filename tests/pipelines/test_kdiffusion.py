@@ -177,14 +177,16 @@ def test_comfyui_nodes_describe_themselves() -> None:
     assert NODE_CLASS_MAPPINGS["EPDNamedTable"].INPUT_TYPES()["required"]["table"] == (list(table_names()),)
 
 
-def test_comfyui_samples(comfy: None, tmp_path: Any) -> None:  # noqa: ANN401 - a path
-    table = named_table("cifar10-epd-4x2")
+@pytest.mark.parametrize("kind", ["named", "dense", "dense, no fan"])
+def test_comfyui_samples(comfy: None, kind: str, tmp_path: Any) -> None:  # noqa: ANN401 - a path
+    table = named_table("cifar10-epd-4x2") if kind == "named" else FAMILIES[kind]
     table.save(tmp_path / "solver.json")
-    chosen = NODE_CLASS_MAPPINGS["EPDNamedTable"]().load("cifar10-epd-4x2", True)
-    loaded = NODE_CLASS_MAPPINGS["EPDTableFile"]().load(str(tmp_path / "solver.json"), False)
+    nodes = [NODE_CLASS_MAPPINGS["EPDTableFile"]().load(str(tmp_path / "solver.json"), False)]
+    if kind == "named":
+        nodes.append(NODE_CLASS_MAPPINGS["EPDNamedTable"]().load("cifar10-epd-4x2", True))
     noise = unit_noise(SEEDS, (4,))
     wanted = epd.solve(table.rule(), MODEL, noise, levels(table))
-    for sampler, sigmas in (chosen, loaded):
+    for sampler, sigmas in nodes:
         assert sigmas.dtype == torch.float32
         assert sigmas[-1] == 0
         steps: list[tuple[int, int]] = []
