@@ -13,7 +13,7 @@ from ..denoisers.protocol import beside, coefficient_device
 from ..solvers.late import late_start
 from ..solvers.rules import analytic_slope
 from ..solvers.table import Table
-from ..solvers.walk import Ask, drive, expand
+from ..solvers.walk import Ask, drive, walk
 from .find import find_table
 
 Callback = Callable[[dict[str, Any]], None]
