@@ -46,7 +46,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "COUNTS", (5,))
     for name, value in {"SAMPLES": 16, "TUNING": 4, "SHOWN": 8, "TRACED": 2}.items():
         monkeypatch.setattr(demo, name, value)
-    small = {"calls": 5, "schedule": "logsnr", "iterations": 1, "batch": 16, "accumulate": 1, "pool": 16}
+    small = {"calls": 5, "points": 2, "schedule": "logsnr", "iterations": 1, "batch": 16, "accumulate": 1, "pool": 16}
     config = DistillConfig.model_validate({**small, "validation": 16, "teacher": "euler", "teacher_multiplier": 1})
     monkeypatch.setattr(demo, "config", lambda: config)
 

@@ -138,7 +138,7 @@ def test_a_table_that_begins_without_a_call(saved: Path) -> None:
     save_learned(table, saved)
     assert find_table(saved) == table
     text = (saved / "README.md").read_text()
-    assert "4 steps, 1 point: 3 sequential calls, 6 evaluations, analytic first slope" in text
+    assert "4 steps, 1 point: 3 sequential calls, 6 evaluations, analytic first step" in text
 
 
 def test_somebody_elses_readme_stays(saved: Path) -> None:
