@@ -144,10 +144,13 @@ def noised(frame: Frame, clean: Tensor, noise: Tensor, sigma: Tensor, scale: Ten
 
 
 def position(timestep: Tensor | float, timesteps: Tensor, calls: Sequence[Call]) -> int:
-    """Where in `timesteps` a pipeline begins that does not say so; of two calls at one timestep, at a step's first."""
-    if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
+    """Where in `timesteps` a pipeline begins that does not say so; of two calls at one timestep, at a step's first.
+
+    An entry of ours is known by its place: learned noise levels may cross, and there is no need to wait for the device.
+    """
+    if isinstance(timestep, Tensor):
         mine, theirs = timesteps.untyped_storage(), timestep.untyped_storage()
-        if mine.data_ptr() == theirs.data_ptr():  # an entry of ours: no need to wait for the device
+        if mine.data_ptr() == theirs.data_ptr():
             return int(timestep.storage_offset())
     value = float(timestep)
     return min(range(len(calls)), key=lambda i: (abs(calls[i].timestep[0] - value), not calls[i].opens))

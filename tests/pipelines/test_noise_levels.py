@@ -72,6 +72,19 @@ def test_of_two_calls_at_one_timestep_the_next_is_meant() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:num_inference_steps = 8")
+def test_a_run_that_does_not_say_where_it_begins_is_known_by_its_entry() -> None:
+    """Two calls are told one level: the entry's place tells them apart, a copy of it cannot."""
+    table = dataclasses.replace(told_table(), sigmas=DIFFUSION_SIGMAS, anchor_scale=[1.0, 1.0, 0.75, 2.5])
+    for index, entry in ((1, 1), (2, 2), (1, 2)):
+        scheduler = begun(table, "ve")
+        times = scheduler.timesteps
+        assert times[1] == times[2]
+        given = times[entry] if index == entry else times[entry].clone()
+        scheduler._started(given)
+        assert scheduler.begin_index == index
+
+
+@pytest.mark.filterwarnings("ignore:num_inference_steps = 8")
 def test_a_start_beyond_the_trained_range_is_where_the_run_starts() -> None:
     scheduler = begun(TABLES["epd"][0], "ve", index=0)
     assert scheduler.frame.sigma_max < 15
