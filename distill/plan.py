@@ -91,7 +91,7 @@ def make_plan(
         config,
         tables,
         learn,
-        config.iterations or ((6 if len(tables) > 1 else 32) if gn else 1600),
+        config.iterations or ((6 if len(tables) > 1 else 32) if gn else 1200),
         "" if init is None else init.digest,
     )
 
