@@ -15,8 +15,8 @@ Learned = Literal[
 
 MOST_CALLS = 200
 SMALL = 4096  # numbers in a sample up to which a backward pass through a whole trajectory is cheap in memory
-# Teacher trajectories. Tables of few trajectories fit these's samples between two modes, and are 3 to 15 % worse on
-# others (`digits-exact`, 4,096); large samples would fill the memory, and Gauss-Newton draws no more.
+# Teacher trajectories. A few hold few samples between two modes: tables that fit just these are 3 to 15 % worse
+# on others (`digits-exact`, 4,096). Large samples would fill the memory, and Gauss-Newton draws no more.
 POOL, LARGE_POOL = 4096, 16384
 # What an optimiser takes where the config leaves it open. SOAP and Adam see many small batches: what they must average
 # out is a few samples between two modes, and more updates do that better than larger ones.
@@ -101,8 +101,8 @@ class DistillConfig(BaseModel):
     """Parts that a batch is split into, one network batch each; processes share the parts among them; none: 1 with
     SOAP and Adam, 8 with Gauss-Newton."""
     pool: int | None = Field(default=None, ge=1)
-    """Teacher trajectories that training draws from; none: 16,384 with SOAP and Adam, of samples of at most 4,096
-    numbers; else, and where `minutes` are given, 4,096."""
+    """Teacher trajectories that training draws from; none: 16384 with SOAP and Adam where a sample has at most 4096
+    numbers; 4096 else, and where `minutes` are given."""
     validation: int = Field(default=1024, ge=1)
     """Held-out teacher trajectories; the best table on them is kept, or the last one of SOAP or Adam, if not worse
     beyond chance."""

@@ -2,7 +2,8 @@
 
     python -m epd.experiments.bench_overhead
 
-Batch 64 of `digits`, the table that an EPD training starts from and a learned two-call one with its anchor and memory.
+Batch 64 of `digits`, the tables that EPD's and dense trainings start from, and a learned two-call one with its anchor
+and memory.
 One network serves both sides; a round is solve, bare, bare, solve, so that a drifting machine cancels; the median of
 the rounds counts. The C library keeps the memory that it freed: on the CPU about a quarter of the network's time is
 otherwise spent on returning pages to the system and faulting them in again, by chance more on one side or the other.
@@ -92,7 +93,9 @@ def main() -> None:
     keep_freed_memory()
     rows = {}
     tables = {
-        "epd": initial_table(DistillConfig(family="epd", calls=5), digits()),
+        "dense, K = 1": initial_table(DistillConfig(points=1), digits()),
+        "dense, K = 2": initial_table(DistillConfig(points=2), digits()),
+        "epd": initial_table(DistillConfig(family="epd"), digits()),
         "two-call": Table.load(RESULTS.parent / "tables" / "digits-two-call-5.json"),
     }
     for family, table in tables.items():
