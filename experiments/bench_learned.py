@@ -10,8 +10,8 @@ A cell is one training run, measured on fresh noise beside the hand-made solvers
 evaluations; the table of 5 calls is grown from that of 3, that of 7 from that of 5, as in `epd distill`. It lies in
 results/learned/MODEL/FAMILY-CALLS-SEED.json with its table, and is written once the table is learned and again once it
 is measured; the same command goes on with what is missing, or was made with other settings. Tables are chosen on the
-validation noise alone; each hand-made solver takes its best schedule on the first samples that it is measured on, and
-in the tables its best variant on all of them, which is in their favour.
+validation noise alone; each hand-made method is in its best variant and on its best schedule, column by column, both
+chosen on the first of the samples that it is measured on, which is in its favour.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +113,13 @@ def solve_teacher(model: Model, plan: Plan, path: Path, work: Path) -> None:
 
 
 def measure_handmade(subject: Subject, at: int, path: Path, work: Path) -> None:
-    """Measures every hand-made solver at so many calls, if that is not done yet."""
+    """Measures every hand-made method at so many calls, in the variant that is best on the samples that its schedule is
+    chosen on, if that is not done yet.
+    """
     if read(path).get("judged") != subject.judged():
-        cells = [asdict(cell) for cell in compared(subject, {}, at, work, solvers=None)]
+        tried = sorted(compared(replace(subject, samples=subject.tuning), {}, at, work, None), key=lambda c: -c.rmse)
+        best = {cell.group: cell.solver for cell in tried}
+        cells = [asdict(cell) for cell in compared(subject, {}, at, work, tuple(best.values()))]
         write(path, {"at": at, "judged": subject.judged(), "cells": cells, "environment": environment()})
 
 

@@ -47,7 +47,7 @@ class Subject:
 
     Args:
         tolerance: of the converged end points.
-        tuning: samples that a hand-made solver's schedule is chosen on.
+        tuning: samples that a hand-made method's variant and schedule are chosen on.
         training: what differs from the defaults of training.
         once: families that are learned with seed 0 alone.
     """
@@ -76,8 +76,8 @@ class Subject:
 SUBJECTS: dict[str, Subject] = {
     "digits-exact": Subject("digits-exact", 16384, 512, torch.float64, 1e-6, once=tuple(ONCE)),
     "digits-exact-flow": Subject("digits-exact-flow", 16384, 512, torch.float64, 1e-6, once=("ld3", "amed")),
-    "digits": Subject("digits", 4096, 64, torch.float32, 1e-4, guidance=1.0, training=SHORT),
-    "digits-guidance-2": Subject("digits", 4096, 64, torch.float32, 1e-4, guidance=2.0, training=SHORT),
+    "digits": Subject("digits", 4096, 64, torch.float32, 1e-4, 128, 1.0, training=SHORT),
+    "digits-guidance-2": Subject("digits", 4096, 64, torch.float32, 1e-4, 128, 2.0, training=SHORT),
 }
 
 

@@ -21,14 +21,15 @@ from epd.solvers.table_json import loads
 
 TRAINING = {"pool": 16, "validation": 8, "batch": 8, "iterations": 2, "screening": 1, "validate_every": 1}
 TINY = Subject("digits-exact", 12, 8, torch.float32, 1e-2, tuning=4, training=TRAINING)
+EULERS = ("Euler", "Euler AFS", "diffusers DDIM")
 CELLS = ["digits-exact,s4s,3,0", "digits-exact,two-call,3,0"]
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dozen samples, two updates, two hand-made solvers."""
+    """A dozen samples, two updates, two hand-made methods, of one three variants."""
     monkeypatch.setitem(SUBJECTS, "digits-exact", TINY)
-    few = [solver for solver in handmade.ours("ve") if solver.name in ("Euler", "Heun")]
+    few = [solver for solver in handmade.handmade("ve") if solver.name in (*EULERS, "Heun")]
     monkeypatch.setattr("epd.evaluation.compare.handmade", lambda path: few)
 
 
@@ -77,7 +78,10 @@ def test_a_cell_holds_its_table_its_cost_and_what_it_was_measured_with(tmp_path:
     assert (cell["cell"]["calls"], cell["cell"]["evaluations"]) == (table.depth, table.nfe) == (3, 5)
     assert cell["digest"] == table.digest and cell["seconds"] >= 0 and cell["environment"]["threads"] == 1
     assert cell["judged"]["samples"] == 12 and cell["cell"]["interval"][0] < cell["cell"]["rmse"]
-    assert {one["solver"] for one in made["digits-exact/handmade-5.json"]["cells"]} == {"Euler", "Heun"}
+    measured = {one["group"]: one["solver"] for one in made["digits-exact/handmade-5.json"]["cells"]}
+    assert measured.keys() == {"Euler / DDIM", "Heun"}
+    tried = bench_learned.compared(replace(TINY, samples=TINY.tuning), {}, 5, tmp_path / "other", EULERS)
+    assert len(tried) == 3 and measured["Euler / DDIM"] == min(tried, key=lambda cell: cell.rmse).solver
     assert made["digits-exact/teacher.json"]["trajectories"] == 24
 
 
