@@ -35,17 +35,16 @@ log = logging.getLogger("epd")
 
 
 def config() -> DistillConfig:
-    """A small budget: as many updates as fit into about a minute, on any machine, at the price of some accuracy."""
+    """A small budget, of about two minutes on two cores, at the price of some accuracy."""
     from ..distill.config import DistillConfig
 
     return DistillConfig(
         calls=CALLS,
-        minutes=1.2,
         batch=64,
         pool=384,
         validation=128,
-        screening=15,
-        iterations=300,
+        screening=12,
+        iterations=200,
         teacher_tolerance=1e-3,
     )
 

@@ -18,7 +18,7 @@ def test_a_second_point_is_taken_where_it_is_nearly_free(
     ratio: float, expected: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "epd")
-    monkeypatch.setattr(points, "_seconds", lambda model, samples, rows, config: ratio if rows == 2 else 1.0)
+    monkeypatch.setattr(points, "_ratio", lambda *args: ratio)
     assert settled(counting(), toy_config(family="dense")).points == expected
     assert f"points = {expected}: a call of 128 rows takes {ratio:.2f} times as long as one of 64" in caplog.text
 
@@ -30,6 +30,21 @@ def test_a_few_calls_within_the_row_limit_are_timed(limit: int | None, samples: 
     assert samples_timed(limited) == samples
     assert settled(limited, toy_config(family="dense")).points in (1, 2)
     assert max(model.calls) <= (limit or 128) and sum(model.calls) == 6 * 3 * samples
+
+
+def test_the_calls_are_taken_in_turn_and_the_fastest_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that does something else for a while, be it during the calls of one kind, changes nothing."""
+    model = counting()
+    ticks = [0.0]
+
+    def clock() -> float:
+        rows = model.calls[-1] if model.calls else 0
+        ticks[0] += 0.5 * rows + (1000 if 2 < len(model.calls) < 8 else 0)
+        return ticks[0]
+
+    monkeypatch.setattr(points.time, "perf_counter", clock)
+    assert settled(model, toy_config(family="dense")).points == 1
+    assert model.calls == [64, 128] * 6
 
 
 def test_large_samples_are_timed_one_by_one() -> None:
