@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..denoisers.noise import unit_noise
-from ..denoisers.protocol import Model
+from ..denoisers.protocol import Model, middle_level
 from ..denoisers.rows import RowLimited, limit_rows
 from .gauss_newton import evaluations
 from .parameters import Parameters
@@ -51,8 +51,12 @@ class Cost:
         return f"at most {value:,} in one network call" if name == "rows" else f"{value:,}"
 
 
-def estimate(model: Model, plan: Plan) -> Cost:
-    """Counts the network rows of a plan and times one call of as many rows as training makes at once."""
+def estimate(model: Model, plan: Plan, solved: bool = False) -> Cost:
+    """Counts the network rows of a plan and times one call of as many rows as training makes at once.
+
+    Args:
+        solved: the teacher's trajectories are there already.
+    """
     model = limit_rows(model)
     config, table = plan.config, plan.tables[0]
     parameters = Parameters.of(table, plan.learn)
@@ -64,7 +68,7 @@ def estimate(model: Model, plan: Plan) -> Cost:
         training = (3 + portions(model, plan).recompute) * table.nfe * config.batch * plan.total
     held_out = table.nfe * config.validation * (plan.total // config.validate_every)
     each = Teacher(model, config, torch.tensor(table.sigmas), cache_folder()).evaluations
-    teacher = each * (config.pool + config.validation)
+    teacher = 0 if solved else each * (config.pool + config.validation)
     limit, total = model.rows(gradients=not config.gauss_newton), training + held_out
     rows = min(limit, portions(model, plan).train * table.num_parallel)
     speed = _rows_per_second(model, rows, getattr(torch, config.dtype))
@@ -115,7 +119,8 @@ def _sample_bytes(model: Model, plan: Plan) -> int:
 def _rows_per_second(model: Model, rows: int, dtype: torch.dtype) -> float:
     seeds = list(range(POOL_SEEDS, POOL_SEEDS + rows))
     denoiser, x = model.for_seeds(seeds), unit_noise(seeds, model.shape, dtype, model.device)
-    sigma = torch.ones((), dtype=torch.float64)
+    sigma = middle_level(model)
+    x = x * sigma.to(x.dtype)
     with torch.no_grad():
         denoiser(x, sigma)
         began = time.perf_counter()

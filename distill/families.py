@@ -111,11 +111,21 @@ def structure(config: DistillConfig, path: str) -> Structure:
     return _structure(config, calls, width, afs)
 
 
+def looks_ahead(config: DistillConfig) -> bool:
+    """Whether a call of family `dense` has earlier slopes, along which it can hold further points."""
+    return config.memory != 0 and (config.afs is not False or config.calls > 1)
+
+
 def _analytic(config: DistillConfig, points: int) -> Structure:
     """A first step of no call, where AFS is not forbidden, and then one-call steps; weights are free."""
     if config.step_calls == 2:
         raise ValueError(f"step_calls = 2: family {config.family!r} has one-call steps; take family 'two-call'")
     calls = (1,) * config.calls if config.afs is False else (0, *(1,) * config.calls)
+    if points > 1 and not looks_ahead(config):
+        raise ValueError(
+            f"points = {points} in one call look ahead along earlier slopes, of which memory = {config.memory}, "
+            f"calls = {config.calls} and afs = {config.afs} leave none: give points = 1, or memory and calls"
+        )
     return _structure(config, calls, points - 1, False, consistent=False)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ..denoisers.gradients import differences_are_rounded, model_has_gradients
 from ..denoisers.protocol import Model
-from ..solvers.table import Table
+from ..solvers.table import Table, TableError
 from . import gauss_newton, soap
 from .config import DistillConfig, ResolvedConfig
 from .families import FAMILIES, structure
@@ -23,6 +23,7 @@ from .state import TrainerState
 
 log = logging.getLogger("epd")
 BY_GRADIENTS = ("soap", "adam")
+OTHER_ENDS = 0.05  # in log sigma; of what is learned that is nothing
 ALONE = 0.6  # share of a start's updates that use one part of the batch
 
 
@@ -70,6 +71,8 @@ def make_plan(
     """
     if init is not None and FAMILIES[config.family].points is None:  # which brings its own
         config = config.model_copy(update={"points": max(1, init.num_parallel)})
+    if init is not None:
+        _require_range(init, model)
     asked, config = config, _resolved(model, config)
     learn = tuple(config.learn or structure(config, model.path).learn)
     if init is None:
@@ -154,15 +157,47 @@ def _warn_of_rounding(model: Model) -> None:
 
 
 def _starting_tables(model: Model, config: ResolvedConfig, learn: tuple[str, ...]) -> tuple[Table, ...]:
-    """As many starts as their cost allows, the likeliest first."""
-    choices, look = starts(config, model.path), look_at(config, model)
-    first = initial_table(config, model, choices[0], look)
+    """As many starts as their cost allows, the likeliest first; a schedule that does not fit the range is none.
+
+    Raises:
+        ValueError: where none does.
+    """
+    look, tables, fault = look_at(config, model), [], None
+    for start in starts(config, model.path):
+        try:
+            tables.append(initial_table(config, model, start, look))
+        except TableError as error:
+            log.info("the %s schedule is no start here: %s", start.schedule, error)
+            fault = error
+        if tables and len(tables) == _affordable(config, tables[0], learn):
+            break
+    if not tables and fault is not None:
+        raise fault
+    return tuple(tables)
+
+
+def _affordable(config: ResolvedConfig, first: Table, learn: tuple[str, ...]) -> int:
+    """How many starts are worth their screening."""
     if config.gauss_newton:
-        affordable = START_COST // max(gauss_newton.evaluations(Parameters.of(first, learn)), 1)
-    else:
-        affordable = ADAM_START_COST // first.nfe
-    affordable = max(FEWEST_STARTS, affordable)
-    return first, *(initial_table(config, model, start, look) for start in choices[1:affordable])
+        return max(FEWEST_STARTS, START_COST // max(gauss_newton.evaluations(Parameters.of(first, learn)), 1))
+    return max(FEWEST_STARTS, ADAM_START_COST // first.nfe)
+
+
+def _require_range(init: Table, model: Model) -> None:
+    """Refuses a table of another path; one with other ends keeps them, and that is said."""
+    path, high, low = init.provenance.path, float(init.sigmas[0]), float(init.sigmas[-1])
+    if path and path != model.path:
+        raise ValueError(
+            f"the initial table was learned on the path {path!r}, {model.name} is {model.path!r}: leave init out, or "
+            "take a table that was learned for this kind of model"
+        )
+    if model.path == "flow" and high > 1 + 1e-6:
+        raise ValueError(f"the initial table starts at sigma {high:g}, a flow at 1: leave init out")
+    if max(abs(math.log(high / model.sigma_max)), abs(math.log(low / model.sigma_min))) > OTHER_ENDS:
+        log.warning(
+            "the initial table goes from sigma %g to %g and keeps these ends, %s was trained from %g to %g",
+            high, low, model.name, model.sigma_max, model.sigma_min,
+        )  # fmt: skip
 
 
 def _of_calls(init: Table, calls: int) -> Table:

@@ -9,10 +9,10 @@ import time
 import torch
 
 from ..denoisers.noise import unit_noise
-from ..denoisers.protocol import Model, coefficient_device
+from ..denoisers.protocol import Model, coefficient_device, middle_level
 from ..denoisers.rows import limit_rows
 from .config import DistillConfig
-from .families import FAMILIES, USUAL_POINTS
+from .families import FAMILIES, USUAL_POINTS, looks_ahead
 
 log = logging.getLogger("epd")
 NUMBERS = 2**16  # in the samples that are timed together: what people draw at once is few where samples are large
@@ -32,6 +32,8 @@ def settled(model: Model, config: DistillConfig) -> DistillConfig:
     family = FAMILIES[config.family]
     if family.points or not family.analytic:
         return config.model_copy(update={"points": family.points or USUAL_POINTS})
+    if not looks_ahead(config):
+        return config.model_copy(update={"points": 1})
     samples = samples_timed(model)
     ratio = _ratio(model, samples, config)
     points = 2 if ratio < FREE else 1
@@ -54,8 +56,8 @@ def _ratio(model: Model, samples: int, config: DistillConfig) -> float:
     """
     seeds = list(range(samples))
     denoiser, dtype = model.for_seeds(seeds), getattr(torch, config.dtype)
-    sigma = torch.ones((), dtype=torch.float64, device=coefficient_device(model.device))
-    noise = unit_noise(seeds, model.shape, dtype, model.device)
+    sigma = middle_level(model).to(coefficient_device(model.device))
+    noise = unit_noise(seeds, model.shape, dtype, model.device) * sigma.to(model.device, dtype)
     fastest = {1: math.inf, 2: math.inf}
     with torch.no_grad():
         for _ in range(1 + REPEATS):  # the first warms up

@@ -14,7 +14,7 @@ from torch import nn
 from ..denoisers.fingerprint import conditions_digest, model_digest, weights_digest
 from ..denoisers.protocol import Model
 from ..runs.checkpoint import Checkpoint, RunError
-from ..runs.folder import Folder, recorded_identity
+from ..runs.folder import Folder, identity_of
 from ..runs.follow import Entry, follow
 from ..runs.processes import Workers
 from ..solvers.table import Table, TableError
@@ -61,7 +61,7 @@ def run_distill(
     """
     workers = Workers.of_accelerate()
     if init is None:
-        config = _with_points(model, config, Path(out) if resume else None, workers)
+        config = _with_points(model, config, [Path(out)] if resume else [], workers)
     plan = workers.together(lambda: make_plan(model, config, init, smaller))
     if dry_run:
         if workers.rank == 0:
@@ -105,14 +105,27 @@ def run_each(
     calls are never worse. Arguments and errors are those of `run_distill`; `config.calls` is not used, and
     `config.minutes` are for all together.
     """
+    workers, folders = Workers.of_accelerate(), {n: out / f"{n}-calls" for n in sorted(set(calls))}
+    config = _with_points(model, config, list(folders.values()) if resume else [], workers)
+    if dry_run:
+        workers.together(lambda: _foresee_each(model, config, calls) if workers.rank == 0 else None)
+        return {}
     paths: dict[int, Path] = {}
     smaller = None
     for own in of_each(config, calls):
-        folder = out / f"{own.calls}-calls"
-        path = run_distill(model, own, folder, resume, dry_run, None, features, conditions, smaller)
-        if path is not None:
-            paths[own.calls], smaller = path, Table.load(path)
+        path = run_distill(model, own, folders[own.calls], resume, False, None, features, conditions, smaller)
+        assert path is not None, "only a dry run has no table"
+        paths[own.calls], smaller = path, Table.load(path)
     return paths
+
+
+def _foresee_each(model: Model, config: DistillConfig, calls: Sequence[int]) -> None:
+    """Prints what each run of `run_each` will do; the teacher is the first one's."""
+    smaller = None
+    for own in of_each(config, calls):
+        plan = make_plan(model, own, smaller=smaller)
+        print(forecast(model, plan, solved=smaller is not None), end="\n\n")
+        smaller = plan.tables[0]
 
 
 def of_each(config: DistillConfig, calls: Sequence[int]) -> Iterator[DistillConfig]:
@@ -123,14 +136,15 @@ def of_each(config: DistillConfig, calls: Sequence[int]) -> Iterator[DistillConf
         yield config.model_copy(update={"calls": n, "minutes": share})
 
 
-def _with_points(model: Model, config: DistillConfig, held: Path | None, workers: Workers) -> DistillConfig:
-    """The config with its points decided, alike in all processes: those of the run in a folder, or measured ones."""
+def _with_points(model: Model, config: DistillConfig, held: Sequence[Path], workers: Workers) -> DistillConfig:
+    """The config with its points decided, alike in all processes: those of a run in these folders, or measured ones."""
     if config.points != "auto":
         return config
-    recorded = None if held is None else recorded_identity(held).get("config")
-    points = recorded.get("points") if isinstance(recorded, dict) else None
-    if type(points) is int:
-        return config.model_copy(update={"points": points})
+    for folder in held:
+        recorded = identity_of(folder).get("config")
+        points = recorded.get("points") if isinstance(recorded, dict) else None
+        if type(points) is int:
+            return config.model_copy(update={"points": points})
     # The first process measures, and all hear of it.
     found = workers.mean(1, 1, lambda _: torch.tensor([settled(model, config).points], dtype=torch.float64))
     return config.model_copy(update={"points": round(float(found))})
@@ -173,8 +187,8 @@ def _identity(model: Model, plan: Plan, features: nn.Module | None) -> dict[str,
         "weights": model_digest(model),
         "bound conditions": conditions_digest(model, first),
         "features": "" if features is None else weights_digest([features]),
+        "config": plan.config.model_dump(mode="json"),  # before the starts: it names the option that they differ by
         "starts": [table.digest for table in plan.tables],
-        "config": plan.config.model_dump(mode="json"),
     }
 
 
@@ -228,7 +242,7 @@ def _verdict(table: Table) -> str:
 def numbers_of(table: Table) -> dict[str, float]:
     """Every number of a table by a TensorBoard tag, such as `nodes/step2/0`."""
     out = {}
-    for name in ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor", "memory"):
+    for name in ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor_scale", "anchor", "memory"):
         array = getattr(table, name)
         for index in range(len(array)):
             row = array[index].reshape(-1).tolist()
@@ -240,13 +254,17 @@ def numbers_of(table: Table) -> dict[str, float]:
     return out
 
 
-def forecast(model: Model, plan: Plan) -> str:
-    """What --dry-run prints; a plan that is to be fitted to a time is shown at the estimated speed."""
-    cost = estimate(model, plan)
+def forecast(model: Model, plan: Plan, solved: bool = False) -> str:
+    """What --dry-run prints; a plan that is to be fitted to a time is shown at the estimated speed.
+
+    Args:
+        solved: the teacher's trajectories are those of a run before it.
+    """
+    cost = estimate(model, plan, solved)
     if plan.config.minutes is None:
         return describe(model, plan, cost)
     likely = foreseen(plan, cost)
-    return describe(model, likely, estimate(model, likely))
+    return describe(model, likely, estimate(model, likely, solved))
 
 
 def describe(model: Model, plan: Plan, cost: Cost) -> str:

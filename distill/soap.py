@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 import torch
@@ -18,6 +19,14 @@ MOST = 1024  # numbers: an eigenbasis of so many takes half a second
 def moments(size: int) -> Tensor:
     """(1 + 2P, P): the mean gradient m, its second moment M, and an orthonormal basis in columns, Q."""
     return torch.cat([torch.zeros(1 + size, size, dtype=torch.float64), torch.eye(size, dtype=torch.float64)])
+
+
+def basis_seconds(size: int) -> float:
+    """Time that the eigenbasis of so many numbers takes here."""
+    second = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    began = time.perf_counter()
+    torch.linalg.eigh(second @ second.T)
+    return time.perf_counter() - began
 
 
 def update(
@@ -37,6 +46,8 @@ def update(
     grad = clipped(grad, float(second.trace()), done, config.clip)
     mean = BETAS[0] * mean + (1 - BETAS[0]) * grad
     second = BETAS[1] * second + (1 - BETAS[1]) * torch.outer(grad, grad)
+    if not bool(second.isfinite().all()):
+        raise FloatingPointError("the gradient's second moment is not finite: the step was too long")
     if done % EVERY == 0:
         basis = torch.linalg.eigh(second)[1]
     spread = ((second @ basis) * basis).sum(0).clamp_min(0) / (1 - BETAS[1] ** (done + 1))

@@ -77,6 +77,9 @@ def start_sigmas(config: DistillConfig, model: Model, num_steps: int, start: Sta
     if start.schedule != BENDS:
         return make_sigmas(start.schedule, num_steps, ends, start.number)
     inner = (look or look_at(config, model))().grid(num_steps - 1, start.number)
-    # Four digits: the same start for the same model, however a processor rounds.
-    rounded = [float(f"{sigma:.4g}") for sigma in inner.tolist()]
-    return torch.tensor([ends.sigma_max, *rounded, ends.sigma_min], dtype=torch.float64)
+    for digits in (4, 6, 9, 17):  # few: the same start for the same model, however a processor rounds
+        rounded = [float(f"{sigma:.{digits}g}") for sigma in inner.tolist()]
+        levels = torch.tensor([ends.sigma_max, *rounded, ends.sigma_min], dtype=torch.float64)
+        if bool((levels.diff() < 0).all()):
+            break
+    return levels

@@ -100,6 +100,8 @@ class Trainer:
         self._validate(second.state)
         measurement = time.perf_counter() - began
         update = max(second.seconds - (0.0 if second.validation is None else measurement), 0.0)
+        if self.config.optimizer == "soap":  # the second update makes no eigenbasis, others do
+            update += soap.basis_seconds(len(second.state.vector)) / soap.EVERY
         left = seconds - (time.perf_counter() - start)
         here = torch.tensor([left, update / parts_at(self.plan, second.iteration - 1), measurement])
         # The first process's numbers, as all have to decide alike.
@@ -166,7 +168,9 @@ class Trainer:
         """
         annealed = state.iteration >= self.plan.total and not self.config.gauss_newton
         if annealed and rmse is not None and math.isfinite(rmse) and not self._worse(state):
-            return replace(state, best=state.vector, best_rmse=rmse, best_start=state.start)
+            untrained = self._validate(replace(state, start=0, vector=self.starts[0].start))
+            if rmse <= untrained:  # a table of fewer calls may be the first start: more are never worse
+                return replace(state, best=state.vector, best_rmse=rmse, best_start=state.start)
         return replace(state, vector=state.best, start=state.best_start)
 
     def _worse(self, state: TrainerState) -> bool:

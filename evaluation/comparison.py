@@ -136,8 +136,11 @@ def typical(cell: Cell) -> float:
 
 
 def family_names(names: Sequence[str]) -> dict[str, str]:
-    """Table name -> its family: the name without a trailing number (`epd-5`, `calls7`) where several share the rest."""
-    stems = {name: re.sub(r"[-_ ./]*(calls|c|nfe)?[-_ ]*\d+$", "", name) or name for name in names}
+    """Table name -> its family: the name without a number at its end (`epd-5`, `calls7`, `x/5-calls`) where several
+    share the rest.
+    """
+    number = r"[-_ ./]*((calls|c|nfe)?[-_ ]*\d+|\b\d+[-_ ]*(calls|nfe))$"
+    stems = {name: re.sub(number, "", name) or "learned" for name in names}
     counts = {stem: sum(other == stem for other in stems.values()) for stem in stems.values()}
     return {name: stem if counts[stem] > 1 else name for name, stem in stems.items()}
 

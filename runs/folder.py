@@ -13,7 +13,7 @@ from ..formats.files import read_text, write_atomically
 from .checkpoint import Checkpoint, RunError, load_checkpoint
 
 log = logging.getLogger("epd")
-CONFIG = "config.json"
+CONFIG, CHECKPOINT = "config.json", "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Folder:
 
     @property
     def checkpoint(self) -> Path:
-        return self.path / "checkpoint.safetensors"
+        return self.path / CHECKPOINT
 
     @property
     def history(self) -> Path:
@@ -124,6 +124,17 @@ def recorded_identity(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError, OSError):
         return {}
     return written if isinstance(written, dict) else {}
+
+
+def identity_of(folder: Path) -> dict[str, Any]:
+    """What a run's folder says that it is, by its config.json or else by its checkpoint; empty where neither does."""
+    recorded = recorded_identity(folder)
+    if not recorded and (folder / CHECKPOINT).exists():
+        try:
+            recorded = load_checkpoint(folder / CHECKPOINT)[1]
+        except RunError:  # told where the run is begun
+            return {}
+    return recorded
 
 
 def difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -183,7 +183,7 @@ class _Split:
             if past >= remembered:
                 raise ValueError(
                     f"when step {self.n} is split, step {k} of the new table weighs slopes of {past + 1} steps ago, "
-                    f"and the table remembers {remembered}: split another step, or give it more memory"
+                    f"and the table remembers {remembered}: split another step, or take a table that remembers all"
                 )
             row[past * self._width + slot] = weight
         return row

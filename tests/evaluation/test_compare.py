@@ -198,6 +198,8 @@ def test_families_are_names_without_their_number() -> None:
     assert family_names(["epd-3", "epd-5", "s4s_calls7", "x2"]) == {
         "epd-3": "epd", "epd-5": "epd", "s4s_calls7": "s4s_calls7", "x2": "x2",
     }  # fmt: skip
+    assert family_names(["3-calls", "5-calls", "x"]) == {"3-calls": "learned", "5-calls": "learned", "x": "x"}
+    assert family_names(["a/3-calls", "a/5-calls"]) == {"a/3-calls": "a", "a/5-calls": "a"}
 
 
 def test_a_solver_that_diverges_is_left_out_and_not_a_crash(caplog: pytest.LogCaptureFixture) -> None:
