@@ -43,8 +43,8 @@ def config() -> DistillConfig:
         batch=64,
         pool=384,
         validation=128,
-        screening=12,
-        iterations=200,
+        screening=10,
+        iterations=160,
         teacher_tolerance=1e-3,
     )
 
