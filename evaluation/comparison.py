@@ -145,8 +145,12 @@ def family_names(names: Sequence[str]) -> dict[str, str]:
     return {name: stem if counts[stem] > 1 else name for name, stem in stems.items()}
 
 
-def markdown(c: Comparison) -> str:
-    """The short tables: best variant of every method, at equal sequential calls and at equal evaluations."""
+def markdown(c: Comparison, timed: bool = True) -> str:
+    """The short tables: best variant of every method, at equal sequential calls and at equal evaluations.
+
+    Args:
+        timed: with milliseconds, where the cells were measured on an idle machine.
+    """
     parts = _errors(c)
     if any(cell.median is not None for cell in c.cells):
         parts += [
@@ -159,10 +163,11 @@ def markdown(c: Comparison) -> str:
             "Fréchet distance to the converged samples in feature space, at equal sequential calls:",
             _grid(c, "sequential calls", c.calls, by_asked, lambda cell: cell.frechet, 3),
         ]
-    parts += [
-        f"Milliseconds per batch of {min(c.batch, c.samples)} samples, at equal sequential calls:",
-        _grid(c, "sequential calls", c.calls, by_asked, lambda cell: 1000 * cell.seconds, 0, bold=False),
-    ]
+    if timed:
+        parts += [
+            f"Milliseconds per batch of {min(c.batch, c.samples)} samples, at equal sequential calls:",
+            _grid(c, "sequential calls", c.calls, by_asked, lambda cell: 1000 * cell.seconds, 0, bold=False),
+        ]
     return _joined(parts)
 
 

@@ -18,7 +18,7 @@ from .markdown import MISSING, markdown_table, measured_in
 
 FOLDER = Path(__file__).resolve().parent / "results" / "learned"
 VARIED = ("calls", "seed", "grown_from")  # settings in which the runs of a family differ
-IN_FULL = ("digits-exact", "digits")  # with the typical error, the Fréchet distance and the time
+IN_FULL = ("digits-exact", "digits")  # with the typical error and the Fréchet distance
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,9 @@ def compared(name: str, files: Mapping[str, Any]) -> str:
     results = of_model(files, name)
     if not results.runs:
         return MISSING
-    tables = (markdown if name in IN_FULL else errors_markdown)(results.comparison()).strip()
+    # Cells are measured beside others, so their milliseconds mean nothing.
+    comparison = results.comparison()
+    tables = (markdown(comparison, timed=False) if name in IN_FULL else errors_markdown(comparison)).strip()
     environments = measured_in(*(run.environment for run in results.runs))
     return f"A learned row is the training run in the middle of its seeds. {tables}\n\n{environments}"
 
@@ -144,7 +146,7 @@ def spread(name: str, files: Mapping[str, Any]) -> str:
         _per_calls(results, _seeds),
         "95 % bootstrap interval of the run in the middle, over the samples that it is measured on:",
         _per_calls(results, lambda runs: "{:.4f} to {:.4f}".format(*(middle(runs).cell.interval or ()))),
-        "Total evaluations, and the slowest training run, on how many threads:",
+        "Total evaluations, and the shortest of the training runs, as they ran beside others, on how many threads:",
         _per_calls(results, _cost),
     ]
     teacher = files.get(f"{name}/teacher.json")
@@ -159,11 +161,11 @@ def _seeds(runs: list[Run]) -> str:
 
 
 def _cost(runs: list[Run]) -> str:
-    slowest: dict[int, float] = {}
+    shortest: dict[int, float] = {}
     for run in runs:
         threads = int(run.environment["threads"])
-        slowest[threads] = max(run.seconds, slowest.get(threads, 0.0))
-    return ", ".join([str(runs[0].cell.evaluations), *(f"{slowest[t]:.0f} s on {t}" for t in sorted(slowest))])
+        shortest[threads] = min(run.seconds, shortest.get(threads, math.inf))
+    return ", ".join([str(runs[0].cell.evaluations), *(f"{shortest[t]:.0f} s on {t}" for t in sorted(shortest))])
 
 
 def _per_calls(results: Results, text: Callable[[list[Run]], str]) -> str:
