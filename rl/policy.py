@@ -112,7 +112,7 @@ class Policy(nn.Module):
         if self.context is None or context is None or context.shape[1:] != (self.context_size,):
             needed = f"(B, {self.context_size})" if self.context_size else "None"
             raise ValueError(f"context has shape {shape}, needed {needed}: Policy's context_size says how long it is")
-        return self.context(context.to(torch.float64))
+        return self.context(context.to(self.context.weight))
 
 
 def _bounded(residual: Tensor) -> Tensor:
