@@ -164,11 +164,11 @@ class Parameters:
 
     @functools.cached_property
     def _simplex(self) -> bool:
-        return _on_simplex(self.base, self.learn)
+        return on_simplex(self.base, self.learn)
 
     @functools.cached_property
     def _evaluated(self) -> Tensor:
-        return _fan(self.base)
+        return fan_points(self.base)
 
     @functools.cached_property
     def _update_parts(self) -> dict[str, Tensor]:
@@ -176,11 +176,11 @@ class Parameters:
 
     @functools.cached_property
     def _first_update(self) -> Tensor:
-        return _first(_free_update(self.base, self.learn))
+        return _first(free_update(self.base, self.learn))
 
     @functools.cached_property
     def _first_lookahead(self) -> Tensor:
-        return _first(_free_lookahead(self.base))
+        return _first(free_lookahead(self.base))
 
     @functools.cached_property
     def _used(self) -> tuple[Used, ...]:
@@ -216,38 +216,38 @@ def _raw(table: Table, name: str, learn: frozenset[str]) -> Tensor:
         return inverse_scale(torch.tensor(getattr(table, name)))
     if name == "lookahead":
         return torch.tensor(table.effective_lookahead)
-    if name == "weights" and _on_simplex(table, learn):
+    if name == "weights" and on_simplex(table, learn):
         return torch.tensor(table.weights).clamp_min(SIMPLEX_FLOOR).log()
     return _update_part(table, name)
 
 
 def _active(table: Table, name: str, learn: frozenset[str]) -> Tensor:
     """Which unconstrained entries are in the vector: those that matter, but one of each sum."""
-    fan = _fan(table)
+    fan = fan_points(table)
     if name == "sigmas":
         return torch.arange(table.num_steps) > 0  # a softmax knows differences only
     if name in ("nodes", "slope_scale", "sigma_scale"):
         return fan
-    if name == "weights" and _on_simplex(table, learn):
+    if name == "weights" and on_simplex(table, learn):
         return fan & (torch.arange(table.num_nodes) > 0)
     if name == "anchor_scale":
         return torch.arange(table.num_steps) >= table.moves_first_call
     if name == "lookahead":
-        free = _free_lookahead(table)
+        free = free_lookahead(table)
         return _but_first(free) if table.consistent else free
-    update = _free_update(table, learn)
+    update = free_update(table, learn)
     update = _but_first(update) if table.consistent else update
     anchor, weights, memory = update.split([1, table.num_nodes, update.shape[1] - 1 - table.num_nodes], 1)
     return {"anchor": anchor[:, 0], "weights": weights, "memory": memory}[name]
 
 
-def _fan(table: Table) -> Tensor:
+def fan_points(table: Table) -> Tensor:
     """(N, J) bool: which fan points are evaluated."""
     rows = [[bool(inside) for inside in u.lookahead] for u in table.available]
     return torch.tensor(rows, dtype=torch.bool).reshape(table.num_steps, table.num_nodes)
 
 
-def _free_update(table: Table, learn: frozenset[str]) -> Tensor:
+def free_update(table: Table, learn: frozenset[str]) -> Tensor:
     """(N, 1 + J + M) bool: which of [anchor, fan, memory] are learned and available."""
     free = torch.zeros(table.num_steps, 1 + table.num_nodes + table.columns, dtype=torch.bool)
     for n, u in enumerate(table.available):
@@ -260,7 +260,7 @@ def _free_update(table: Table, learn: frozenset[str]) -> Tensor:
     return free
 
 
-def _free_lookahead(table: Table) -> Tensor:
+def free_lookahead(table: Table) -> Tensor:
     """(N, J, 1 + M) bool: which of [anchor, memory] are available to each fan point."""
     free = torch.zeros(table.effective_lookahead.shape, dtype=torch.bool)
     for n, u in enumerate(table.available):
@@ -284,9 +284,9 @@ def _sum_to_one(values: Tensor, first: Tensor) -> Tensor:
     return kept + first * (1 - kept.sum(-1, keepdim=True))
 
 
-def _on_simplex(table: Table, learn: Collection[str]) -> bool:
+def on_simplex(table: Table, learn: Collection[str]) -> bool:
     """Whether the fan's weights have every step that has a fan for themselves."""
     if not table.consistent or "weights" not in learn or "anchor" in learn or ("memory" in learn and table.columns):
         return False
-    fixed = torch.tensor((table.anchor != 0) | (table.memory != 0).any(1)) & _fan(table).any(1)
+    fixed = torch.tensor((table.anchor != 0) | (table.memory != 0).any(1)) & fan_points(table).any(1)
     return not bool(fixed.any())
