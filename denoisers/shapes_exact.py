@@ -144,5 +144,5 @@ def _renderings(count: int) -> Tensor:
 def _weights(count: int) -> Tensor:
     """(276 count,): as often one object and two as prompts ask for them, and all scenes of a kind alike."""
     two = torch.tensor([scene.relation is not None for scene in _numbers()])
-    share = torch.where(two, SHARE_OF_TWO / two.sum(), (1 - SHARE_OF_TWO) / (~two).sum())
-    return share.double().repeat_interleave(count)
+    share = torch.where(two, SHARE_OF_TWO / two.sum().double(), (1 - SHARE_OF_TWO) / (~two).sum().double())
+    return share.repeat_interleave(count)
