@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..denoisers.digits import EMBEDDED, classes_of, digits, digits_exact
 from ..denoisers.protocol import Denoiser, Model, Path
+from ..denoisers.shapes_exact import shapes_exact
 from ..formats.files import user_path
 from ..pipelines.options import ModelOptions
 from ..runs.processes import own_device
@@ -20,6 +21,9 @@ from .own_model import is_own_model, load_own_model
 
 if TYPE_CHECKING:
     from ..denoisers.mixture import GaussianMixture
+
+NAMES = (*EMBEDDED, "shapes-exact")
+
 
 @dataclass(frozen=True)
 class LabelledMixture:
@@ -80,24 +84,27 @@ def labels_of(name: str, options: ModelOptions, seeds: Sequence[int]) -> list[in
 
 
 def load_model(name: str, options: ModelOptions = ModelOptions()) -> Model:  # noqa: B008 - frozen
-    """The model of this name: `digits`, `digits-exact`, `digits-exact-flow`, a folder (pipeline or EDM), a hub id, or
-    what a function of yours returns (`file.py:function`, `package.module:function`).
+    """The model of this name: `digits`, `digits-exact`, `digits-exact-flow`, `shapes-exact`, a folder (pipeline or
+    EDM), a hub id, or what a function of yours returns (`file.py:function`, `package.module:function`).
 
     Raises:
         ValueError: for an unknown name, or options that the model has no use for.
     """
     if is_own_model(name):
         return load_own_model(name, options.keywords())
-    if name not in EMBEDDED:
+    if name not in NAMES:
         return _pipeline(name, options)
-    allowed = {"labels", "guidance", *(["device"] if options.device in (None, "cpu") else [])}
+    conditions = {"labels"} if name in EMBEDDED else {"prompts", "prompt"}
+    allowed = {*conditions, "guidance", *(["device"] if options.device in (None, "cpu") else [])}
     useless = [item for item in options.chosen() if item not in allowed]
     if useless:
         value = getattr(options, useless[0])
         raise ValueError(f"{useless[0]} = {value!r}: the embedded model {name!r} has no such option")
+    guidance = 1.0 if options.guidance is None else options.guidance
+    if name not in EMBEDDED:
+        return shapes_exact(prompts=options.texts or (), guidance=guidance)
     if any(label not in range(10) for label in options.labels):
         raise ValueError(f"labels = {list(options.labels)}: the digits are 0 to 9")
-    guidance = 1.0 if options.guidance is None else options.guidance
     if name == "digits":
         model = digits(guidance)
         return replace(model, seed_rows=lambda s: torch.tensor(dealt(options.labels, s))) if options.labels else model
@@ -112,9 +119,9 @@ def load_model(name: str, options: ModelOptions = ModelOptions()) -> Model:  # n
 def _pipeline(name: str, options: ModelOptions) -> Model:
     # A hub id is owner/name; a folder exists. Anything else is a typing error, better told before torch asks the hub.
     if not user_path(name).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        close = difflib.get_close_matches(name, EMBEDDED, n=1)
+        close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"perhaps you meant {close[0]!r}; " if close else ""
-        embedded = ", ".join(EMBEDDED)
+        embedded = ", ".join(NAMES)
         raise ValueError(
             f"no model {name!r}: {hint}give {embedded}, a pipeline's folder, a hub id owner/name, or your own function "
             "as file.py:function or package.module:function"

@@ -190,7 +190,8 @@ class GaussianMixture:
         """Pictures in [0, 1] of states in [-1, 1]."""
         return (x / 2 + 0.5).clamp(0, 1)
 
-    def _constants(self, x: Tensor) -> tuple[Tensor, ...]:
+    def constants(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Means (M, d), their squared norms (M,) and what else a call needs, in the dtype and on the device of x."""
         key = (x.dtype, x.device)
         if key not in self._cache:
             condition = self.log_weights[:0] if self._condition is None else self._condition
@@ -205,7 +206,7 @@ class GaussianMixture:
         flat = x.flatten(1)
         sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).reshape(-1, 1)
         mean = self._of_one_width(flat, sigma) if self._common else self._of_any_width(flat, sigma)
-        _, _, _, log_weights, condition, _, _ = self._constants(x)
+        _, _, _, log_weights, condition, _, _ = self.constants(x)
         free = None if self._uniform else log_weights
         if self._condition is None:
             return mean(free).reshape(x.shape)
@@ -218,12 +219,12 @@ class GaussianMixture:
 
     def _of_one_width(self, x: Tensor, sigma: Tensor) -> Callable[[Tensor | None], Tensor]:
         """D as a function of log-weights, for x (B, d) and sigma (B or 1, 1)."""
-        keys, values = self._constants(x)[-2:]
+        keys, values = self.constants(x)[-2:]
         sigma, variance = sigma.expand(len(x), 1), float(self.variances[0])
         return lambda offset: cast(Tensor, _CommonWidth.apply(x, sigma, keys, values, offset, variance, self.path))
 
     def _of_any_width(self, x: Tensor, sigma: Tensor) -> Callable[[Tensor | None], Tensor]:
-        means, norms, variances, *_ = self._constants(x)
+        means, norms, variances, *_ = self.constants(x)
         # Where sigma^2 is tiny against alpha^2 s^2 nothing cancels, so float64 scalars may be rounded to x's dtype.
         alpha = (torch.ones_like(sigma) if self.path == "ve" else 1 - sigma).to(x.dtype)
         sigma = sigma.to(x.dtype)
