@@ -107,8 +107,8 @@ def test_a_resumed_run_keeps_the_points_that_were_measured(
     from epd.distill import points
 
     config = toy_config(family="dense", optimizer="soap", iterations=3)
-    ratios = iter([1.1, 1.0])  # 2 rows, then 1: a second point is nearly free
-    monkeypatch.setattr(points, "_seconds", lambda *args: next(ratios))
+    ratios = iter([1.1])  # a second point is nearly free; it is measured once
+    monkeypatch.setattr(points, "_ratio", lambda *args: next(ratios))
     path = run_distill(toy_mixture(), config, tmp_path / "run")
     assert path is not None and epd.Table.load(path).num_parallel == 2
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["points"] == 2
