@@ -23,6 +23,20 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("epd", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("epd")
 
+
+def fused_attention_works() -> bool:
+    """In bfloat16 torch takes instructions for it that the processor has and ATEN_CPU_CAPABILITY=default forbids."""
+    query = torch.zeros(2, 2, 64, 16, dtype=torch.bfloat16)
+    try:
+        torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    except RuntimeError:
+        return False
+    return True
+
+
+if not fused_attention_works():
+    torch.backends.cuda.enable_flash_sdp(False)  # the CPU's, too
+
 THIRD_PARTY = "accelerate|diffusers|google|huggingface_hub|matplotlib|peft|sklearn|tensorboard|torch|transformers"
 AGEING = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 
