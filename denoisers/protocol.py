@@ -82,11 +82,6 @@ class Model(Denoiser, Protocol):
         ...
 
 
-def middle_level(model: Model) -> Tensor:
-    """(sigma_min sigma_max)^(1/2), () float64: a noise level that every model was trained for."""
-    return torch.tensor(model.sigma_min * model.sigma_max, dtype=torch.float64).sqrt()
-
-
 def coefficient_device(device: torch.device | str) -> torch.device:
     """Where float64 coefficients for tensors on this device live: beside them, or on the CPU where the device has no
     float64 (MPS).

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..denoisers.checks import middle_sigma
 from ..denoisers.noise import unit_noise
-from ..denoisers.protocol import Model, middle_level
+from ..denoisers.protocol import Model
 from ..denoisers.rows import RowLimited, limit_rows
 from .gauss_newton import evaluations
 from .parameters import Parameters
@@ -119,7 +120,7 @@ def _sample_bytes(model: Model, plan: Plan) -> int:
 def _rows_per_second(model: Model, rows: int, dtype: torch.dtype) -> float:
     seeds = list(range(POOL_SEEDS, POOL_SEEDS + rows))
     denoiser, x = model.for_seeds(seeds), unit_noise(seeds, model.shape, dtype, model.device)
-    sigma = middle_level(model)
+    sigma = torch.tensor(middle_sigma(model), dtype=torch.float64)
     x = x * sigma.to(x.dtype)
     with torch.no_grad():
         denoiser(x, sigma)

@@ -8,8 +8,9 @@ import time
 
 import torch
 
+from ..denoisers.checks import middle_sigma
 from ..denoisers.noise import unit_noise
-from ..denoisers.protocol import Model, coefficient_device, middle_level
+from ..denoisers.protocol import Model, coefficient_device
 from ..denoisers.rows import limit_rows
 from .config import DistillConfig
 from .families import FAMILIES, USUAL_POINTS, looks_ahead
@@ -56,7 +57,7 @@ def _ratio(model: Model, samples: int, config: DistillConfig) -> float:
     """
     seeds = list(range(samples))
     denoiser, dtype = model.for_seeds(seeds), getattr(torch, config.dtype)
-    sigma = middle_level(model).to(coefficient_device(model.device))
+    sigma = torch.tensor(middle_sigma(model), dtype=torch.float64, device=coefficient_device(model.device))
     noise = unit_noise(seeds, model.shape, dtype, model.device) * sigma.to(model.device, dtype)
     fastest = {1: math.inf, 2: math.inf}
     with torch.no_grad():
