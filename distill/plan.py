@@ -10,6 +10,7 @@ import torch
 
 from ..denoisers.gradients import differences_are_rounded, model_has_gradients
 from ..denoisers.protocol import Model
+from ..solvers.provenance import require_path
 from ..solvers.table import Table, TableError
 from . import gauss_newton, soap
 from .config import DistillConfig, ResolvedConfig
@@ -185,14 +186,9 @@ def _affordable(config: ResolvedConfig, first: Table, learn: tuple[str, ...]) ->
 
 def _require_range(init: Table, model: Model) -> None:
     """Refuses a table of another path; one with other ends keeps them, and that is said."""
-    path, high, low = init.provenance.path, float(init.sigmas[0]), float(init.sigmas[-1])
-    if path and path != model.path:
-        raise ValueError(
-            f"the initial table was learned on the path {path!r}, {model.name} is {model.path!r}: leave init out, or "
-            "take a table that was learned for this kind of model"
-        )
-    if model.path == "flow" and high > 1 + 1e-6:
-        raise ValueError(f"the initial table starts at sigma {high:g}, a flow at 1: leave init out")
+    high, low = float(init.sigmas[0]), float(init.sigmas[-1])
+    remedy = "leave init out, or take a table that was learned for this kind of model"
+    require_path(init.provenance.path, high, model.path, model.name, remedy)
     if max(abs(math.log(high / model.sigma_max)), abs(math.log(low / model.sigma_min))) > OTHER_ENDS:
         log.warning(
             "the initial table goes from sigma %g to %g and keeps these ends, %s was trained from %g to %g",

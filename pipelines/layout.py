@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..solvers.provenance import require_path
 from ..solvers.registry import SIMPLEST, make_rule
 from ..solvers.table import Table
 from ..solvers.walk import Ask, History, Rule, Steps
@@ -113,14 +114,8 @@ def require_fit(table: Table, frame: Frame) -> None:
     Raises:
         ValueError: naming both paths, or the sigma that a flow does not have.
     """
-    path, start = table.provenance.path, float(table.sigmas[0])
-    if path and path != frame.path:
-        raise ValueError(
-            f"the table was learned on the path {path!r}, this pipeline's is {frame.path!r}: "
-            "take a table that was learned for this kind of model"
-        )
-    if frame.path == "flow" and start > 1 + 1e-6:
-        raise ValueError(f"the table starts at sigma {start:g}, a flow at 1: it was not learned for a flow model")
+    remedy = "take a table that was learned for this kind of model"
+    require_path(table.provenance.path, float(table.sigmas[0]), frame.path, "this pipeline's", remedy)
 
 
 def table_layout(table: Table, frame: Frame, placement: Placement) -> Layout:

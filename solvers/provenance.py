@@ -38,3 +38,19 @@ class Provenance:
     citation: str = ""
     notes: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def require_path(learned_on: str, first_sigma: float, path: str, whose: str, remedy: str) -> None:
+    """Refuses a table that cannot work on a path: it was learned on another one, or starts where no flow does.
+
+    Args:
+        learned_on: its provenance's path; empty when unknown.
+        whose: is `path`, for the message.
+
+    Raises:
+        ValueError: naming both paths, or the sigma that a flow does not have, and the remedy.
+    """
+    if learned_on and learned_on != path:
+        raise ValueError(f"the table was learned on the path {learned_on!r}, {whose} is {path!r}: {remedy}")
+    if path == "flow" and first_sigma > 1 + 1e-6:
+        raise ValueError(f"the table starts at sigma {first_sigma:g}, a flow at 1: {remedy}")
