@@ -40,17 +40,17 @@ def test_without_knowledge_the_worst_is_believed() -> None:
     assert 0.9 < low < 1
     assert exploring_share(NONE, seen, 0.9, 0.05) == pytest.approx((low - 0.9) / low)  # as bad as the worst seen
     assert exploring_share(NONE, seen, 0.9, 0.05, worst=-1.0) == pytest.approx((low - 0.9) / (low + 1))
-    # Thirty-one perfect rewards are too few to be believed, one bad one is not.
-    assert exploring_share(torch.ones(31), seen, 0.9, 0.05) == pytest.approx((low - 0.9) / low)
+    # Sixty-three perfect rewards are too few to be believed, one bad one is not.
+    assert exploring_share(torch.ones(63), seen, 0.9, 0.05) == pytest.approx((low - 0.9) / low)
     assert exploring_share(-torch.ones(1), seen, 0.9, 0.05) == pytest.approx((low - 0.9) / (low + 1))
     assert exploring_share(NONE, NONE, 0.9, 0.05) == 0
-    assert exploring_share(NONE, torch.ones(31), 0.9, 0.05) == 0
+    assert exploring_share(NONE, torch.ones(63), 0.9, 0.05) == 0
     assert exploring_share(NONE, NONE, 0.9, 0.05, worst=0.95) == 1
     # No reward seen was below the floor: still, not more than half.
-    assert exploring_share(NONE, torch.ones(32), 0.9, 0.05) == pytest.approx(0.5)
-    assert exploring_share(torch.ones(31), torch.ones(32), 0.9, 0.05) == pytest.approx(0.5)
-    assert exploring_share(torch.ones(32), torch.ones(32), 0.9, 0.05) == 1
-    assert exploring_share(NONE, torch.ones(32), 1.0, 0.05) == 0
+    assert exploring_share(NONE, torch.ones(64), 0.9, 0.05) == pytest.approx(0.5)
+    assert exploring_share(torch.ones(63), torch.ones(64), 0.9, 0.05) == pytest.approx(0.5)
+    assert exploring_share(torch.ones(64), torch.ones(64), 0.9, 0.05) == 1
+    assert exploring_share(NONE, torch.ones(64), 1.0, 0.05) == 0
 
 
 @settings(deadline=None)
@@ -67,7 +67,7 @@ def test_the_mixture_keeps_the_floor_and_no_larger_share_does(seed: int, mean: f
         assert base < floor or (p + 1e-6) * low + (1 - p - 1e-6) * base < floor
     assert exploring_share(policy + 0.1, baseline, floor, a, worst) >= p
     assert exploring_share(policy, baseline, floor + 0.1, a, worst) <= p
-    assert exploring_share(policy[:31], baseline, floor, a, worst) <= p
+    assert exploring_share(policy[:63], baseline, floor, a, worst) <= p
 
 
 def test_shares_are_drawn() -> None:
