@@ -81,8 +81,8 @@ def load_reward(spec: str, device: str = "cpu") -> Reward:
     if is_own_function(spec):
         return _own(spec)
     close = difflib.get_close_matches(kind, [form.partition(":")[0] for form in FORMS], 1)
-    meant = f"; did you mean {next(form for form in FORMS if form.startswith(close[0]))}?" if close else ""
-    raise RewardError(f"the reward {spec!r} is unknown{meant} There are: {', '.join(FORMS)}")
+    meant = f", did you mean {next(form for form in FORMS if form.startswith(close[0]))}?" if close else ":"
+    raise RewardError(f"the reward {spec!r} is unknown{meant} there are {', '.join(FORMS)}")
 
 
 def _model(spec: str, kind: str, source: str, device: str) -> Reward:
