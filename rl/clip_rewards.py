@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from .reward import RewardError
 from .reward_pictures import Preparation, padded, preparation_of
@@ -68,7 +68,7 @@ class AestheticReward:
     """
 
     name: str
-    model: CLIPVisionModelWithProjection
+    model: CLIPModel
     prepare: Preparation
     head: Head
 
@@ -76,8 +76,10 @@ class AestheticReward:
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B, 3, H, W) in [0, 1], on the device of the model."""
         device = self.model.device
-        batches = [self.prepare(images[at : at + BATCH].to(device)) for at in range(0, len(images), BATCH)]
-        parts = [apply_head(self.head, functional.normalize(self.model(b).image_embeds, dim=1)) for b in batches]
+        parts = []
+        for at in range(0, len(images), BATCH):
+            pooled = self.model.vision_model(self.prepare(images[at : at + BATCH].to(device))).pooler_output
+            parts.append(apply_head(self.head, functional.normalize(self.model.visual_projection(pooled), dim=1)))
         return torch.cat(parts) if parts else torch.zeros(0)
 
 
@@ -132,8 +134,8 @@ def aesthetic(name: str, source: str, device: str) -> AestheticReward:
     if not head:
         raise RewardError(f"{name} names no head: give aesthetic:openai/clip-vit-large-patch14,HEAD.safetensors")
     weights = read_weights(head)
-    model = CLIPVisionModelWithProjection.from_pretrained(encoder, use_safetensors=True, dtype=torch.float32)
-    layers = read_head(weights, model.config.projection_dim, head, device)
+    model = CLIPModel.from_pretrained(encoder, use_safetensors=True, dtype=torch.float32)
+    layers = read_head(weights, model.visual_projection.out_features, head, device)
     return AestheticReward(name, _frozen(model, device), preparation_of(encoder), layers)
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.tiny_pipelines import clip_tokenizer
 from PIL import Image
 from torch import Tensor
+
+from helpers.tiny_pipelines import clip_tokenizer
 
 transformers: Any = importlib.import_module("transformers")
 try:  # transformers 5 has a class for Pillow; in 4 the one class is that

@@ -55,7 +55,7 @@ def test_a_command_scores_pngs_and_prompts(tmp_path: Path) -> None:
         ("import sys\nsys.stdout.buffer.write(b'\\xff\\xfe')", "answered no JSON .*not UTF-8"),
         ("print('[1, 2, 3]')", r"answered \[1, 2, 3\]: print"),
         ("print('{\"scores\": 1}')", "print .*NUMBER"),
-        ("print('{\"scores\": [1, \"2\", true]}')", "print .*NUMBER"),
+        ('print(\'{"scores": [1, "2", true]}\')', "print .*NUMBER"),
         ("print('{\"scores\": [1, 2]}')", "answered 2 scores for 3 pictures: give one for each"),
         ("print('{\"scores\": [1, NaN, 3]}')", r"scores\[1\] = nan, which is not finite"),
         ("print('{\"scores\": [1, 2, 1e999]}')", r"scores\[2\] = inf"),
@@ -100,7 +100,7 @@ def test_a_command_that_hangs_is_killed_with_its_children(tmp_path: Path) -> Non
 
 
 def test_a_child_that_outlives_the_command_does_not_hold_us(tmp_path: Path) -> None:
-    code = HANGS.replace("time.sleep(600)\n", 'print(\'{"scores": [1, 2, 3]}\')\n').replace("sleep(600)", "sleep(30)")
+    code = HANGS.replace("time.sleep(600)\n", "print('{\"scores\": [1, 2, 3]}')\n").replace("sleep(600)", "sleep(30)")
     assert measured(reward(tmp_path, code), IMAGES, PROMPTS).tolist() == [1, 2, 3]
     os.kill(int((tmp_path / "score it.py.pid").read_text()), signal.SIGKILL)
 
