@@ -62,7 +62,9 @@ def test_scores_are_cosines(
     expected = by_hand((image * text).sum(1), model).double()
     spread = float(expected.std())
     scores = measured(reward, pictures, prompts)
-    assert float((scores - expected).abs().max()) < 0.05 * spread, "Pillow rounds to 8 bits, a random network amplifies it"
+    assert float((scores - expected).abs().max()) < 0.05 * spread, (
+        "Pillow rounds to 8 bits, which the network amplifies"
+    )
     exact = images(8, SIDE, SIDE)
     image, text = embeddings(model, (exact - mean_and_std()[0]) / mean_and_std()[1], prompts)
     expected = by_hand((image * text).sum(1), model).double()
