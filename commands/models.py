@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ..denoisers.digits import EMBEDDED, classes_of, digits, digits_exact
+from ..denoisers.own_function import is_own_function
 from ..denoisers.protocol import Denoiser, Model, Path
 from ..denoisers.shapes_exact import shapes_exact
 from ..formats.files import user_path
 from ..pipelines.options import ModelOptions
 from ..runs.processes import own_device
-from .own_model import is_own_model, load_own_model
+from .own_model import load_own_model
 
 if TYPE_CHECKING:
     from ..denoisers.mixture import GaussianMixture
@@ -90,7 +91,7 @@ def load_model(name: str, options: ModelOptions = ModelOptions()) -> Model:  # n
     Raises:
         ValueError: for an unknown name, or options that the model has no use for.
     """
-    if is_own_model(name):
+    if is_own_function(name):
         return load_own_model(name, options.keywords())
     if name not in NAMES:
         return _pipeline(name, options)

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
 import inspect
-import os
-import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Mapping
 
-import torch
-
-from ..denoisers.checks import ModelError, check_members, in_words
+from ..denoisers.checks import ModelError, check_members
+from ..denoisers.own_function import failures_of, own_function
 from ..denoisers.protocol import Model
-
-PATTERN = re.compile(r"(?P<module>[A-Za-z_]\w*(\.\w+)*|.+\.py):(?P<function>[A-Za-z_]\w*)")
-
-
-def is_own_model(name: str) -> bool:
-    """Whether a model's name is `package.module:function` or `path/file.py:function`."""
-    return PATTERN.fullmatch(name) is not None
 
 
 def load_own_model(name: str, options: Mapping[str, object]) -> Model:
@@ -38,59 +22,12 @@ def load_own_model(name: str, options: Mapping[str, object]) -> Model:
         ModelError: for a file or function that is not there or fails, options that the function's signature does not
             take or takes and misses, or a result that is no model.
     """
-    match = PATTERN.fullmatch(name)
-    assert match is not None, name
-    source, function_name = match["module"], match["function"]
-    module = _from_file(Path(source)) if source.endswith(".py") else _by_name(source)
-    function = vars(module).get(function_name)
-    if not callable(function):
-        functions = {key: value for key, value in vars(module).items() if inspect.isfunction(value)}
-        there = [key for key, value in functions.items() if value.__module__ == module.__name__]
-        raise ModelError(f"{source} has no function {function_name!r}; it has {', '.join(there) or 'none'}")
+    function = own_function(name, "--model", ModelError)
     _check_signature(name, function, options)
-    with _failures_of(name):
+    with failures_of(name, ModelError):
         model = function(**options)
     check_members(model)
     return model
-
-
-def _by_name(name: str) -> ModuleType:
-    _importable(Path.cwd())
-    with _failures_of(name):
-        return importlib.import_module(name)
-
-
-def _from_file(path: Path) -> ModuleType:
-    path = path.expanduser()
-    if not path.is_file():
-        raise ModelError(f"no file {path}: --model path/file.py:function needs one")
-    _importable(path.resolve().parent)
-    # A name of its own, so that `random.py` replaces no module; registered, as dataclasses and typing look it up.
-    name = f"epd_own_model_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, "a .py file has a loader"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    with _failures_of(str(path)):
-        spec.loader.exec_module(module)
-    return module
-
-
-@contextlib.contextmanager
-def _failures_of(source: str) -> Iterator[None]:
-    """Says whose code failed; sentences, missing packages and a lack of memory speak for themselves."""
-    try:
-        yield
-    except (ValueError, ImportError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise ModelError(f"{source} fails: {in_words(error)}; -vv shows the traceback") from error
-
-
-def _importable(folder: Path) -> None:
-    """Puts a folder first in the search path, as Python does for the script that it runs."""
-    if os.fspath(folder) not in sys.path:
-        sys.path.insert(0, os.fspath(folder))
 
 
 def _check_signature(name: str, function: Callable[..., Model], options: Mapping[str, object]) -> None:

@@ -15,8 +15,8 @@ from helpers.command import Run
 import epd
 from epd import cli
 from epd.commands.models import ModelOptions, load_model
-from epd.commands.own_model import is_own_model
 from epd.denoisers.checks import ModelError
+from epd.denoisers.own_function import is_own_function
 
 QUICK = ["--pool", "64", "--batch", "64", "--validation", "64", "--iterations", "2", "--screening", "1"]
 QUICK += ["--schedule", "polynomial", "--calls", "3"]
@@ -235,7 +235,7 @@ def test_a_file_or_function_that_fails_is_one_sentence(run: Run, tmp_path: Path,
 
 def test_which_names_are_functions_and_which_are_not() -> None:
     names = ["mine.py:make", "../a b/mine.py:make", "~/mine.py:make", "mine:make", "a.b.c:make", "C:\\my\\mine.py:make"]
-    assert all(map(is_own_model, names))
+    assert all(map(is_own_function, names))
     others = [
         "digits",
         "owner/name",
@@ -247,4 +247,4 @@ def test_which_names_are_functions_and_which_are_not() -> None:
         "a/b:make",
         "http://x/y",
     ]
-    assert not any(map(is_own_model, others))
+    assert not any(map(is_own_function, others))
