@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from ..distill.config import MOST_CALLS, DistillConfig
 from ..pipelines.options import FROZEN, ModelOptions, UserPath
+from ..rl.config import RefineConfig
 from ..solvers.registry import NumberedRule, PublishedSchedule, Schedule
 
 
@@ -78,6 +79,41 @@ class Distill(DistillConfig, ModelArguments):
         """The part that says how to learn, for the fewest calls."""
         values = {name: getattr(self, name) for name in DistillConfig.model_fields}
         return DistillConfig(**{**values, "calls": self.counts[0]})
+
+
+class Refine(RefineConfig, ModelArguments):
+    """Refine a learned solver by rewards (RDPO); leaves solver.json, TensorBoard logs (tb/) and a checkpoint in --out.
+
+    The result is never worse than --table as far as held-out samples can tell: solver.json is the best table that was
+    better beyond doubt, or --table itself. Ctrl-C or a crash leaves a run that --resume continues bit for bit.
+    """
+
+    model_config = FROZEN
+
+    table: str | None = None
+    """Learned solver to refine: a file, a run's folder, a published name, or a hub id."""
+    reward: tuple[str, ...] = ()
+    """What pictures are rewarded by, one or several: shapes-all, shapes-frac, shapes-graded (the embedded world);
+    clip-score:CLIP, pick-score:CLIP, aesthetic:CLIP,HEAD, hps:FOLDER, image-reward:FOLDER (local folders or hub ids);
+    command:COMMAND LINE (gets PNGs and prompts as JSON, answers scores); file.py:function or package.module:function,
+    which takes pictures (B, 3, H, W) in [0, 1] and prompts and returns (B,); closeness (minus the distance to the
+    converged end of the ODE)."""
+    weights: tuple[float, ...] = ()
+    """Of each reward, which are measured in standard deviations of the given table's; none: 1."""
+    watch: tuple[str, ...] = ()
+    """Rewards that are recorded on held-out samples without being learned from, to see whether others are hacked."""
+    held_out_prompts: UserPath | None = None
+    """File with prompts that tables are tested on and never trained on; none: every fifth of ten prompts or more."""
+    out: UserPath = Path("runs/refine")
+    """Folder of the run."""
+    resume: bool = False
+    """Continue the run in --out."""
+    dry_run: bool = False
+    """Print the plan and what it costs, and stop."""
+
+    def refine_config(self) -> RefineConfig:
+        """The part that says how to learn."""
+        return RefineConfig(**{name: getattr(self, name) for name in RefineConfig.model_fields})
 
 
 class Sample(ModelArguments):

@@ -72,7 +72,7 @@ def estimate(model: Model, plan: Plan, solved: bool = False) -> Cost:
     teacher = 0 if solved else each * (config.pool + config.validation)
     limit, total = model.rows(gradients=not config.gauss_newton), training + held_out
     rows = min(limit, portions(model, plan).train * table.num_parallel)
-    speed = _rows_per_second(model, rows, getattr(torch, config.dtype))
+    speed = rows_per_second(model, rows, getattr(torch, config.dtype))
     return Cost(
         len(parameters.start), total, teacher, (total + teacher) / speed, pool_bytes(model, plan),
         working_bytes(model, plan), limit,
@@ -117,7 +117,8 @@ def _sample_bytes(model: Model, plan: Plan) -> int:
     return math.prod(model.shape) * (8 if plan.config.dtype == "float64" else 4)
 
 
-def _rows_per_second(model: Model, rows: int, dtype: torch.dtype) -> float:
+def rows_per_second(model: Model, rows: int, dtype: torch.dtype) -> float:
+    """Of three timed calls of so many rows, without gradients."""
     seeds = list(range(POOL_SEEDS, POOL_SEEDS + rows))
     denoiser, x = model.for_seeds(seeds), unit_noise(seeds, model.shape, dtype, model.device)
     sigma = torch.tensor(middle_sigma(model), dtype=torch.float64)

@@ -28,6 +28,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "distill": Command("Distill", "distill:distill", "learn a solver for a frozen model"),
+    "refine": Command("Refine", "refine:refine", "refine a learned solver by rewards"),
     "sample": Command("Sample", "sample:sample", "draw samples with a learned or hand-made solver"),
     "compare": Command("Compare", "compare:compare", "hold learned solvers against all hand-made ones"),
     "table show": Command("TableShow", "table:show", "print a table"),
@@ -37,11 +38,16 @@ COMMANDS = {
 }
 
 # How a command that was interrupted is continued.
-GO_ON = {"distill": "; add --resume to continue the run", "compare": "; the same command again continues it"}
+GO_ON = {
+    "distill": "; add --resume to continue the run",
+    "refine": "; add --resume to continue the run",
+    "compare": "; the same command again continues it",
+}
 
 # What a command that ran out of memory can do with less.
 WITH_LESS = {
     "distill": "; give --rows 1, a smaller --batch, a larger --accumulate, or with Adam --checkpointing",
+    "refine": "; give --rows 1, or a larger --accumulate",
     "sample": "; give --rows 1, or a smaller --batch",
     "compare": "; give --rows 1, or a smaller --batch",
 }

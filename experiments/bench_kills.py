@@ -42,6 +42,7 @@ CONFIG: dict[str, object] = {
 LENGTHS: dict[str, dict[str, object]] = {
     "gauss-newton": {"iterations": 12, "screening": 2},
     "adam": {"iterations": 100, "screening": 10, "validate_every": 10},
+    "soap": {"iterations": 100, "screening": 10, "validate_every": 10},
 }
 
 
@@ -134,7 +135,8 @@ def main() -> None:
     torch.set_num_threads(1)
     follow.CHECKPOINT_SECONDS = 0.0
     rows = []
-    for optimizer, kills in (("gauss-newton", args.kills // 2), ("adam", args.kills - args.kills // 2)):
+    shares = [args.kills * (i + 1) // len(LENGTHS) - args.kills * i // len(LENGTHS) for i in range(len(LENGTHS))]
+    for optimizer, kills in zip(LENGTHS, shares, strict=True):
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(optimizer, Path(folder))
             bench.run(kills)

@@ -6,8 +6,10 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+from torch import Tensor
 
 from .checkpoint import Checkpoint, save_checkpoint
 from .folder import Folder
@@ -29,6 +31,7 @@ class Entry:
         line: for history.jsonl, ready for JSON.
         shown: beside the progress bar.
         checkpoint: to go on from; made only when one is written.
+        pictures: for TensorBoard, by tag, uint8 (H, W, 3) each.
     """
 
     iteration: int
@@ -37,6 +40,7 @@ class Entry:
     line: Mapping[str, Any]
     shown: Mapping[str, str]
     checkpoint: Callable[[], Checkpoint]
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def follow(
@@ -61,7 +65,7 @@ def follow(
         with contextlib.closing(records), bar(total, "training", "update", done) as shown:
             for latest in updates:
                 kept = entry(latest)
-                records.add(kept.iteration, kept.scalars, kept.line)
+                records.add(kept.iteration, kept.scalars, kept.line, kept.pictures)
                 shown.total = kept.total
                 shown.set_postfix(kept.shown, refresh=False)
                 shown.update(kept.iteration - shown.n)  # a trainer may give up what was left of a start

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from ..formats.files import read_text, write_atomically
 from .checkpoint import RunError
 from .folder import Folder
@@ -31,11 +33,17 @@ class Records:
         write_atomically(folder.history, "".join(line + "\n" for line in kept).encode())
         self.file = open(folder.history, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
 
-    def add(self, iteration: int, scalars: Mapping[str, float], line: Mapping[str, Any]) -> None:
-        """One update: scalars by tag for TensorBoard, where they are finite, and what history.jsonl says of it."""
+    def add(
+        self, iteration: int, scalars: Mapping[str, float], line: Mapping[str, Any], pictures: Mapping[str, Tensor]
+    ) -> None:
+        """One update: scalars by tag for TensorBoard, where they are finite, pictures uint8 (H, W, 3), and what
+        history.jsonl says of it.
+        """
         for name, value in scalars.items():
             if math.isfinite(value):
                 self.writer.add_scalar(name, value, iteration)
+        for name, picture in pictures.items():
+            self.writer.add_image(name, picture, iteration, dataformats="HWC")
         # JSON has no infinity, which the loss of a start that overflowed is.
         values = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
         self.file.write(json.dumps({"iteration": iteration, **values}, allow_nan=False) + "\n")

@@ -57,7 +57,7 @@ def test_a_dry_runs_estimate_is_what_the_run_then_costs(teacher: str, optimizer:
 
 
 def test_estimated_seconds_are_evaluations_over_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "_rows_per_second", lambda model, rows, dtype: 1000.0)
+    monkeypatch.setattr(cost, "rows_per_second", lambda model, rows, dtype: 1000.0)
     model = toy_mixture()
     estimated = cost.estimate(model, make_plan(model, toy_config()))
     total = estimated.training_evaluations + estimated.teacher_evaluations

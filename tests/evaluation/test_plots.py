@@ -12,7 +12,8 @@ from PIL import Image
 
 import epd
 from epd.denoisers.noise import unit_noise
-from epd.evaluation.plots import GAP, Traced, save_grid, save_side_by_side, tile, to_bytes, trace, trajectory_plot
+from epd.evaluation.plots import Traced, save_grid, save_side_by_side, trace, trajectory_plot
+from epd.runs.pictures import GAP, tile, to_bytes
 
 SIGMAS = epd.schedules.polynomial(4, 0.02, 20.0)
 

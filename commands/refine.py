@@ -1,0 +1,102 @@
+"""`epd refine`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from ..denoisers.checks import check_members
+from ..denoisers.digits import EMBEDDED
+from ..denoisers.rows import RowLimited, limit_rows
+from ..pipelines.find import find_table
+from ..pipelines.options import ModelOptions, read_prompts
+from ..rl.closeness import Closeness
+from ..rl.reward import Reward
+from ..rl.rewards import load_reward
+from ..rl.task import Prompted, Score, Task, no_text, score_of
+from .inputs import command_line, fits, model_options
+from .models import labels_of, load_model
+from .options import Refine, UsageError
+
+log = logging.getLogger("epd")
+FEW = 10  # prompts of which none is held out
+
+
+def refine(options: Refine) -> int:
+    """Refines a table and writes the run to `options.out`; with `options.dry_run` prints the plan and its cost."""
+    from ..rl.run import run_refine
+    from ..runs.processes import Workers
+
+    if options.table is None or not options.reward:
+        missing = "table" if options.table is None else "reward"
+        raise UsageError(f"--{missing} is missing: give the solver to refine and what its pictures are rewarded by")
+    if options.weights and len(options.weights) != len(options.reward):
+        raise UsageError(f"{len(options.weights)} weights for {len(options.reward)} rewards: give one for each")
+    workers = Workers.of_accelerate()  # before there is a model: each process takes a device of its own
+    base, config, chosen = find_table(options.table), options.refine_config(), model_options(options)
+    task = workers.together(lambda: _task(options, chosen))
+    fits(base, task.model, options.table)
+    path = run_refine(task, base, config, options.out, options.resume, options.dry_run, chosen.conditions())
+    workers.end()
+    if path is not None:
+        same = options.model + command_line(chosen)
+        log.info("look:    epd table diff %s %s", options.table, path)
+        log.info("sample:  epd sample --model %s --table %s --out %s", same, path, options.out / "samples")
+        log.info("watch:   tensorboard --logdir %s", options.out / "tb")
+    return 0
+
+
+def _task(options: Refine, chosen: ModelOptions) -> Task:
+    train, held_out = _prompts(options, chosen)
+    texts = [*train, *held_out]
+    if texts:
+        chosen = chosen.model_copy(update={"prompts": None, "prompt": tuple(texts)})
+    model = limit_rows(load_model(options.model, chosen), options.rows)
+    check_members(model.model)
+    scores = {spec: _score(spec, model, options) for spec in options.reward}
+    return Task(
+        model=model,
+        scores=scores,
+        weights=dict(zip(options.reward, options.weights, strict=False)),
+        watched={spec: _score(spec, model, options) for spec in options.watch},
+        texts=_texts(model, options, chosen, texts),
+        train=tuple(range(len(train))),
+        held_out=tuple(range(len(train), len(texts))) or tuple(range(len(train))),
+    )
+
+
+def _prompts(options: Refine, chosen: ModelOptions) -> tuple[list[str], list[str]]:
+    """Training prompts, and those that are held out; the latter are none where there are few."""
+    given = chosen.texts or []
+    if options.held_out_prompts is not None:
+        if not given:
+            raise UsageError("held_out_prompts are given without prompts to train on: give --prompts, too")
+        held_out = read_prompts(options.held_out_prompts)
+        both = sorted(set(given) & set(held_out))
+        if both:
+            raise UsageError(f"the prompt {both[0][:80]!r} is trained on and held out, too: leave it out of one")
+        return given, held_out
+    if len(given) < FEW:
+        return given, []
+    return [text for i, text in enumerate(given) if i % 5 != 4], given[4::5]
+
+
+def _texts(
+    model: RowLimited, options: Refine, chosen: ModelOptions, texts: list[str]
+) -> Callable[[Sequence[int]], list[str]]:
+    """What rewards are told of each seed's condition."""
+    whole = model.model
+    if texts:
+        return lambda seeds: [texts[seed % len(texts)] for seed in seeds]
+    if isinstance(whole, Prompted):
+        return whole.prompts_of
+    if options.model in EMBEDDED or chosen.labels:
+        return lambda seeds: [str(label) for label in labels_of(options.model, chosen, seeds) or [""] * len(seeds)]
+    return no_text
+
+
+def _score(spec: str, model: RowLimited, options: Refine) -> Score:
+    if spec == Closeness.name:
+        return Closeness(model, options.tolerance)
+    reward: Reward = load_reward(spec, model.device)
+    return score_of(reward)

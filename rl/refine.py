@@ -1,0 +1,191 @@
+"""Table -> Table by rewards, as a generator of typed records: a one-shot bandit over tables, no critic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.utils.convert_parameters import parameters_to_vector, vector_to_parameters
+
+from ..runs.processes import Workers
+from ..solvers.table import Table
+from .config import RefineConfig
+from .conservative import level
+from .distribution import Samples
+from .exploration import exploring, exploring_share, floor_of
+from .learning import learned
+from .objective import BASELINES, adapted, normalised
+from .parametrisation import PARAMETRISATIONS
+from .policy import Policy
+from .state import RefineState, Update
+from .task import Draws, Task
+from .testing import Tester
+
+
+def refine(
+    task: Task, base: Table, config: RefineConfig, state: RefineState | None = None, workers: Workers | None = None
+) -> Iterator[Update]:
+    """Moves a policy over tables towards higher rewards; the caller keeps what it wants of the updates.
+
+    maximise E_{table ~ policy, prompt, noise} reward(picture, prompt) by clipped policy gradients, the model frozen.
+    `refined` makes the result of the last update's state. Reference: arXiv 2512.22796.
+
+    Args:
+        base: the table that the policy is around; any number of its samples is solved in one network call per stage.
+        state: of an earlier run of the same task and config, to continue it bit for bit.
+
+    Raises:
+        RewardError: where a reward fails; what was learned so far is in the last update's state.
+        FloatingPointError: where a sampled table leads out of the finite numbers.
+    """
+    return Refiner(task, base, config, workers or Workers()).updates(state)
+
+
+def policy_of(base: Table, config: RefineConfig, context_size: int = 0) -> Policy:
+    """The policy that a run begins with."""
+    kind = PARAMETRISATIONS[config.policy]
+    changes = {"concentration": config.concentration, "std": config.std, "scale_std": config.std}
+    kind = replace(kind, **{name: value for name, value in changes.items() if value is not None})
+    return Policy(base, kind, context_size, config.width, config.seed)
+
+
+def load_vector(policy: Policy, vector: Tensor) -> None:
+    """Gives the policy these parameters; a copy, as parameters would be views, which Adam then changes in place."""
+    vector_to_parameters(vector.clone(), policy.parameters())
+
+
+class Refiner:
+    """The pieces that every update shares."""
+
+    def __init__(self, task: Task, base: Table, config: RefineConfig, workers: Workers) -> None:
+        self.task, self.base, self.config, self.workers = task, base, config, workers
+        size = 0 if task.context is None else task.context((0,)).shape[1]
+        self.policy, self.reference = (policy_of(base, config, size) for _ in range(2))
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.lr, eps=1e-8, foreach=False)
+        self.tester = Tester(task, base, config, workers)
+
+    def updates(self, state: RefineState | None) -> Iterator[Update]:
+        began, first = time.perf_counter(), state is None
+        state = state or self._first()
+        while state.iteration < state.total:
+            tick = time.perf_counter()
+            state, scalars = self._updated(state)
+            if first and self.config.minutes is not None:
+                state, first = self._fitted(state, tick - began, time.perf_counter() - tick), False
+            evaluation = None
+            if state.iteration % self.config.evaluate_every == 0 or state.iteration == state.total:
+                load_vector(self.policy, state.vector)
+                state, evaluation = self.tester.test(state, self.policy)
+            yield Update(state.iteration, state.total, scalars, evaluation, state, time.perf_counter() - tick)
+
+    def _first(self) -> RefineState:
+        vector = parameters_to_vector(self.policy.parameters()).detach()
+        return RefineState(
+            iteration=0, total=self.config.steps, vector=vector, moments=vector.new_zeros(2, len(vector)), steps=0,
+            kl=self.config.kl, given=self.tester.given(), recent=vector.new_zeros(0), looks=0, best=vector,
+        )  # fmt: skip
+
+    def _fitted(self, state: RefineState, start: float, update: float) -> RefineState:
+        """The state with as many updates as the minutes allow; the first process's clock counts."""
+        assert self.config.minutes is not None, "asked where there are minutes"
+        here = torch.tensor([start, update], dtype=torch.float64)
+        start, update = self.workers.mean(1, 2, lambda _: here).tolist()
+        # Measuring the given table took as long as a test does.
+        each = update + start / self.config.evaluate_every
+        left = 60 * self.config.minutes - start - update - start
+        return replace(state, total=1 + max(0, int(left / each)))
+
+    def _updated(self, state: RefineState) -> tuple[RefineState, dict[str, float]]:
+        """The state after one update, and what there is to tell of it."""
+        config, task = self.config, self.task
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.iteration)
+        load_vector(self.policy, state.vector)
+        draws = task.draw(config.groups, config.group_size, config.shared_noise, generator)
+        context = self._context(draws)
+        samples = self.policy.sample(config.samples, generator, context, config.antithetic)
+        share, mask = self._exploring(state, generator)
+        rows = mask.repeat_interleave(config.group_size)
+        if not bool(mask.all()):
+            with torch.no_grad():
+                given = self.reference(context).expected
+            samples = Samples(samples.structure, torch.where(rows[:, None], samples.values, given))
+        raw = self._measured(samples, draws)
+        rewards = task.combined(raw, self.tester.scales(state.given))
+        scalars = {f"rewards/{name}": float(values.mean()) for name, values in raw.items()}
+        grouped = rewards.reshape(config.groups, config.group_size)
+        scalars |= {
+            "charts/reward_mean": float(rewards.mean()), "charts/reward_std": float(grouped.std(1).mean()),
+            "charts/rollouts": float((state.iteration + 1) * config.samples), "charts/exploring": share,
+        }  # fmt: skip
+        if bool(mask.any()):
+            advantages = BASELINES[config.baseline](grouped[mask]).flatten()
+            advantages = normalised(advantages) if config.normalise else advantages
+            self._restore(state)
+            kept = None if context is None else context[rows]
+            lr = config.lr * (1 - state.iteration / state.total)
+            scalars |= learned(
+                self.policy, self.reference, self.optimizer, samples[rows], advantages, kept, config, lr, state.kl,
+                generator,
+            )  # fmt: skip
+            state = self._stored(state)
+        kl = state.kl
+        if config.kl_target is not None and "losses/kl_to_reference" in scalars:
+            kl = adapted(kl, scalars["losses/kl_to_reference"], config.kl_target)
+        recent = torch.cat([state.recent, rewards[rows]])[-config.samples :]
+        return replace(state, iteration=state.iteration + 1, kl=kl, recent=recent), scalars
+
+    def _context(self, draws: Draws) -> Tensor | None:
+        return None if self.task.context is None else self.task.context(draws.conditions).double()
+
+    def _exploring(self, state: RefineState, generator: torch.Generator) -> tuple[float, Tensor]:
+        """The share of prompts on which tables are sampled, and which (P,) these are; the others get the given one."""
+        if self.config.allowed is None:
+            return 1.0, torch.ones(self.config.groups, dtype=torch.bool)
+        given = self.tester.reward_of_given(state.given)
+        alpha = level(self.config.risk, state.iteration + 1)  # the policy of each update is another
+        share = exploring_share(state.recent, given, floor_of(given, self.config.allowed), alpha)
+        return share, exploring(self.config.groups, share, generator)
+
+    def _measured(self, samples: Samples, draws: Draws) -> dict[str, Tensor]:
+        """Every score that is learned from, (P G,) each; parts are dealt out to processes."""
+        size, device = len(draws) // self.config.accumulate, torch.device(self.task.model.device)
+        dtype = getattr(torch, self.config.dtype)
+
+        def part(i: int) -> Tensor:
+            rows = slice(i * size, (i + 1) * size)
+            c = samples[rows].coefficients()
+            rollout = self.task.roll_out(c if device.type in ("cpu", "mps") else c.to(device), draws[rows], dtype)
+            out = torch.zeros(len(self.task.scores), len(draws), dtype=torch.float64)
+            for row, score in zip(out, self.task.scores.values(), strict=True):
+                row[rows] = score(rollout)
+            return out.flatten()
+
+        parts = self.config.accumulate
+        all_of_them = self.workers.mean(parts, len(self.task.scores) * len(draws), part) * parts
+        return dict(zip(self.task.scores, all_of_them.reshape(len(self.task.scores), -1), strict=True))
+
+    def _restore(self, state: RefineState) -> None:
+        """Puts the state's parameters and moments into Adam."""
+        first, second = state.moments
+        at = 0
+        for parameter in self.policy.parameters():
+            size = parameter.numel()
+            parts = (m[at : at + size].reshape(parameter.shape).clone() for m in (first, second))
+            names = ("exp_avg", "exp_avg_sq")
+            moments: dict[str, Tensor] = dict(zip(names, parts, strict=True))
+            self.optimizer.state[parameter] = {"step": torch.tensor(float(state.steps)), **moments}
+            at += size
+
+    def _stored(self, state: RefineState) -> RefineState:
+        """The state with Adam's parameters and moments."""
+        parameters = list(self.policy.parameters())
+        moments = [
+            torch.cat([self.optimizer.state[p][name].flatten() for p in parameters])
+            for name in ("exp_avg", "exp_avg_sq")
+        ]
+        steps = int(self.optimizer.state[parameters[0]]["step"])
+        vector = parameters_to_vector(parameters).detach().clone()
+        return replace(state, vector=vector, moments=torch.stack(moments), steps=steps)

@@ -1,0 +1,240 @@
+"""Runs a refinement: run folder, progress, records, checkpoints and resume around the generator in `refine.py`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from ..denoisers.fingerprint import model_digest
+from ..distill.cost import rows_per_second
+from ..distill.run import numbers_of
+from ..distill.teacher import EXACT_EVALUATIONS
+from ..formats.files import write_atomically
+from ..runs.checkpoint import Checkpoint, RunError
+from ..runs.folder import Folder
+from ..runs.follow import Entry, follow
+from ..runs.pictures import tile
+from ..runs.processes import Workers
+from ..solvers.provenance import require_path
+from ..solvers.table import Table
+from ..solvers.table_json import dumps
+from .config import RefineConfig
+from .conservative import Interval
+from .pictures import table_picture
+from .policy_file import save_policy
+from .refine import load_vector, policy_of, refine
+from .state import Passed, RefineState, Update
+from .task import Task
+
+log = logging.getLogger("epd")
+TENSORS = ("vector", "moments", "given", "recent", "best")  # of a RefineState; all else in it is numbers
+REPORT, POLICY = "report.json", "policy.safetensors"
+
+
+def run_refine(
+    task: Task,
+    base: Table,
+    config: RefineConfig,
+    out: Path,
+    resume: bool = False,
+    dry_run: bool = False,
+    conditions: Mapping[str, object] | None = None,
+) -> Path | None:
+    """Refines a table into `out`: solver.json, policy.safetensors, report.json, config.json, checkpoint.safetensors,
+    history.jsonl, tb/. Returns the table's path.
+
+    solver.json is the best of the tested tables that was better than the given one beyond doubt, or the given one
+    itself where none was; report.json says which, with its interval.
+
+    Args:
+        resume: continue the run in `out` bit for bit; a finished run is left as it is.
+        dry_run: print the plan and its cost, learn nothing, return None.
+        conditions: what else the run was asked for, ready for JSON; it is not continued with others.
+
+    Raises:
+        RunError: where `out` holds another run, or its checkpoint is damaged or of another configuration.
+        RewardError: where a reward fails; --resume goes on from the update before.
+    """
+    workers = Workers.of_accelerate()
+    first, remedy = float(base.sigmas[0]), "take one that was learned for it"
+    require_path(base.provenance.path, first, task.model.path, task.model.name, remedy)
+    if dry_run:
+        workers.together(lambda: print(forecast(task, base, config)) if workers.rank == 0 else None)
+        return None
+    identity = workers.together(lambda: _identity(task, base, config))
+    folder = Folder(Path(out), {"conditions": dict(conditions or {}), **identity})
+    held = workers.together(lambda: folder.held(resume))
+    if held.finished:
+        log.info("%s is finished; nothing to do", folder.path)
+        return folder.table
+    if resume and held.checkpoint is None:
+        log.info("%s has no checkpoint yet: starting from the beginning", folder.path)
+    if config.accumulate < workers.count and workers.rank == 0:
+        log.warning(
+            "accumulate = %d gives %d of %d processes work: set it to %d or more for all of them to sample",
+            config.accumulate, config.accumulate, workers.count, workers.count,
+        )  # fmt: skip
+    workers.together(lambda: folder.begin() if workers.rank == 0 else None)
+    state = None if held.checkpoint is None else state_of(held.checkpoint, folder.checkpoint)
+    done, total = (0, config.steps) if state is None else (state.iteration, state.total)
+    last = follow(refine(task, base, config, state, workers), entry, folder, workers, done, total)
+    state = last.state if last is not None else state
+    assert state is not None, "a run has an update at least"
+    final = state
+    workers.together(lambda: _finish(task, base, config, final, folder) if workers.rank == 0 else None)
+    return folder.table
+
+
+def refined(task: Task, base: Table, config: RefineConfig, state: RefineState) -> Table:
+    """The result of a run: the mean table of the best that passed its test, or the given table where none did."""
+    if state.passed is None:
+        return base
+    policy = policy_of(base, config, _context_size(task))
+    load_vector(policy, state.best)
+    context = None
+    if task.context is not None:
+        context = task.context(task.tested(config.held_out).conditions).double().mean(0, keepdim=True)
+    table, interval = policy.mean(context), state.passed.interval
+    provenance = replace(
+        table.provenance,
+        model=task.model.name,
+        guidance=task.model.guidance,
+        seed=config.seed,
+        config=config.model_dump(mode="json"),
+        metrics={"gain": interval.mean, "gain_low": interval.low, "gain_high": interval.high},
+    )
+    return replace(table, provenance=provenance)
+
+
+def _finish(task: Task, base: Table, config: RefineConfig, state: RefineState, folder: Folder) -> None:
+    table = refined(task, base, config, state)
+    policy = policy_of(base, config, _context_size(task))
+    if state.passed is not None:
+        load_vector(policy, state.best)
+        i = state.passed.interval
+        log.info(
+            "refined %s: the table of update %d is better by %.3g [%.3g, %.3g] standard deviations of the reward on %d "
+            "held-out samples", folder.table, state.passed.iteration, i.mean, i.low, i.high, i.count,
+        )  # fmt: skip
+    else:
+        log.warning(
+            "none of %d tested tables was better than the given one beyond doubt: %s is the given one, unchanged; more "
+            "--held-out samples see smaller gains", state.looks, folder.table,
+        )  # fmt: skip
+    report = {
+        "refined": state.passed is not None,
+        "updates": state.iteration,
+        "tested": state.looks,
+        "passed": None if state.passed is None else asdict(state.passed),
+        "given": base.digest,
+        "table": table.digest,
+    }
+    save_policy(policy, folder.path / POLICY)
+    write_atomically(folder.path / REPORT, (json.dumps(report, indent=2) + "\n").encode())
+    folder.finish(dumps(table))
+
+
+def _context_size(task: Task) -> int:
+    return 0 if task.context is None else task.context((0,)).shape[1]
+
+
+def _identity(task: Task, base: Table, config: RefineConfig) -> dict[str, object]:
+    """What a checkpoint must agree with: everything that changes the numbers."""
+    model = task.model
+    return {
+        "model": model.name,
+        "path": model.path,
+        "shape": list(model.shape),
+        "guidance": model.guidance,
+        "weights": model_digest(model),
+        "rewards": {name: task.weights.get(name, 1.0) for name in task.scores},
+        "watched": list(task.watched),
+        "conditions of training": list(task.train),
+        "held-out conditions": list(task.held_out),
+        "config": config.model_dump(mode="json"),
+        "table": base.digest,
+    }
+
+
+def checkpoint_of(state: RefineState) -> Checkpoint:
+    """A state as tensors and numbers."""
+    values = asdict(state)
+    tensors = {name: values.pop(name) for name in TENSORS}
+    return Checkpoint(tensors, {"state": values})
+
+
+def state_of(checkpoint: Checkpoint, path: Path) -> RefineState:
+    """The state in a checkpoint.
+
+    Raises:
+        RunError: where it is not that of a refinement; `path` says which file it was.
+    """
+    try:
+        numbers = dict(checkpoint.numbers["state"])
+        passed = numbers.pop("passed")
+        if passed is not None:
+            passed = Passed(passed["iteration"], Interval(**passed["interval"]))
+        return RefineState(**numbers, passed=passed, **{name: checkpoint.tensors[name] for name in TENSORS})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path} is not of a refinement ({error}): choose another --out") from error
+
+
+def entry(update: Update) -> Entry:
+    """What a run keeps of an update: rewards, losses; where it was tested the gain, and every number of the table."""
+    scalars = {**update.scalars, "charts/seconds": update.seconds}
+    pictures = {}
+    shown = {"reward": f"{update.scalars['charts/reward_mean']:.4g}"}
+    tested = update.evaluation
+    if tested is not None:
+        i = tested.interval
+        scalars |= {f"held_out/{name}": value for name, value in tested.means.items()}
+        scalars |= {f"held_out_gain/{name}": value - tested.given[name] for name, value in tested.means.items()}
+        scalars |= {"test/gain": i.mean, "test/low": i.low, "test/high": i.high, "test/samples": float(i.count)}
+        scalars |= numbers_of(tested.table)
+        pictures["table"] = table_picture(tested.table)
+        if tested.pictures is not None:
+            pictures["samples"] = tile(tested.pictures, 8)
+    passed = update.state.passed
+    shown["gain"] = "none yet" if passed is None else f"{passed.interval.mean:.3g} [{passed.interval.low:.3g}, ...]"
+    line = {"seconds": update.seconds, **update.scalars}
+    if tested is not None:
+        line["test"] = {
+            "means": dict(tested.means), "given": dict(tested.given), "verdict": tested.verdict.value,
+            "gain": tested.interval.mean, "low": _finite(tested.interval.low), "high": _finite(tested.interval.high),
+            "samples": tested.interval.count,
+        }  # fmt: skip
+    return Entry(update.iteration, update.total, scalars, line, shown, lambda: checkpoint_of(update.state), pictures)
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None
+
+
+def forecast(task: Task, base: Table, config: RefineConfig) -> str:
+    """What --dry-run prints: the policy, what is rewarded, and what it costs."""
+    structure = policy_of(base, config, _context_size(task)).structure
+    tests = -(-config.steps // config.evaluate_every)
+    training = config.steps * config.samples * base.nfe
+    testing = (1 + tests) * config.held_out * base.nfe
+    ends = config.converged * EXACT_EVALUATIONS
+    rows = min(task.model.rows(), config.samples // config.accumulate * max(1, base.num_parallel))
+    seconds = (training + testing + ends) / rows_per_second(task.model, rows, getattr(torch, config.dtype))
+    weights = ", ".join(f"{task.weights.get(name, 1.0):g} {name}" for name in task.scores)
+    watched = ", ".join([*task.watched, *(["closeness"] if config.converged else [])]) or "nothing"
+    lines = {
+        "model": f"{task.model.name} ({task.model.path}, sample shape {tuple(task.model.shape)}, guidance "
+        f"{task.model.guidance:g})",
+        "table": f"{base.digest[:8]}: {base.depth} sequential calls, {base.nfe} evaluations a sample",
+        "policy": f"{config.policy}: {len(structure.shares)} shares of Dirichlets, {len(structure.std)} normals",
+        "reward": f"{weights}; watched: {watched}",
+        "updates": f"{config.steps} of {config.groups} prompts x {config.group_size} tables",
+        "tests": f"{tests} of at most {config.held_out} held-out samples",
+        "evaluations": f"{training:,} training, at most {testing:,} testing, {ends:,} converged end points",
+        "seconds": f"about {seconds:.0f} s here ({seconds / 60:.1f} min) and what the rewards take",
+    }
+    return "\n".join(f"{name:<13}{text}" for name, text in lines.items())

@@ -1,0 +1,143 @@
+"""What a refinement is about: a model, rewards, and which prompts it learns and is tested on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..denoisers.noise import unit_noise
+from ..denoisers.protocol import Model
+from ..denoisers.rows import RowLimited
+from ..distill.teacher import POOL_SEEDS, VALIDATION_SEEDS
+from ..solvers.parallel import Coefficients, parallel
+from ..solvers.solve import solve
+from .reward import Normalisation, Reward, combined, measured
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Which samples: the seed that each one's condition is bound by, and the seed of its noise."""
+
+    conditions: tuple[int, ...]
+    noises: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.noises)
+
+    def __getitem__(self, rows: slice) -> Draws:
+        return Draws(self.conditions[rows], self.noises[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """Finished samples.
+
+    Args:
+        model: that made them.
+        draws: which samples these are.
+        prompts: text of each one's condition.
+        states: (B, *S).
+    """
+
+    model: Model
+    draws: Draws
+    prompts: list[str]
+    states: Tensor
+
+    def __getitem__(self, rows: slice) -> Rollout:
+        return Rollout(self.model, self.draws[rows], self.prompts[rows], self.states[rows])
+
+    @functools.cached_property
+    def images(self) -> Tensor:
+        """(B, C, H, W) in [0, 1]."""
+        with torch.no_grad():
+            return self.model.decode(self.states)
+
+
+Score = Callable[[Rollout], Tensor]  # (B,), more is better
+
+
+def score_of(reward: Reward) -> Score:
+    """A reward on pictures and prompts as a score of rollouts."""
+    return lambda rollout: measured(reward, rollout.images, rollout.prompts)
+
+
+@runtime_checkable
+class Prompted(Protocol):
+    """A model that knows the text of each seed's condition."""
+
+    def prompts_of(self, seeds: Sequence[int]) -> list[str]: ...
+
+
+def no_text(seeds: Sequence[int]) -> list[str]:
+    """Of a model without prompts."""
+    return [""] * len(seeds)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A model, what is rewarded, and which conditions are trained and tested on.
+
+    Args:
+        model: frozen; conditions are bound by seeds.
+        scores: by name, what is learned from.
+        weights: of each; one where it is left out. Each score is measured in standard deviations of the given table's.
+        watched: by name, measured on held-out samples only: whoever optimises the others watches these.
+        texts: seeds -> prompts, for rewards.
+        train, held_out: seeds of the conditions; empty: any, those of training and testing apart from each other.
+        context: seeds -> (B, C), what the policy's tables depend on; none: one policy for all conditions.
+    """
+
+    model: RowLimited
+    scores: Mapping[str, Score]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    watched: Mapping[str, Score] = field(default_factory=dict)
+    texts: Callable[[Sequence[int]], list[str]] = no_text
+    train: tuple[int, ...] = ()
+    held_out: tuple[int, ...] = ()
+    context: Callable[[Sequence[int]], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.scores:
+            raise ValueError("there is no reward to learn from: give one at least")
+        unknown = sorted(set(self.weights) - set(self.scores)) + sorted(set(self.watched) & set(self.scores))
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is weighed without being learned from, or learned from and watched, too")
+
+    def draw(self, groups: int, size: int, shared: bool, generator: torch.Generator) -> Draws:
+        """Training samples, group by group: one condition a group, one noise, too, where it is shared."""
+        own = torch.randint(POOL_SEEDS, VALIDATION_SEEDS, (groups,), generator=generator)
+        if self.train:
+            own = torch.tensor(self.train)[torch.randint(len(self.train), (groups,), generator=generator)]
+        noises = torch.randint(POOL_SEEDS, VALIDATION_SEEDS, (groups, 1 if shared else size), generator=generator)
+        conditions = own[:, None].expand(-1, size)
+        return Draws(tuple(conditions.flatten().tolist()), tuple(noises.expand(-1, size).flatten().tolist()))
+
+    def tested(self, count: int) -> Draws:
+        """The held-out samples: conditions in turn, other noise each; always the same."""
+        noises = range(VALIDATION_SEEDS, VALIDATION_SEEDS + count)
+        if not self.held_out:
+            return Draws(tuple(noises), tuple(noises))
+        return Draws(tuple(self.held_out[i % len(self.held_out)] for i in range(count)), tuple(noises))
+
+    def roll_out(self, c: Coefficients, draws: Draws, dtype: torch.dtype) -> Rollout:
+        """Solves the samples; coefficients with a sample axis are one table for each, at no more network calls.
+
+        Raises:
+            FloatingPointError: where a state is not finite.
+        """
+        noise = unit_noise(draws.noises, self.model.shape, dtype, self.model.device)
+        with torch.no_grad():
+            states = solve(parallel(c), self.model.for_seeds(draws.conditions), noise, c.sigmas)
+        return Rollout(self.model, draws, self.texts(draws.conditions), states)
+
+    def combined(self, raw: Mapping[str, Tensor], scales: Mapping[str, Normalisation]) -> Tensor:
+        """The weighted sum of the scores that are learned from, each in standard deviations from its mean."""
+        names = list(self.scores)
+        weights = {name: self.weights.get(name, 1.0) for name in names}
+        return combined({name: raw[name] for name in names}, weights, scales)

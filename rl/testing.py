@@ -1,0 +1,142 @@
+"""Tests of the mean table against the given one, on held-out samples with the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..runs.processes import Workers
+from ..solvers.parallel import Coefficients
+from ..solvers.table import Table
+from .closeness import Closeness
+from .config import RefineConfig
+from .conservative import Verdict, decide, level
+from .policy import Policy
+from .reward import Normalisation, normalisation
+from .state import Evaluation, Passed, RefineState
+from .task import Rollout, Score, Task
+
+BLOCK = 64  # held-out samples that are solved together
+SHOWN = 16  # pictures of an evaluation
+
+
+class Tester:
+    """The held-out samples of a run, the scores that are measured on them, and the given table's.
+
+    Args:
+        task: whose `tested` samples these are.
+        base: the given table.
+    """
+
+    def __init__(self, task: Task, base: Table, config: RefineConfig, workers: Workers) -> None:
+        self.task, self.base, self.config, self.workers = task, base, config, workers
+        self.draws = task.tested(config.held_out)
+        self.scores: dict[str, Score] = {**task.scores, **task.watched}
+        self.counts = dict.fromkeys(self.scores, config.held_out)  # how many of the first samples have each score
+        if config.converged and Closeness.name not in self.scores:
+            self.scores[Closeness.name] = Closeness(task.model, config.tolerance)
+            self.counts[Closeness.name] = min(config.converged, config.held_out)
+        self.pictures: Tensor | None = None
+
+    def given(self) -> Tensor:
+        """The given table's scores (S, N)."""
+        c = self.base.coefficients(self._device)
+        return self._measured(lambda rows: c, 0, self.config.held_out)
+
+    def scales(self, given: Tensor) -> dict[str, Normalisation]:
+        """By how much each score that is learned from is moved and divided."""
+        return {name: normalisation(row) for name, row in zip(self.task.scores, given, strict=False)}
+
+    def reward_of_given(self, given: Tensor) -> Tensor:
+        """The given table's reward of every held-out sample (N,)."""
+        return self.task.combined(self._by_name(given), self.scales(given))
+
+    def test(self, state: RefineState, policy: Policy) -> tuple[RefineState, Evaluation]:
+        """The state with its policy's mean table tested, and what came of it.
+
+        The candidate number k of a run may pass by chance with a probability of `level(risk, k)`, which together are
+        at most `risk`. Of all that passed, the one whose gain's lower bound is largest is kept.
+        """
+        given, looks, coefficients = state.given, state.looks + 1, self._mean_of(policy)
+        parts: list[Tensor] = []
+
+        def differences(first: int, last: int) -> Tensor:
+            parts.append(self._measured(coefficients, first, last))
+            raw, scales = self._by_name(parts[-1]), self.scales(given)
+            return self.task.combined(raw, scales) - self.task.combined(self._by_name(given[:, first:last]), scales)
+
+        interval, verdict, _ = decide(differences, self.config.held_out, level(self.config.risk, looks))
+        measured = torch.cat(parts, 1)
+        evaluation = Evaluation(
+            means=self._means(measured),
+            given=self._means(given[:, : measured.shape[1]]),
+            interval=interval,
+            verdict=verdict,
+            table=self._table(policy),
+            pictures=self.pictures,
+        )
+        state = replace(state, looks=looks)
+        if verdict is Verdict.PASSED and (state.passed is None or interval.low > state.passed.interval.low):
+            state = replace(state, best=state.vector, passed=Passed(state.iteration, interval))
+        return state, evaluation
+
+    def _mean_of(self, policy: Policy) -> Callable[[slice], Coefficients]:
+        """The mean table of the policy, or with a context that of each sample."""
+        if self.task.context is None:
+            c = policy.mean().coefficients(self._device)
+            return lambda rows: c
+        context = self.task.context
+
+        def own(rows: slice) -> Coefficients:
+            c = policy.expected(context(self.draws[rows].conditions).double()).coefficients()
+            return c if self._device == "cpu" else c.to(torch.device(self._device))
+
+        return own
+
+    def _table(self, policy: Policy) -> Table:
+        """The mean table; with a context that of the mean context of the held-out samples."""
+        if self.task.context is None:
+            return policy.mean()
+        return policy.mean(self.task.context(self.draws.conditions).double().mean(0, keepdim=True))
+
+    def _measured(self, coefficients: Callable[[slice], Coefficients], first: int, last: int) -> Tensor:
+        """Every score of the samples first..last-1, (S, last - first); zero where one is not measured."""
+        starts = range(first, last, BLOCK)
+
+        def part(i: int) -> Tensor:
+            rows = slice(starts[i], min(starts[i] + BLOCK, last))
+            rollout = self.task.roll_out(coefficients(rows), self.draws[rows], getattr(torch, self.config.dtype))
+            out = torch.zeros(len(self.scores), last - first, dtype=torch.float64)
+            for row, (name, score) in zip(out, self.scores.items(), strict=True):
+                count = min(self.counts[name], rows.stop) - rows.start
+                if count > 0:
+                    few = rollout if count == len(rollout.states) else rollout[:count]
+                    row[rows.start - first : rows.start - first + count] = score(few)
+            if rows.start == 0:
+                self.pictures = _pictures(rollout)
+            return out.flatten()
+
+        size = len(self.scores) * (last - first)
+        return (self.workers.mean(len(starts), size, part) * len(starts)).reshape(len(self.scores), -1)
+
+    def _by_name(self, raw: Tensor) -> dict[str, Tensor]:
+        """What is learned from, by name; the task's own scores come first."""
+        return dict(zip(self.task.scores, raw, strict=False))
+
+    def _means(self, raw: Tensor) -> dict[str, float]:
+        counts = {name: min(count, raw.shape[1]) for name, count in self.counts.items()}
+        return {name: float(row[: counts[name]].mean()) for name, row in zip(self.scores, raw, strict=True)}
+
+    @property
+    def _device(self) -> str:
+        device = torch.device(self.task.model.device)
+        return "cpu" if device.type == "mps" else str(device)  # which has no float64
+
+
+def _pictures(rollout: Rollout) -> Tensor | None:
+    """The samples as pictures, where states are any."""
+    images = rollout.images if len(rollout.model.shape) == 3 else None
+    return None if images is None or images.ndim != 4 else images[:SHOWN].detach().cpu()

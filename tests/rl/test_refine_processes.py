@@ -1,0 +1,90 @@
+"""Refinements that are killed, and those of several processes: the table is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.forked import in_processes
+from helpers.toy_refine import toy_refine_config, toy_table, toy_task
+from torch import Tensor
+
+from epd.rl.run import run_refine
+from epd.runs import follow
+
+HELPERS = Path(__file__).resolve().parents[1] / "helpers"
+CHANGES: dict[str, object] = {"steps": 8, "accumulate": 2, "kl": 0.01, "kl_target": 0.05, "allowed": 0.5}
+
+
+def child(out: Path) -> int:
+    """The run in a forked process of this one, so that twenty of them take seconds."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            config = toy_refine_config(**CHANGES)
+            run_refine(toy_task(), toy_table(), config, out, resume=(out / "checkpoint.safetensors").exists())
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_and_resumed_the_table_is_bit_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "CHECKPOINT_SECONDS", 0.0)
+    began = time.monotonic()
+    assert os.waitpid(child(tmp_path / "whole"), 0)[1] == 0
+    duration = time.monotonic() - began
+    out, rng, kills = tmp_path / "killed", random.Random(0), 0
+    out.mkdir()
+    while kills < 20:
+        pid = child(out)
+        time.sleep(rng.uniform(0.05, 0.6) * duration)
+        os.kill(pid, signal.SIGKILL)
+        if os.waitpid(pid, 0)[1] == 0:  # it was faster
+            for name in ("solver.json", "checkpoint.safetensors", "report.json", "policy.safetensors"):
+                (out / name).unlink()
+        else:
+            kills += 1
+    assert os.waitpid(child(out), 0)[1] == 0
+    for name in ("solver.json", "policy.safetensors", "report.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_two_processes_refine_to_the_table_of_one(tmp_path: Path) -> None:
+    """torchrun with two gloo processes on the CPU; each solves its own prompts."""
+    for name, launcher in (
+        ("one", [sys.executable]),
+        ("two", [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]),
+    ):
+        command = [*launcher, str(HELPERS / "toy_refine.py"), str(tmp_path / name), json.dumps(CHANGES)]
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=240)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        assert sorted(done.stdout.decode().split()) == (["0/1"] if name == "one" else ["0/2", "1/2"])
+    for name in ("solver.json", "policy.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_reward_that_fails_in_one_process_stops_all(tmp_path: Path) -> None:
+    def fragile(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        if os.environ["RANK"] == "1":
+            raise OSError(28, "No space left on device")
+        return torch.zeros(len(images))
+
+    config = toy_refine_config(accumulate=2, converged=0, held_out=128)
+    answers = in_processes(lambda: str(run_refine(toy_task({"fragile": fragile}), toy_table(), config, tmp_path / "r")))
+    assert [answer[0] for answer in answers] == ["ProcessError", "RewardError"]  # type: ignore[index]
+    assert "process 1 of 2 failed: RewardError: the reward fragile failed" in answers[0][1]  # type: ignore[index]
