@@ -50,7 +50,8 @@ def _task(options: Refine, chosen: ModelOptions) -> Task:
     train, held_out = _prompts(options, chosen)
     texts = [*train, *held_out]
     if texts:
-        chosen = chosen.model_copy(update={"prompts": None, "prompt": tuple(texts)})
+        given = {name: getattr(chosen, name) for name in chosen.chosen()}  # a copy would keep the texts it has read
+        chosen = ModelOptions(**{**given, "prompts": None, "prompt": tuple(texts)})
     model = limit_rows(load_model(options.model, chosen), options.rows)
     check_members(model.model)
     scores = {spec: _score(spec, model, options) for spec in options.reward}

@@ -39,6 +39,7 @@ ONCE: dict[str, dict[str, object]] = {
 }
 # A run of the network with the defaults takes half an hour and more on two cores.
 SHORT = {"pool": 1024, "validation": 256, "batch": 64, "screening": 60, "iterations": 500}
+SHORTER = {**SHORT, "screening": 30, "iterations": 300}  # guidance doubles each evaluation
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ SUBJECTS: dict[str, Subject] = {
     "digits-exact": Subject("digits-exact", 16384, 512, torch.float64, 1e-6, once=tuple(ONCE)),
     "digits-exact-flow": Subject("digits-exact-flow", 16384, 512, torch.float64, 1e-6, once=("ld3", "amed")),
     "digits": Subject("digits", 4096, 64, torch.float32, 1e-4, 128, 1.0, training=SHORT),
-    "digits-guidance-2": Subject("digits", 4096, 64, torch.float32, 1e-4, 128, 2.0, training=SHORT),
+    "digits-guidance-2": Subject("digits", 2048, 64, torch.float32, 1e-4, 64, 2.0, training=SHORTER),
 }
 
 

@@ -54,8 +54,8 @@ class RefineConfig(BaseModel):
     stays what `kl` says."""
     entropy: float = Field(default=0.0, ge=0)
     """Coefficient of the policy's entropy, which is to stay large."""
-    width: int = Field(default=32, ge=1)
-    """Of the policy's network."""
+    hidden: int = Field(default=32, ge=1)
+    """Width of the policy's network."""
     held_out: int = Field(default=512, ge=64)
     """Held-out samples on which the mean table is tested against the given one."""
     evaluate_every: int = Field(default=20, ge=1)

@@ -49,7 +49,7 @@ def policy_of(base: Table, config: RefineConfig, context_size: int = 0) -> Polic
     kind = PARAMETRISATIONS[config.policy]
     changes = {"concentration": config.concentration, "std": config.std, "scale_std": config.std}
     kind = replace(kind, **{name: value for name, value in changes.items() if value is not None})
-    return Policy(base, kind, context_size, config.width, config.seed)
+    return Policy(base, kind, context_size, config.hidden, config.seed)
 
 
 def load_vector(policy: Policy, vector: Tensor) -> None:

@@ -25,14 +25,18 @@ HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 CHANGES: dict[str, object] = {"steps": 8, "accumulate": 2, "kl": 0.01, "kl_target": 0.05, "allowed": 0.5}
 
 
+def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return images.double().mean((1, 2, 3))
+
+
 def child(out: Path) -> int:
     """The run in a forked process of this one, so that twenty of them take seconds."""
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            config = toy_refine_config(**CHANGES)
-            run_refine(toy_task(), toy_table(), config, out, resume=(out / "checkpoint.safetensors").exists())
+            config = toy_refine_config(**CHANGES, converged=0)
+            run_refine(toy_task({"bright": brightness}), toy_table(), config, out, resume=(out / "checkpoint.safetensors").exists())
             code = 0
         finally:
             os._exit(code)
