@@ -74,18 +74,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/21cm"))
     parser.add_argument("--calls", type=int, nargs="+", default=[5, 7])
-    parser.add_argument("--iterations", type=int, default=100)
+    parser.add_argument("--iterations", type=int, default=80)
     parser.add_argument("--solvers", nargs="+", help="hand-made ones to compare with, instead of all")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model = make(args.device)
     # A budget of minutes: the defaults would train on 16,384 spectra in 1,200 updates.
-    config = DistillConfig(points=1, pool=128, validation=64, batch=16, screening=20, iterations=args.iterations)
+    config = DistillConfig(points=1, pool=96, validation=32, batch=16, screening=10, iterations=args.iterations)
     tables = distill_each(model, args.calls, config, args.out, resume=True)
     comparison = compare(
         model, {f"dense-1-{calls}": table for calls, table in tables.items()}, args.calls, samples=64, batch=32,
-        tuning=16, tolerance=1e-4, solvers=args.solvers, keep=args.out / "cells",
+        tuning=8, tolerance=1e-4, solvers=args.solvers, keep=args.out / "cells",
     )  # fmt: skip
     write_comparison(comparison, args.out)
     write_atomically(RESULT, comparison.to_json().encode())
