@@ -23,7 +23,7 @@ from .own_model import load_own_model
 if TYPE_CHECKING:
     from ..denoisers.mixture import GaussianMixture
 
-NAMES = (*EMBEDDED, "shapes-exact")
+NAMES = (*EMBEDDED, "shapes", "shapes-exact")
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def labels_of(name: str, options: ModelOptions, seeds: Sequence[int]) -> list[in
 
 
 def load_model(name: str, options: ModelOptions = ModelOptions()) -> Model:  # noqa: B008 - frozen
-    """The model of this name: `digits`, `digits-exact`, `digits-exact-flow`, `shapes-exact`, a folder (pipeline or
-    EDM), a hub id, or what a function of yours returns (`file.py:function`, `package.module:function`).
+    """The model of this name: `digits`, `digits-exact`, `digits-exact-flow`, `shapes`, `shapes-exact`, a folder
+    (pipeline or EDM), a hub id, or what a function of yours returns (`file.py:function`, `package.module:function`).
 
     Raises:
         ValueError: for an unknown name, or options that the model has no use for.
@@ -102,7 +102,11 @@ def load_model(name: str, options: ModelOptions = ModelOptions()) -> Model:  # n
         value = getattr(options, useless[0])
         raise ValueError(f"{useless[0]} = {value!r}: the embedded model {name!r} has no such option")
     guidance = 1.0 if options.guidance is None else options.guidance
-    if name not in EMBEDDED:
+    if name == "shapes":
+        from ..pipelines.shapes import shapes
+
+        return shapes(options.texts or (), guidance)
+    if name == "shapes-exact":
         return shapes_exact(prompts=options.texts or (), guidance=guidance)
     if any(label not in range(10) for label in options.labels):
         raise ValueError(f"labels = {list(options.labels)}: the digits are 0 to 9")

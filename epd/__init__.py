@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .denoisers.digits import digits_pipeline
     from .denoisers.mixture import GaussianMixture
     from .denoisers.networks import NetworkDenoiser
     from .denoisers.noise import unit_noise
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .pipelines.enable import disable, enable, on_states, summary
     from .pipelines.find import find_table
     from .pipelines.scheduler import EPDScheduler
+    from .pipelines.shapes import shapes_pipeline
     from .pipelines.sharing import load_learned, save_learned
     from .solvers import rules, schedules
     from .solvers.answers import batched, serial, slope
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 # Public name -> where it lives. Loaded when first asked for, so that `epd --help` does not wait for torch.
 _HOMES = {
+    "digits_pipeline": "denoisers.digits",
     "GaussianMixture": "denoisers.mixture",
     "NetworkDenoiser": "denoisers.networks",
     "unit_noise": "denoisers.noise",
@@ -44,6 +47,7 @@ _HOMES = {
     "summary": "pipelines.enable",
     "on_states": "pipelines.enable",
     "EPDScheduler": "pipelines.scheduler",
+    "shapes_pipeline": "pipelines.shapes",
     "find_table": "pipelines.find",
     "save_learned": "pipelines.sharing",
     "load_learned": "pipelines.sharing",

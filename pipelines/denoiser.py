@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +39,7 @@ class PipelineModel:
         packing: how the state becomes tokens, where it does.
         guidance: the scale that is asked for.
         name: what tables record.
+        seed_conditions: the number of the condition that each seed stands for; none: s mod P.
     """
 
     stage: Stage
@@ -50,6 +51,7 @@ class PipelineModel:
     packing: Packing | None
     guidance: float
     name: str
+    seed_conditions: Callable[[Sequence[int]], Sequence[int]] | None = None
     _encodings: Encodings | None = None
     _index: tuple[int, ...] | None = None  # condition of each bound sample
 
@@ -100,8 +102,18 @@ class PipelineModel:
         return self.stage.pipe
 
     def for_seeds(self, seeds: Sequence[int]) -> PipelineModel:
-        """Bound to these samples: seed s has the condition number s mod P."""
-        return replace(self, _index=tuple(int(seed) % self.request.count for seed in seeds))
+        """Bound to these samples, to the conditions that their seeds stand for."""
+        return replace(self, _index=self._seed_index(seeds))
+
+    def prompts_of(self, seeds: Sequence[int]) -> list[str]:
+        """The prompt of each sample; empty texts where the pipeline was given none."""
+        texts = self.request.texts or ("",) * self.request.count
+        return [texts[i] for i in self._seed_index(seeds)]
+
+    def _seed_index(self, seeds: Sequence[int]) -> tuple[int, ...]:
+        if self.seed_conditions is not None:
+            return tuple(self.seed_conditions(seeds))
+        return tuple(int(seed) % self.request.count for seed in seeds)
 
     def _conditions(self, rows: int) -> list[int]:
         """Which condition each row of a call has. Unbound, every row has the first one."""
@@ -243,4 +255,6 @@ def from_pipeline(
     scale = guidance if guidance is not None else 1.0 if stock is None else float(stock)
     shape = state_shape(pipe, sample) if packing is None else (sample.shape[2] // 4, packing.height, packing.width)
     title = name or str(pipe.config.get("_name_or_path") or type(pipe).__name__)
-    return PipelineModel(setting, frame, call, shape, time, sample.dtype, packing, float(scale), title, encodings)
+    return PipelineModel(
+        setting, frame, call, shape, time, sample.dtype, packing, float(scale), title, _encodings=encodings
+    )

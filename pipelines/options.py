@@ -55,8 +55,8 @@ class ModelOptions(BaseModel):
     model_config = FROZEN
 
     prompts: UserPath | None = None
-    """File with one prompt a line; sample number s has prompt number s mod their count. `shapes-exact` deals out its
-    own without."""
+    """File with one prompt a line; sample number s has prompt number s mod their count. `shapes` and `shapes-exact`
+    deal out their own without."""
     prompt: tuple[str, ...] = ()
     """Prompts given directly."""
     negative_prompt: str | None = None
