@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .pipelines.scheduler import EPDScheduler
     from .pipelines.shapes import shapes_pipeline
     from .pipelines.sharing import load_learned, save_learned
+    from .rl.config import RefineConfig
+    from .rl.learn import refine
     from .solvers import rules, schedules
     from .solvers.answers import batched, serial, slope
     from .solvers.named import named_table, table_names
@@ -71,6 +73,8 @@ _HOMES = {
     "DistillConfig": "distill.config",
     "distill": "distill.learn",
     "distill_each": "distill.learn",
+    "RefineConfig": "rl.config",
+    "refine": "rl.learn",
     "compare": "evaluation.compare",
 }
 _ROOMS = (

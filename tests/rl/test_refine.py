@@ -13,6 +13,7 @@ from helpers.counting import counting
 from helpers.toy_refine import toy_refine_config, toy_table, toy_task
 from torch import Tensor
 
+import epd
 from epd import Table
 from epd.denoisers.rows import limit_rows
 from epd.rl import refine as module
@@ -248,3 +249,14 @@ def test_configs_that_contradict_themselves_are_refused() -> None:
         replace(toy_task(), scores={})
     with pytest.raises(ValueError, match="'other' is weighed"):
         replace(toy_task(), weights={"other": 1.0})
+
+
+def test_refine_in_one_call_is_the_run_of_the_command(tmp_path: Path) -> None:
+    config = toy_refine_config(steps=12, lr=0.02, evaluate_every=4)
+    model = toy_task().model
+    written = epd.refine(model, toy_table(), "closeness", config, tmp_path / "run")
+    assert written == epd.refine(model, toy_table(), {"closeness": "closeness"}, config)
+    assert written != toy_table() and written.provenance.parent == toy_table().digest
+    assert epd.refine(model, toy_table(), constant, config) == toy_table()
+    with pytest.raises(ValueError, match="needs out="):
+        epd.refine(model, toy_table(), constant, config, resume=True)

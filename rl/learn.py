@@ -1,0 +1,91 @@
+"""Refining a table from Python: one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from ..denoisers.checks import check_members
+from ..denoisers.protocol import Model
+from ..denoisers.rows import limit_rows
+from ..solvers.table import Table
+from . import refine as trainer
+from .closeness import Closeness
+from .config import RefineConfig
+from .rewards import FunctionReward, load_reward
+from .run import refined, run_refine
+from .task import Prompted, Score, Task, no_text, score_of
+
+RewardLike = str | Callable[[Tensor, Sequence[str]], Tensor]
+
+
+def refine(
+    model: Model,
+    table: Table,
+    rewards: RewardLike | Mapping[str, RewardLike],
+    config: RefineConfig = RefineConfig(),  # noqa: B008 - frozen
+    out: Path | str | None = None,
+    *,
+    resume: bool = False,
+    weights: Mapping[str, float] | None = None,
+    watched: Mapping[str, RewardLike] | None = None,
+    texts: Callable[[Sequence[int]], list[str]] | None = None,
+    train: Sequence[int] = (),
+    held_out: Sequence[int] = (),
+) -> Table:
+    """The table that earns more: maximise E reward over a policy around `table`; the model is never touched.
+
+    The result is the best mean table that was better than the given one beyond doubt on held-out samples, or the given
+    one itself. Reference: arXiv 2512.22796.
+
+    Args:
+        model: as of `distill`.
+        table: where the policy starts.
+        rewards: a function of pictures (B, 3, H, W) in [0, 1] and their prompts that returns (B,), or a name that
+            `load_reward` knows, or `closeness`; or several by name.
+        config: how many updates, of how many pictures.
+        out: folder of the run, as of `epd refine`; none: no files.
+        resume: continue the run in `out`.
+        weights: of each reward, in standard deviations of the given table's; one where left out.
+        watched: recorded on held-out samples without being learned from.
+        texts: seeds -> prompts, for rewards; none: the model's own `prompts_of`, where it has one.
+        train, held_out: seeds of the conditions to train and to test on, such as numbers of prompts; empty: any.
+
+    Raises:
+        RewardError: for a reward that cannot be loaded, or fails.
+        ValueError: for a table of another path, or a folder that holds another run.
+    """
+    check_members(model)
+    limited = limit_rows(model)
+    if texts is None:
+        texts = limited.model.prompts_of if isinstance(limited.model, Prompted) else no_text
+    named = rewards if isinstance(rewards, Mapping) else {_name(rewards): rewards}
+    task = Task(
+        model=limited,
+        scores={name: _score(name, reward, limited, config) for name, reward in named.items()},
+        weights=dict(weights or {}),
+        watched={name: _score(name, reward, limited, config) for name, reward in (watched or {}).items()},
+        texts=texts,
+        train=tuple(train),
+        held_out=tuple(held_out),
+    )
+    if out is not None:
+        path = run_refine(task, table, config, Path(out), resume)
+        assert path is not None, "only a dry run has no table"
+        return Table.load(path)
+    if resume:
+        raise ValueError("resume = True needs out=, the folder of the run that is continued")
+    *_, last = trainer.refine(task, table, config)
+    return refined(task, table, config, last.state)
+
+
+def _name(reward: RewardLike) -> str:
+    return reward if isinstance(reward, str) else getattr(reward, "__name__", type(reward).__name__)
+
+
+def _score(name: str, reward: RewardLike, model: Model, config: RefineConfig) -> Score:
+    if reward == Closeness.name:
+        return Closeness(model, config.tolerance)
+    return score_of(load_reward(reward, model.device) if isinstance(reward, str) else FunctionReward(name, reward))
