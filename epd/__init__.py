@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .pipelines.sharing import load_learned, save_learned
     from .rl.config import RefineConfig
     from .rl.learn import refine
+    from .rl.policy_file import load_policy
     from .solvers import rules, schedules
     from .solvers.answers import batched, serial, slope
     from .solvers.named import named_table, table_names
@@ -74,6 +75,7 @@ _HOMES = {
     "distill": "distill.learn",
     "distill_each": "distill.learn",
     "RefineConfig": "rl.config",
+    "load_policy": "rl.policy_file",
     "refine": "rl.learn",
     "compare": "evaluation.compare",
 }

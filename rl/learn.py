@@ -34,6 +34,7 @@ def refine(
     texts: Callable[[Sequence[int]], list[str]] | None = None,
     train: Sequence[int] = (),
     held_out: Sequence[int] = (),
+    context: Callable[[Sequence[int]], Tensor] | None = None,
 ) -> Table:
     """The table that earns more: maximise E reward over a policy around `table`; the model is never touched.
 
@@ -52,6 +53,8 @@ def refine(
         watched: recorded on held-out samples without being learned from.
         texts: seeds -> prompts, for rewards; none: the model's own `prompts_of`, where it has one.
         train, held_out: seeds of the conditions to train and to test on, such as numbers of prompts; empty: any.
+        context: seeds -> (B, C), what tables depend on, such as an embedding of the prompt; none: one table for all. The
+            result is the table of the mean context; `load_policy(out / "policy.safetensors").mean(context)` is others'.
 
     Raises:
         RewardError: for a reward that cannot be loaded, or fails.
@@ -70,6 +73,7 @@ def refine(
         texts=texts,
         train=tuple(train),
         held_out=tuple(held_out),
+        context=context,
     )
     if out is not None:
         path = run_refine(task, table, config, Path(out), resume)
