@@ -28,10 +28,10 @@ demo: $(STAMP) ## learn a 5-call solver for the embedded digits model, compare i
 	$(BIN)/python -m epd.experiments.demo
 
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-fast: $(STAMP) ## all but the slow tests
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 lint: $(STAMP) ## ruff and pyright
 	$(BIN)/ruff check .

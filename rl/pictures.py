@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..solvers.table import Table
 
-CELL = 14  # pixels
+CELL = 24  # pixels
 FULL = 1.5  # weights of this size and more have the full colour
 RED, BLUE, PALE = (178, 24, 43), (33, 102, 172), (240, 240, 240)
 
