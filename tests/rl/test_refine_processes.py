@@ -36,7 +36,8 @@ def child(out: Path) -> int:
         code = 1
         try:
             config = toy_refine_config(**CHANGES, converged=0)
-            run_refine(toy_task({"bright": brightness}), toy_table(), config, out, resume=(out / "checkpoint.safetensors").exists())
+            resume = (out / "checkpoint.safetensors").exists()
+            run_refine(toy_task({"bright": brightness}), toy_table(), config, out, resume=resume)
             code = 0
         finally:
             os._exit(code)
