@@ -69,6 +69,8 @@ class Refiner:
 
     def updates(self, state: RefineState | None) -> Iterator[Update]:
         began, first = time.perf_counter(), state is None
+        if state is not None and state.iteration < state.total:
+            self.tester.compare(state.given)
         state = state or self._first()
         while state.iteration < state.total:
             tick = time.perf_counter()

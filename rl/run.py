@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..denoisers.fingerprint import model_digest
+from ..denoisers.fingerprint import conditions_digest, model_digest
 from ..distill.cost import rows_per_second
 from ..distill.run import numbers_of
 from ..distill.teacher import EXACT_EVALUATIONS
@@ -144,18 +145,25 @@ def _context_size(task: Task) -> int:
 
 
 def _identity(task: Task, base: Table, config: RefineConfig) -> dict[str, object]:
-    """What a checkpoint must agree with: everything that changes the numbers."""
+    """What a checkpoint must agree with: everything that changes the numbers and can be told beforehand.
+
+    What code does cannot: rewards may be mended before a run goes on. `Tester.compare` sees where their scores differ.
+    """
     model = task.model
+    asked = list(dict.fromkeys([*task.train, *task.tested(config.held_out).conditions]))
+    texts = task.texts(asked)
     return {
         "model": model.name,
         "path": model.path,
         "shape": list(model.shape),
         "guidance": model.guidance,
         "weights": model_digest(model),
-        "rewards": {name: task.weights.get(name, 1.0) for name in task.scores},
+        "rewards": [[name, task.weights.get(name, 1.0)] for name in task.scores],  # their order is that of `given`
         "watched": list(task.watched),
         "conditions of training": list(task.train),
         "held-out conditions": list(task.held_out),
+        "texts": f"{len(texts)} ({hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]})",
+        "bound conditions": conditions_digest(model, asked[:64]),
         "config": config.model_dump(mode="json"),
         "table": base.digest,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,8 +20,10 @@ from .reward import Normalisation, normalisation
 from .state import Evaluation, Passed, RefineState
 from .task import Rollout, Score, Task
 
+log = logging.getLogger("epd")
 BLOCK = 64  # held-out samples that are solved together
 SHOWN = 16  # pictures of an evaluation
+CHANGED = 0.01  # standard deviations by which no rounding moves a score on average
 
 
 class Tester:
@@ -45,6 +48,21 @@ class Tester:
         """The given table's scores (S, N)."""
         c = self.base.coefficients(self._device)
         return self._measured(lambda rows: c, 0, self.config.held_out)
+
+    def compare(self, given: Tensor) -> None:
+        """Warns where the given table's first samples are no longer scored as they were: code of the model or of a
+        reward has changed, or a reward is random. What goes on is then another run, if perhaps the intended one.
+        """
+        c, first = self.base.coefficients(), min(BLOCK, self.config.held_out)
+        again = self._measured(lambda rows: c, 0, first)
+        for name, old, new in zip(self.scores, given[:, :first], again, strict=True):
+            apart = float((new - old).abs().mean())
+            if apart > CHANGED * normalisation(old).scale and self.workers.rank == 0:
+                log.warning(
+                    "%s scores the given table otherwise than when this run began, by %.3g on average: if that is not "
+                    "what you want, undo what has changed in the model or the reward, or choose another --out",
+                    name, apart,
+                )  # fmt: skip
 
     def scales(self, given: Tensor) -> dict[str, Normalisation]:
         """By how much each score that is learned from is moved and divided."""

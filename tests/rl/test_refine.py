@@ -145,6 +145,35 @@ def test_what_a_run_leaves_and_that_a_finished_one_is_left_alone(tmp_path: Path)
         run_refine(toy_task(), toy_table(), toy_refine_config(steps=4, lr=0.5), out, resume=True)
 
 
+def test_a_run_is_not_continued_with_other_prompts_or_rewards_in_another_order(tmp_path: Path) -> None:
+    def halted(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        raise RuntimeError
+
+    rewards = {"bright": brightness, "constant": constant}
+    prompted = replace(toy_task(rewards), train=(0, 1), held_out=(2,), texts=lambda seeds: [f"{s}" for s in seeds])
+    names = list(rewards)
+    broken = {name: score for name, score in toy_task({"bright": halted, "constant": constant}).scores.items()}
+    out, config = tmp_path / "run", toy_refine_config(steps=4)
+    with pytest.raises(RewardError):
+        run_refine(replace(prompted, scores=broken), toy_table(), config, out)
+    swapped = replace(prompted, scores={name: prompted.scores[name] for name in reversed(names)})
+    with pytest.raises(RunError, match="rewards was .*bright.*constant.*, is .*constant.*bright"):
+        run_refine(swapped, toy_table(), config, out, resume=True)
+    with pytest.raises(RunError, match="texts was 3 .*, is 3 "):
+        other = replace(prompted, texts=lambda seeds: [f"{s}" if s < 2 else "another" for s in seeds])
+        run_refine(other, toy_table(), config, out, resume=True)
+    assert run_refine(prompted, toy_table(), config, out, resume=True) is not None
+
+
+def test_scores_that_changed_since_a_run_began_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    config = toy_refine_config(steps=2, converged=0)
+    first = next(iter(refine(toy_task({"bright": brightness}), toy_table(), config))).state
+    for reward, told in ((brightness, False), (lambda i, p: 1.1 * brightness(i, p), True)):
+        caplog.clear()
+        assert len(list(refine(toy_task({"bright": reward}), toy_table(), config, first))) == 1
+        assert ("bright scores the given table otherwise" in caplog.text) == told
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
