@@ -62,8 +62,7 @@ class Refiner:
 
     def __init__(self, task: Task, base: Table, config: RefineConfig, workers: Workers) -> None:
         self.task, self.base, self.config, self.workers = task, base, config, workers
-        size = 0 if task.context is None else task.context((0,)).shape[1]
-        self.policy, self.reference = (policy_of(base, config, size) for _ in range(2))
+        self.policy, self.reference = (policy_of(base, config, task.context_size) for _ in range(2))
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.lr, eps=1e-8, foreach=False)
         self.tester = Tester(task, base, config, workers)
 
@@ -106,7 +105,7 @@ class Refiner:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.iteration)
         load_vector(self.policy, state.vector)
         draws = task.draw(config.groups, config.group_size, config.shared_noise, generator)
-        context = self._context(draws)
+        context = task.contexts(draws)
         samples = self.policy.sample(config.samples, generator, context, config.antithetic)
         share, mask = self._exploring(state, generator)
         rows = mask.repeat_interleave(config.group_size)
@@ -139,9 +138,6 @@ class Refiner:
         recent = torch.cat([state.recent, rewards[rows]])[-config.samples :]
         return replace(state, iteration=state.iteration + 1, kl=kl, recent=recent), scalars
 
-    def _context(self, draws: Draws) -> Tensor | None:
-        return None if self.task.context is None else self.task.context(draws.conditions).double()
-
     def _exploring(self, state: RefineState, generator: torch.Generator) -> tuple[float, Tensor]:
         """The share of prompts on which tables are sampled, and which (P,) these are; the others get the given one."""
         if self.config.allowed is None:
@@ -153,13 +149,11 @@ class Refiner:
 
     def _measured(self, samples: Samples, draws: Draws) -> dict[str, Tensor]:
         """Every score that is learned from, (P G,) each; parts are dealt out to processes."""
-        size, device = len(draws) // self.config.accumulate, torch.device(self.task.model.device)
-        dtype = getattr(torch, self.config.dtype)
+        size, dtype = len(draws) // self.config.accumulate, getattr(torch, self.config.dtype)
 
         def part(i: int) -> Tensor:
             rows = slice(i * size, (i + 1) * size)
-            c = samples[rows].coefficients()
-            rollout = self.task.roll_out(c if device.type in ("cpu", "mps") else c.to(device), draws[rows], dtype)
+            rollout = self.task.roll_out(samples[rows].coefficients(), draws[rows], dtype)
             out = torch.zeros(len(self.task.scores), len(draws), dtype=torch.float64)
             for row, score in zip(out, self.task.scores.values(), strict=True):
                 row[rows] = score(rollout)

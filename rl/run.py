@@ -93,14 +93,12 @@ def run_refine(
 
 def refined(task: Task, base: Table, config: RefineConfig, state: RefineState) -> Table:
     """The result of a run: the mean table of the best that passed its test, or the given table where none did."""
-    if state.passed is None:
+    interval = None if state.passed is None else state.passed.table
+    if interval is None:
         return base
-    policy = policy_of(base, config, _context_size(task))
+    policy = policy_of(base, config, task.context_size)
     load_vector(policy, state.best)
-    context = None
-    if task.context is not None:
-        context = task.context(task.tested(config.held_out).conditions).double().mean(0, keepdim=True)
-    table, interval = policy.mean(context), state.passed.interval
+    table = policy.mean(task.mean_context(config.held_out))
     provenance = replace(
         table.provenance,
         model=task.model.name,
@@ -114,21 +112,23 @@ def refined(task: Task, base: Table, config: RefineConfig, state: RefineState) -
 
 def _finish(task: Task, base: Table, config: RefineConfig, state: RefineState, folder: Folder) -> None:
     table = refined(task, base, config, state)
-    policy = policy_of(base, config, _context_size(task))
+    policy, refined_table = policy_of(base, config, task.context_size), table is not base
     if state.passed is not None:
         load_vector(policy, state.best)
         i = state.passed.interval
         log.info(
-            "refined %s: the table of update %d is better by %.3g [%.3g, %.3g] standard deviations of the reward on %d "
-            "held-out samples", folder.table, state.passed.iteration, i.mean, i.low, i.high, i.count,
+            "refined %s: the policy of update %d is better by %.3g [%.3g, %.3g] standard deviations of the reward on "
+            "%d held-out samples", folder.path, state.passed.iteration, i.mean, i.low, i.high, i.count,
         )  # fmt: skip
+        if not refined_table:
+            log.warning("no one table is better for all contexts beyond doubt: %s is the given one", folder.table)
     else:
         log.warning(
             "none of %d tested tables was better than the given one beyond doubt: %s is the given one, unchanged; more "
             "--held-out samples see smaller gains", state.looks, folder.table,
         )  # fmt: skip
     report = {
-        "refined": state.passed is not None,
+        "refined": refined_table,
         "updates": state.iteration,
         "tested": state.looks,
         "passed": None if state.passed is None else asdict(state.passed),
@@ -138,10 +138,6 @@ def _finish(task: Task, base: Table, config: RefineConfig, state: RefineState, f
     save_policy(policy, folder.path / POLICY)
     write_atomically(folder.path / REPORT, (json.dumps(report, indent=2) + "\n").encode())
     folder.finish(dumps(table))
-
-
-def _context_size(task: Task) -> int:
-    return 0 if task.context is None else task.context((0,)).shape[1]
 
 
 def _identity(task: Task, base: Table, config: RefineConfig) -> dict[str, object]:
@@ -186,7 +182,8 @@ def state_of(checkpoint: Checkpoint, path: Path) -> RefineState:
         numbers = dict(checkpoint.numbers["state"])
         passed = numbers.pop("passed")
         if passed is not None:
-            passed = Passed(passed["iteration"], Interval(**passed["interval"]))
+            of_table = None if passed["table"] is None else Interval(**passed["table"])
+            passed = Passed(passed["iteration"], Interval(**passed["interval"]), of_table)
         return RefineState(**numbers, passed=passed, **{name: checkpoint.tensors[name] for name in TENSORS})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path} is not of a refinement ({error}): choose another --out") from error
@@ -225,7 +222,7 @@ def _finite(value: float) -> float | None:
 
 def forecast(task: Task, base: Table, config: RefineConfig) -> str:
     """What --dry-run prints: the policy, what is rewarded, and what it costs."""
-    structure = policy_of(base, config, _context_size(task)).structure
+    structure = policy_of(base, config, task.context_size).structure
     tests = -(-config.steps // config.evaluate_every)
     training = config.steps * config.samples * base.nfe
     testing = (1 + tests) * config.held_out * base.nfe

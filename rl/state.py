@@ -13,15 +13,17 @@ from .conservative import Interval, Verdict
 
 @dataclass(frozen=True)
 class Passed:
-    """A table that was better than the given one on held-out samples beyond doubt.
+    """A policy that was better than the given table on held-out samples beyond doubt.
 
     Args:
         iteration: updates after which it was tested.
         interval: of its gain, in standard deviations of the given table's reward.
+        table: the same of its one mean table; none: that was not better beyond doubt, as may be with a context.
     """
 
     iteration: int
     interval: Interval
+    table: Interval | None
 
 
 @dataclass(frozen=True)
