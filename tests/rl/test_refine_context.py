@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,24 +16,26 @@ from epd import Table
 from epd.rl.policy_file import load_policy
 from epd.rl.refine import Refiner, refine
 from epd.rl.run import checkpoint_of, run_refine, state_of
-from epd.rl.task import Task
+from epd.rl.task import Rollout, Score, Task
 from epd.runs.processes import Workers
 
 
-def opposed(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Bright pictures are good under one prompt and bad under the other."""
-    signs = torch.tensor([1.0 if prompt == "0" else -1.0 for prompt in prompts], dtype=torch.float64)
-    return signs * images.double().mean((1, 2, 3))
+def agreed(rollout: Rollout) -> Tensor:
+    """Large states are good."""
+    return rollout.states.flatten(1).square().mean(1).sqrt()
 
 
-def agreed(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    return images.double().mean((1, 2, 3))
+def opposed(rollout: Rollout) -> Tensor:
+    """Large states are good under one prompt and bad under the other."""
+    signs = torch.tensor([1.0 if prompt == "0" else -1.0 for prompt in rollout.prompts], dtype=torch.float64)
+    return signs * agreed(rollout)
 
 
-def task_of(reward: object) -> Task:
+def task_of(score: Score) -> Task:
     """Two conditions, each with a coordinate of its own."""
     return replace(
-        toy_task({"reward": reward}),
+        toy_task(),
+        scores={"size": score},
         train=(0, 1),
         held_out=(0, 1),
         texts=lambda seeds: [str(seed) for seed in seeds],
@@ -58,7 +59,7 @@ def test_each_sample_is_tested_by_the_table_of_its_context() -> None:
         float(score(task.roll_out(tables[draws.conditions[i]].coefficients(), draws[i : i + 1], torch.float64)))
         for i in range(64)
     ]
-    assert evaluation.means["reward"] == pytest.approx(sum(alone) / 64, rel=1e-6)
+    assert evaluation.means["size"] == pytest.approx(sum(alone) / 64, rel=1e-6)
 
 
 def test_a_policy_that_no_one_table_stands_for_leaves_the_given_table(tmp_path: Path) -> None:
