@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.convert_parameters import parameters_to_vector, vector_to_parameters
 
+from ..denoisers.rows import samples_together
 from ..runs.processes import Workers
 from ..solvers.table import Table
 from .config import RefineConfig
@@ -21,7 +22,7 @@ from .objective import BASELINES, adapted, normalised
 from .parametrisation import PARAMETRISATIONS
 from .policy import Policy
 from .state import RefineState, Update
-from .task import Draws, Task
+from .task import Draws, Rollout, Task
 from .testing import Tester
 
 
@@ -135,7 +136,7 @@ class Refiner:
         kl = state.kl
         if config.kl_target is not None and "losses/kl_to_reference" in scalars:
             kl = adapted(kl, scalars["losses/kl_to_reference"], config.kl_target)
-        recent = torch.cat([state.recent, rewards[rows]])[-config.samples :]
+        recent = torch.cat([state.recent, grouped[mask].mean(1)])[-config.samples :]
         return replace(state, iteration=state.iteration + 1, kl=kl, recent=recent), scalars
 
     def _exploring(self, state: RefineState, generator: torch.Generator) -> tuple[float, Tensor]:
@@ -151,17 +152,29 @@ class Refiner:
         """Every score that is learned from, (P G,) each; parts are dealt out to processes."""
         size, dtype = len(draws) // self.config.accumulate, getattr(torch, self.config.dtype)
 
+        together = samples_together(self.task.model.shape, size)  # of large samples few: their pictures are larger
+
         def part(i: int) -> Tensor:
-            rows = slice(i * size, (i + 1) * size)
-            rollout = self.task.roll_out(samples[rows].coefficients(), draws[rows], dtype)
             out = torch.zeros(len(self.task.scores), len(draws), dtype=torch.float64)
-            for row, score in zip(out, self.task.scores.values(), strict=True):
-                row[rows] = score(rollout)
+            for first in range(i * size, (i + 1) * size, together):
+                rows = slice(first, min(first + together, (i + 1) * size))
+                rollout = self._rolled_out(samples[rows], draws[rows], dtype)
+                for row, score in zip(out, self.task.scores.values(), strict=True):
+                    row[rows] = score(rollout)
             return out.flatten()
 
         parts = self.config.accumulate
         all_of_them = self.workers.mean(parts, len(self.task.scores) * len(draws), part) * parts
         return dict(zip(self.task.scores, all_of_them.reshape(len(self.task.scores), -1), strict=True))
+
+    def _rolled_out(self, samples: Samples, draws: Draws, dtype: torch.dtype) -> Rollout:
+        try:
+            return self.task.roll_out(samples.coefficients(), draws, dtype)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"a sampled table leads out of the finite numbers ({error}): stay nearer to the given one, by a "
+                "smaller std, a larger concentration or a smaller lr"
+            ) from error
 
     def _restore(self, state: RefineState) -> None:
         """Puts the state's parameters and moments into Adam."""

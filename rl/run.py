@@ -24,6 +24,7 @@ from ..runs.processes import Workers
 from ..solvers.provenance import require_path
 from ..solvers.table import Table
 from ..solvers.table_json import dumps
+from .closeness import Closeness
 from .config import RefineConfig
 from .conservative import Interval
 from .pictures import table_picture
@@ -226,11 +227,15 @@ def forecast(task: Task, base: Table, config: RefineConfig) -> str:
     tests = -(-config.steps // config.evaluate_every)
     training = config.steps * config.samples * base.nfe
     testing = (1 + tests) * config.held_out * base.nfe
-    ends = config.converged * EXACT_EVALUATIONS
+    learned, beside = Closeness.name in task.scores, Closeness.name in task.watched
+    each_update = config.groups * (1 if config.shared_noise else config.group_size) if learned else 0
+    solved = config.steps * each_update + (config.held_out if learned or beside else config.converged)
+    ends = solved * EXACT_EVALUATIONS
     rows = min(task.model.rows(), config.samples // config.accumulate * max(1, base.num_parallel))
     seconds = (training + testing + ends) / rows_per_second(task.model, rows, getattr(torch, config.dtype))
     weights = ", ".join(f"{task.weights.get(name, 1.0):g} {name}" for name in task.scores)
-    watched = ", ".join([*task.watched, *(["closeness"] if config.converged else [])]) or "nothing"
+    implied = [Closeness.name] if config.converged and not (learned or beside) else []
+    watched = ", ".join([*task.watched, *implied]) or "nothing"
     lines = {
         "model": f"{task.model.name} ({task.model.path}, sample shape {tuple(task.model.shape)}, guidance "
         f"{task.model.guidance:g})",

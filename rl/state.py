@@ -36,7 +36,8 @@ class RefineState:
         moments: (2, V) of Adam, and its `steps`.
         kl: the present coefficient.
         given: (S, N) the given table's held-out scores, in the order of the task's; zeros where one is not measured.
-        recent: rewards of the last sampled tables, as many as an update has, for safe exploration.
+        recent: mean rewards of the last prompts that sampled tables were tried on, at most as many as an update has
+            samples: for safe exploration, whose bounds are those of independent numbers.
         looks: tests so far.
         best: (V,) parameters of the best that passed its test; those of the start while `passed` is None.
     """

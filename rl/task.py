@@ -50,7 +50,11 @@ class Rollout:
     states: Tensor
 
     def __getitem__(self, rows: slice) -> Rollout:
-        return Rollout(self.model, self.draws[rows], self.prompts[rows], self.states[rows])
+        """Some of them, with their pictures where there are any yet."""
+        part = Rollout(self.model, self.draws[rows], self.prompts[rows], self.states[rows])
+        if "images" in vars(self):
+            vars(part)["images"] = self.images[rows]
+        return part
 
     @functools.cached_property
     def images(self) -> Tensor:
@@ -105,9 +109,12 @@ class Task:
     def __post_init__(self) -> None:
         if not self.scores:
             raise ValueError("there is no reward to learn from: give one at least")
-        unknown = sorted(set(self.weights) - set(self.scores)) + sorted(set(self.watched) & set(self.scores))
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is weighed without being learned from, or learned from and watched, too")
+        for name in self.weights:
+            if name not in self.scores:
+                raise ValueError(f"{name!r} is weighed without being learned from: weigh some of {list(self.scores)}")
+        for name in self.watched:
+            if name in self.scores:
+                raise ValueError(f"{name!r} is learned from and watched, too: leave it out of watched, it is recorded")
 
     def draw(self, groups: int, size: int, shared: bool, generator: torch.Generator) -> Draws:
         """Training samples, group by group: one condition a group, one noise, too, where it is shared."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..denoisers.rows import samples_together
 from ..runs.processes import Workers
 from ..solvers.parallel import Coefficients
 from ..solvers.table import Table
@@ -21,7 +23,7 @@ from .state import Evaluation, Passed, RefineState
 from .task import Rollout, Score, Task
 
 log = logging.getLogger("epd")
-BLOCK = 64  # held-out samples that are solved together
+BLOCK = 64  # held-out samples that are solved together, of large ones fewer
 SHOWN = 16  # pictures of an evaluation
 CHANGED = 0.01  # standard deviations by which no rounding moves a score on average
 
@@ -42,6 +44,8 @@ class Tester:
         if config.converged and Closeness.name not in self.scores:
             self.scores[Closeness.name] = Closeness(task.model, config.tolerance)
             self.counts[Closeness.name] = min(config.converged, config.held_out)
+        # A power of two, so that all looks begin where a block does: end points depend on what they are solved with.
+        self.block = 2 ** int(math.log2(samples_together(task.model.shape, BLOCK)))
         self.pictures: Tensor | None = None
 
     def given(self) -> Tensor:
@@ -128,10 +132,10 @@ class Tester:
 
     def _measured(self, coefficients: Callable[[slice], Coefficients], first: int, last: int) -> Tensor:
         """Every score of the samples first..last-1, (S, last - first); zero where one is not measured."""
-        starts = range(first, last, BLOCK)
+        starts = range(first, last, self.block)
 
         def part(i: int) -> Tensor:
-            rows = slice(starts[i], min(starts[i] + BLOCK, last))
+            rows = slice(starts[i], min(starts[i] + self.block, last))
             rollout = self.task.roll_out(coefficients(rows), self.draws[rows], getattr(torch, self.config.dtype))
             out = torch.zeros(len(self.scores), last - first, dtype=torch.float64)
             for row, (name, score) in zip(out, self.scores.items(), strict=True):
@@ -157,5 +161,7 @@ class Tester:
 
 def _pictures(rollout: Rollout) -> Tensor | None:
     """The samples as pictures, where states are any."""
-    images = rollout.images if len(rollout.model.shape) == 3 else None
-    return None if images is None or images.ndim != 4 else images[:SHOWN].detach().cpu()
+    if len(rollout.model.shape) != 3:
+        return None
+    images = rollout[:SHOWN].images
+    return images.detach().cpu() if images.ndim == 4 else None

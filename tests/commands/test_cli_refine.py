@@ -159,7 +159,8 @@ def test_a_dry_run_says_what_it_costs_and_leaves_nothing(run: Run, tmp_path: Pat
     words = ["--table", start(tmp_path), "--reward", "shapes-graded", "closeness", "--weights", "1", "0.5"]
     code, out, _ = run("refine", *QUICK, *words, "--out", tmp_path / "r", "--dry-run")
     assert code == cli.OK and not (tmp_path / "r").exists()
-    assert "1 shapes-graded, 0.5 closeness" in out and f"{2 * 8 * 3:,} training" in out
+    assert "1 shapes-graded, 0.5 closeness; watched: nothing" in out and f"{2 * 8 * 3:,} training" in out
+    assert f"{(2 * 2 + 64) * 130:,} converged end points" in out  # of each prompt's noise, and all that are held out
 
 
 def test_what_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:

@@ -277,3 +277,5 @@ def test_configs_that_contradict_themselves_are_refused() -> None:
         replace(toy_task(), scores={})
     with pytest.raises(ValueError, match="'other' is weighed"):
         replace(toy_task(), weights={"other": 1.0})
+    with pytest.raises(ValueError, match="'closeness' is learned from and watched"):
+        replace(toy_task(), watched=toy_task().scores)

@@ -85,7 +85,8 @@ def test_a_table_that_stands_for_all_contexts_is_exported_and_a_run_goes_on_bit_
 
 
 @pytest.mark.parametrize(
-    "context", [lambda s: torch.zeros(len(s)), lambda s: torch.zeros(1, 2), lambda s: torch.full((len(s), 2), torch.nan)]
+    "context",
+    [lambda s: torch.zeros(len(s)), lambda s: torch.zeros(1, 2), lambda s: torch.full((len(s), 2), torch.nan)],
 )
 def test_a_context_of_another_shape_is_refused(context: object) -> None:
     task = replace(task_of(agreed), context=context)
