@@ -65,6 +65,7 @@ def run_refine(
     workers = Workers.of_accelerate()
     first, remedy = float(base.sigmas[0]), "take one that was learned for it"
     require_path(base.provenance.path, first, task.model.path, task.model.name, remedy)
+    policy_of(base, config, task.context_size)  # refuses a table that it does not fit, before anything is written
     if dry_run:
         workers.together(lambda: print(forecast(task, base, config)) if workers.rank == 0 else None)
         return None

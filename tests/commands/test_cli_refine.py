@@ -177,6 +177,9 @@ def test_what_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
         code, _, err = run("refine", *QUICK, *words, "--out", tmp_path / "r")
         assert code in (cli.USAGE, cli.FAILED) and message in err, err
         assert not (tmp_path / "r").exists()
+    words = ["--table", start(tmp_path), "--reward", "shapes-all", "--policy", "published", "--out", tmp_path / "r"]
+    code, _, err = run("refine", *QUICK, *words)
+    assert code == cli.FAILED and "take 'ours'" in err and not (tmp_path / "r").exists()
     both = [*prompt_files(tmp_path)[:2], "--held-out-prompts", tmp_path / "train.txt"]
     code, _, err = run("refine", *QUICK, *both, "--table", start(tmp_path), "--reward", "shapes-all")
     assert code == cli.USAGE and "is trained on and held out, too" in err
