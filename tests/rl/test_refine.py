@@ -102,12 +102,13 @@ def test_a_reward_whose_true_gain_is_zero_exports_a_changed_table_in_at_most_a_t
 
 
 def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
-    config = toy_refine_config(kl=0.01, kl_target=0.1, allowed=0.5, minibatches=2)
+    config = toy_refine_config(kl=0.01, kl_target=0.1, allowed=2.0, minibatches=2)
     whole, vectors = [], []
     for update in refine(toy_task(), toy_table(), config):
         whole.append(update)
         vectors.append(update.state.vector.clone())
     assert all(torch.equal(u.state.vector, v) for u, v in zip(whole, vectors, strict=True))  # later ones leave it alone
+    assert whole[-1].state.steps > whole[0].state.steps > 0 and len(whole[-1].state.recent)  # it did explore
     for cut in (1, 3, 4):
         numbers = json.loads(json.dumps(checkpoint_of(whole[cut - 1].state).numbers))
         kept = replace(checkpoint_of(whole[cut - 1].state), numbers=numbers)
