@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from ..denoisers.checks import check_members
+import torch
+
+from ..denoisers.checks import check_model
 from ..denoisers.digits import EMBEDDED
 from ..denoisers.rows import RowLimited, limit_rows
 from ..pipelines.find import find_table
@@ -32,10 +34,16 @@ def refine(options: Refine) -> int:
         raise UsageError(f"--{missing} is missing: give the solver to refine and what its pictures are rewarded by")
     if options.weights and len(options.weights) != len(options.reward):
         raise UsageError(f"{len(options.weights)} weights for {len(options.reward)} rewards: give one for each")
+    named = [*options.reward, *options.watch]
+    twice = [spec for i, spec in enumerate(named) if spec in named[:i]]
+    if twice:
+        raise UsageError(f"the reward {twice[0]} is given twice, to --reward or --watch: give it once")
+    source = options.table
     workers = Workers.of_accelerate()  # before there is a model: each process takes a device of its own
-    base, config, chosen = find_table(options.table), options.refine_config(), model_options(options)
+    config, chosen = options.refine_config(), model_options(options)
+    base = workers.together(lambda: find_table(source))
     task = workers.together(lambda: _task(options, chosen))
-    fits(base, task.model, options.table)
+    fits(base, task.model, source)
     path = run_refine(task, base, config, options.out, options.resume, options.dry_run, chosen.conditions())
     workers.end()
     if path is not None:
@@ -53,7 +61,7 @@ def _task(options: Refine, chosen: ModelOptions) -> Task:
         given = {name: getattr(chosen, name) for name in chosen.chosen()}  # a copy would keep the texts it has read
         chosen = ModelOptions(**{**given, "prompts": None, "prompt": tuple(texts)})
     model = limit_rows(load_model(options.model, chosen), options.rows)
-    check_members(model.model)
+    check_model(model, getattr(torch, options.dtype))  # a level of its own for each row, which tables make use of
     scores = {spec: _score(spec, model, options) for spec in options.reward}
     return Task(
         model=model,
@@ -67,7 +75,10 @@ def _task(options: Refine, chosen: ModelOptions) -> Task:
 
 
 def _prompts(options: Refine, chosen: ModelOptions) -> tuple[list[str], list[str]]:
-    """Training prompts, and those that are held out; the latter are none where there are few."""
+    """Training prompts, and those that are held out; the latter are none where there are few.
+
+    A prompt may stand there several times, to be trained on more often; it is held out altogether or not at all.
+    """
     given = chosen.texts or []
     if options.held_out_prompts is not None:
         if not given:
@@ -77,9 +88,11 @@ def _prompts(options: Refine, chosen: ModelOptions) -> tuple[list[str], list[str
         if both:
             raise UsageError(f"the prompt {both[0][:80]!r} is trained on and held out, too: leave it out of one")
         return given, held_out
-    if len(given) < FEW:
+    different = list(dict.fromkeys(given))
+    if len(different) < FEW:
         return given, []
-    return [text for i, text in enumerate(given) if i % 5 != 4], given[4::5]
+    held_out = dict.fromkeys(different[4::5])
+    return [text for text in given if text not in held_out], list(held_out)
 
 
 def _texts(
@@ -89,11 +102,9 @@ def _texts(
     whole = model.model
     if texts:
         return lambda seeds: [texts[seed % len(texts)] for seed in seeds]
-    if isinstance(whole, Prompted):
-        return whole.prompts_of
-    if options.model in EMBEDDED or chosen.labels:
+    if options.model in EMBEDDED or chosen.labels:  # a pipeline of classes is Prompted, too, with empty texts
         return lambda seeds: [str(label) for label in labels_of(options.model, chosen, seeds) or [""] * len(seeds)]
-    return no_text
+    return whole.prompts_of if isinstance(whole, Prompted) else no_text
 
 
 def _score(spec: str, model: RowLimited, options: Refine) -> Score:

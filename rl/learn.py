@@ -53,8 +53,9 @@ def refine(
         watched: recorded on held-out samples without being learned from.
         texts: seeds -> prompts, for rewards; none: the model's own `prompts_of`, where it has one.
         train, held_out: seeds of the conditions to train and to test on, such as numbers of prompts; empty: any.
-        context: seeds -> (B, C), what tables depend on, such as an embedding of the prompt; none: one table for all. The
-            result is the table of the mean context; `load_policy(out / "policy.safetensors").mean(context)` is others'.
+        context: seeds -> (B, C), what tables depend on, such as an embedding of the prompt; none: one table for all.
+            The result is the table of the mean context, where that is better for all together, or the given one;
+            `load_policy(out / "policy.safetensors").mean(context)` is that of another context.
 
     Raises:
         RewardError: for a reward that cannot be loaded, or fails.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.convert_parameters import parameters_to_vector, vector_to_parameters
 
+from ..denoisers.rows import samples_together
 from ..runs.processes import Workers
 from ..solvers.table import Table
 from .config import RefineConfig
@@ -21,7 +22,7 @@ from .objective import BASELINES, adapted, normalised
 from .parametrisation import PARAMETRISATIONS
 from .policy import Policy
 from .state import RefineState, Update
-from .task import Draws, Task
+from .task import Draws, Rollout, Task
 from .testing import Tester
 
 
@@ -62,13 +63,14 @@ class Refiner:
 
     def __init__(self, task: Task, base: Table, config: RefineConfig, workers: Workers) -> None:
         self.task, self.base, self.config, self.workers = task, base, config, workers
-        size = 0 if task.context is None else task.context((0,)).shape[1]
-        self.policy, self.reference = (policy_of(base, config, size) for _ in range(2))
+        self.policy, self.reference = (policy_of(base, config, task.context_size) for _ in range(2))
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.lr, eps=1e-8, foreach=False)
         self.tester = Tester(task, base, config, workers)
 
     def updates(self, state: RefineState | None) -> Iterator[Update]:
         began, first = time.perf_counter(), state is None
+        if state is not None and state.iteration < state.total:
+            self.tester.compare(state.given)
         state = state or self._first()
         while state.iteration < state.total:
             tick = time.perf_counter()
@@ -104,7 +106,7 @@ class Refiner:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.iteration)
         load_vector(self.policy, state.vector)
         draws = task.draw(config.groups, config.group_size, config.shared_noise, generator)
-        context = self._context(draws)
+        context = task.contexts(draws)
         samples = self.policy.sample(config.samples, generator, context, config.antithetic)
         share, mask = self._exploring(state, generator)
         rows = mask.repeat_interleave(config.group_size)
@@ -134,11 +136,8 @@ class Refiner:
         kl = state.kl
         if config.kl_target is not None and "losses/kl_to_reference" in scalars:
             kl = adapted(kl, scalars["losses/kl_to_reference"], config.kl_target)
-        recent = torch.cat([state.recent, rewards[rows]])[-config.samples :]
+        recent = torch.cat([state.recent, grouped[mask].mean(1)])[-config.samples :]
         return replace(state, iteration=state.iteration + 1, kl=kl, recent=recent), scalars
-
-    def _context(self, draws: Draws) -> Tensor | None:
-        return None if self.task.context is None else self.task.context(draws.conditions).double()
 
     def _exploring(self, state: RefineState, generator: torch.Generator) -> tuple[float, Tensor]:
         """The share of prompts on which tables are sampled, and which (P,) these are; the others get the given one."""
@@ -151,21 +150,31 @@ class Refiner:
 
     def _measured(self, samples: Samples, draws: Draws) -> dict[str, Tensor]:
         """Every score that is learned from, (P G,) each; parts are dealt out to processes."""
-        size, device = len(draws) // self.config.accumulate, torch.device(self.task.model.device)
-        dtype = getattr(torch, self.config.dtype)
+        size, dtype = len(draws) // self.config.accumulate, getattr(torch, self.config.dtype)
+
+        together = samples_together(self.task.model.shape, size)  # of large samples few: their pictures are larger
 
         def part(i: int) -> Tensor:
-            rows = slice(i * size, (i + 1) * size)
-            c = samples[rows].coefficients()
-            rollout = self.task.roll_out(c if device.type in ("cpu", "mps") else c.to(device), draws[rows], dtype)
             out = torch.zeros(len(self.task.scores), len(draws), dtype=torch.float64)
-            for row, score in zip(out, self.task.scores.values(), strict=True):
-                row[rows] = score(rollout)
+            for first in range(i * size, (i + 1) * size, together):
+                rows = slice(first, min(first + together, (i + 1) * size))
+                rollout = self._rolled_out(samples[rows], draws[rows], dtype)
+                for row, score in zip(out, self.task.scores.values(), strict=True):
+                    row[rows] = score(rollout)
             return out.flatten()
 
         parts = self.config.accumulate
         all_of_them = self.workers.mean(parts, len(self.task.scores) * len(draws), part) * parts
         return dict(zip(self.task.scores, all_of_them.reshape(len(self.task.scores), -1), strict=True))
+
+    def _rolled_out(self, samples: Samples, draws: Draws, dtype: torch.dtype) -> Rollout:
+        try:
+            return self.task.roll_out(samples.coefficients(), draws, dtype)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"a sampled table leads out of the finite numbers ({error}): stay nearer to the given one, by a "
+                "smaller std, a larger concentration or a smaller lr"
+            ) from error
 
     def _restore(self, state: RefineState) -> None:
         """Puts the state's parameters and moments into Adam."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..denoisers.fingerprint import model_digest
+from ..denoisers.fingerprint import conditions_digest, model_digest
 from ..distill.cost import rows_per_second
 from ..distill.run import numbers_of
 from ..distill.teacher import EXACT_EVALUATIONS
@@ -23,6 +24,7 @@ from ..runs.processes import Workers
 from ..solvers.provenance import require_path
 from ..solvers.table import Table
 from ..solvers.table_json import dumps
+from .closeness import Closeness
 from .config import RefineConfig
 from .conservative import Interval
 from .pictures import table_picture
@@ -63,6 +65,7 @@ def run_refine(
     workers = Workers.of_accelerate()
     first, remedy = float(base.sigmas[0]), "take one that was learned for it"
     require_path(base.provenance.path, first, task.model.path, task.model.name, remedy)
+    policy_of(base, config, task.context_size)  # refuses a table that it does not fit, before anything is written
     if dry_run:
         workers.together(lambda: print(forecast(task, base, config)) if workers.rank == 0 else None)
         return None
@@ -92,14 +95,12 @@ def run_refine(
 
 def refined(task: Task, base: Table, config: RefineConfig, state: RefineState) -> Table:
     """The result of a run: the mean table of the best that passed its test, or the given table where none did."""
-    if state.passed is None:
+    interval = None if state.passed is None else state.passed.table
+    if interval is None:
         return base
-    policy = policy_of(base, config, _context_size(task))
+    policy = policy_of(base, config, task.context_size)
     load_vector(policy, state.best)
-    context = None
-    if task.context is not None:
-        context = task.context(task.tested(config.held_out).conditions).double().mean(0, keepdim=True)
-    table, interval = policy.mean(context), state.passed.interval
+    table = policy.mean(task.mean_context(config.held_out))
     provenance = replace(
         table.provenance,
         model=task.model.name,
@@ -113,21 +114,23 @@ def refined(task: Task, base: Table, config: RefineConfig, state: RefineState) -
 
 def _finish(task: Task, base: Table, config: RefineConfig, state: RefineState, folder: Folder) -> None:
     table = refined(task, base, config, state)
-    policy = policy_of(base, config, _context_size(task))
+    policy, refined_table = policy_of(base, config, task.context_size), table is not base
     if state.passed is not None:
         load_vector(policy, state.best)
         i = state.passed.interval
         log.info(
-            "refined %s: the table of update %d is better by %.3g [%.3g, %.3g] standard deviations of the reward on %d "
-            "held-out samples", folder.table, state.passed.iteration, i.mean, i.low, i.high, i.count,
+            "refined %s: the policy of update %d is better by %.3g [%.3g, %.3g] standard deviations of the reward on "
+            "%d held-out samples", folder.path, state.passed.iteration, i.mean, i.low, i.high, i.count,
         )  # fmt: skip
+        if not refined_table:
+            log.warning("no one table is better for all contexts beyond doubt: %s is the given one", folder.table)
     else:
         log.warning(
             "none of %d tested tables was better than the given one beyond doubt: %s is the given one, unchanged; more "
             "--held-out samples see smaller gains", state.looks, folder.table,
         )  # fmt: skip
     report = {
-        "refined": state.passed is not None,
+        "refined": refined_table,
         "updates": state.iteration,
         "tested": state.looks,
         "passed": None if state.passed is None else asdict(state.passed),
@@ -139,23 +142,26 @@ def _finish(task: Task, base: Table, config: RefineConfig, state: RefineState, f
     folder.finish(dumps(table))
 
 
-def _context_size(task: Task) -> int:
-    return 0 if task.context is None else task.context((0,)).shape[1]
-
-
 def _identity(task: Task, base: Table, config: RefineConfig) -> dict[str, object]:
-    """What a checkpoint must agree with: everything that changes the numbers."""
+    """What a checkpoint must agree with: everything that changes the numbers and can be told beforehand.
+
+    What code does cannot: rewards may be mended before a run goes on. `Tester.compare` sees where their scores differ.
+    """
     model = task.model
+    asked = list(dict.fromkeys([*task.train, *task.tested(config.held_out).conditions]))
+    texts = task.texts(asked)
     return {
         "model": model.name,
         "path": model.path,
         "shape": list(model.shape),
         "guidance": model.guidance,
         "weights": model_digest(model),
-        "rewards": {name: task.weights.get(name, 1.0) for name in task.scores},
+        "rewards": [[name, task.weights.get(name, 1.0)] for name in task.scores],  # their order is that of `given`
         "watched": list(task.watched),
         "conditions of training": list(task.train),
         "held-out conditions": list(task.held_out),
+        "texts": f"{len(texts)} ({hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]})",
+        "bound conditions": conditions_digest(model, asked[:64]),
         "config": config.model_dump(mode="json"),
         "table": base.digest,
     }
@@ -178,7 +184,8 @@ def state_of(checkpoint: Checkpoint, path: Path) -> RefineState:
         numbers = dict(checkpoint.numbers["state"])
         passed = numbers.pop("passed")
         if passed is not None:
-            passed = Passed(passed["iteration"], Interval(**passed["interval"]))
+            of_table = None if passed["table"] is None else Interval(**passed["table"])
+            passed = Passed(passed["iteration"], Interval(**passed["interval"]), of_table)
         return RefineState(**numbers, passed=passed, **{name: checkpoint.tensors[name] for name in TENSORS})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path} is not of a refinement ({error}): choose another --out") from error
@@ -217,15 +224,19 @@ def _finite(value: float) -> float | None:
 
 def forecast(task: Task, base: Table, config: RefineConfig) -> str:
     """What --dry-run prints: the policy, what is rewarded, and what it costs."""
-    structure = policy_of(base, config, _context_size(task)).structure
+    structure = policy_of(base, config, task.context_size).structure
     tests = -(-config.steps // config.evaluate_every)
     training = config.steps * config.samples * base.nfe
     testing = (1 + tests) * config.held_out * base.nfe
-    ends = config.converged * EXACT_EVALUATIONS
+    learned, beside = Closeness.name in task.scores, Closeness.name in task.watched
+    each_update = config.groups * (1 if config.shared_noise else config.group_size) if learned else 0
+    solved = config.steps * each_update + (config.held_out if learned or beside else config.converged)
+    ends = solved * EXACT_EVALUATIONS
     rows = min(task.model.rows(), config.samples // config.accumulate * max(1, base.num_parallel))
     seconds = (training + testing + ends) / rows_per_second(task.model, rows, getattr(torch, config.dtype))
     weights = ", ".join(f"{task.weights.get(name, 1.0):g} {name}" for name in task.scores)
-    watched = ", ".join([*task.watched, *(["closeness"] if config.converged else [])]) or "nothing"
+    implied = [Closeness.name] if config.converged and not (learned or beside) else []
+    watched = ", ".join([*task.watched, *implied]) or "nothing"
     lines = {
         "model": f"{task.model.name} ({task.model.path}, sample shape {tuple(task.model.shape)}, guidance "
         f"{task.model.guidance:g})",

@@ -13,15 +13,17 @@ from .conservative import Interval, Verdict
 
 @dataclass(frozen=True)
 class Passed:
-    """A table that was better than the given one on held-out samples beyond doubt.
+    """A policy that was better than the given table on held-out samples beyond doubt.
 
     Args:
         iteration: updates after which it was tested.
         interval: of its gain, in standard deviations of the given table's reward.
+        table: the same of its one mean table; none: that was not better beyond doubt, as may be with a context.
     """
 
     iteration: int
     interval: Interval
+    table: Interval | None
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class RefineState:
         moments: (2, V) of Adam, and its `steps`.
         kl: the present coefficient.
         given: (S, N) the given table's held-out scores, in the order of the task's; zeros where one is not measured.
-        recent: rewards of the last sampled tables, as many as an update has, for safe exploration.
+        recent: mean rewards of the last prompts that sampled tables were tried on, at most as many as an update has
+            samples: for safe exploration, whose bounds are those of independent numbers.
         looks: tests so far.
         best: (V,) parameters of the best that passed its test; those of the start while `passed` is None.
     """

@@ -83,7 +83,10 @@ class Structure:
         simplices, gaussians = _dirichlet_rows(base, kind, places), _gaussian_rows(base, kind, places)
         rows = [*simplices, *gaussians]
         if not rows:
-            raise ValueError(f"nothing of this table is sampled by {kind}: name what it has, such as nodes or update")
+            raise ValueError(
+                f"nothing of this table is sampled by {kind}: it may have no points, which is all that 'published' "
+                "samples; take 'ours', or name what it has, such as nodes or update"
+            )
         matrix = torch.zeros(sum(len(row.steps) for row in rows), len(offset), dtype=torch.float64)
         for row, part in zip(rows, matrix.split([len(row.steps) for row in rows]), strict=True):
             part[:, row.targets] = row.matrix

@@ -50,7 +50,11 @@ class Rollout:
     states: Tensor
 
     def __getitem__(self, rows: slice) -> Rollout:
-        return Rollout(self.model, self.draws[rows], self.prompts[rows], self.states[rows])
+        """Some of them, with their pictures where there are any yet."""
+        part = Rollout(self.model, self.draws[rows], self.prompts[rows], self.states[rows])
+        if "images" in vars(self):
+            vars(part)["images"] = self.images[rows]
+        return part
 
     @functools.cached_property
     def images(self) -> Tensor:
@@ -105,9 +109,12 @@ class Task:
     def __post_init__(self) -> None:
         if not self.scores:
             raise ValueError("there is no reward to learn from: give one at least")
-        unknown = sorted(set(self.weights) - set(self.scores)) + sorted(set(self.watched) & set(self.scores))
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is weighed without being learned from, or learned from and watched, too")
+        for name in self.weights:
+            if name not in self.scores:
+                raise ValueError(f"{name!r} is weighed without being learned from: weigh some of {list(self.scores)}")
+        for name in self.watched:
+            if name in self.scores:
+                raise ValueError(f"{name!r} is learned from and watched, too: leave it out of watched, it is recorded")
 
     def draw(self, groups: int, size: int, shared: bool, generator: torch.Generator) -> Draws:
         """Training samples, group by group: one condition a group, one noise, too, where it is shared."""
@@ -125,8 +132,37 @@ class Task:
             return Draws(tuple(noises), tuple(noises))
         return Draws(tuple(self.held_out[i % len(self.held_out)] for i in range(count)), tuple(noises))
 
+    def contexts(self, draws: Draws) -> Tensor | None:
+        """What tables depend on, (B, C) float64 on the CPU; none: nothing.
+
+        Raises:
+            ValueError: for a context of another shape, or numbers that are not finite.
+        """
+        if self.context is None:
+            return None
+        rows = self.context(draws.conditions).detach().cpu().double()  # in this order: MPS has no float64
+        if rows.ndim != 2 or len(rows) != len(draws) or not bool(rows.isfinite().all()):
+            raise ValueError(
+                f"the context of {len(draws)} seeds has shape {tuple(rows.shape)}, or numbers that are not finite: "
+                f"return ({len(draws)}, C), a row for each seed"
+            )
+        return rows
+
+    @property
+    def context_size(self) -> int:
+        """C, or 0."""
+        rows = self.contexts(self.tested(1))
+        return 0 if rows is None else rows.shape[1]
+
+    def mean_context(self, count: int) -> Tensor | None:
+        """(1, C), of so many held-out samples: that of the one table which stands for all."""
+        rows = self.contexts(self.tested(count))
+        return None if rows is None else rows.mean(0, keepdim=True)
+
     def roll_out(self, c: Coefficients, draws: Draws, dtype: torch.dtype) -> Rollout:
         """Solves the samples; coefficients with a sample axis are one table for each, at no more network calls.
+
+        They stay on the CPU; the walk takes them where it needs them.
 
         Raises:
             FloatingPointError: where a state is not finite.

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..denoisers.rows import samples_together
 from ..runs.processes import Workers
 from ..solvers.parallel import Coefficients
 from ..solvers.table import Table
 from .closeness import Closeness
 from .config import RefineConfig
-from .conservative import Verdict, decide, level
+from .conservative import Interval, Verdict, decide, level
 from .policy import Policy
 from .reward import Normalisation, normalisation
 from .state import Evaluation, Passed, RefineState
 from .task import Rollout, Score, Task
 
-BLOCK = 64  # held-out samples that are solved together
+log = logging.getLogger("epd")
+BLOCK = 64  # held-out samples that are solved together, of large ones fewer
 SHOWN = 16  # pictures of an evaluation
+CHANGED = 0.01  # standard deviations by which no rounding moves a score on average
 
 
 class Tester:
@@ -39,12 +44,28 @@ class Tester:
         if config.converged and Closeness.name not in self.scores:
             self.scores[Closeness.name] = Closeness(task.model, config.tolerance)
             self.counts[Closeness.name] = min(config.converged, config.held_out)
+        # A power of two, so that all looks begin where a block does: end points depend on what they are solved with.
+        self.block = 2 ** int(math.log2(samples_together(task.model.shape, BLOCK)))
         self.pictures: Tensor | None = None
 
     def given(self) -> Tensor:
         """The given table's scores (S, N)."""
-        c = self.base.coefficients(self._device)
-        return self._measured(lambda rows: c, 0, self.config.held_out)
+        return self._measured(self._constant(self.base), 0, self.config.held_out)
+
+    def compare(self, given: Tensor) -> None:
+        """Warns where the given table's first samples are no longer scored as they were: code of the model or of a
+        reward has changed, or a reward is random. What goes on is then another run, if perhaps the intended one.
+        """
+        first = min(BLOCK, self.config.held_out)
+        again = self._measured(self._constant(self.base), 0, first)
+        for name, old, new in zip(self.scores, given[:, :first], again, strict=True):
+            apart = float((new - old).abs().mean())
+            if apart > CHANGED * normalisation(old).scale and self.workers.rank == 0:
+                log.warning(
+                    "%s scores the given table otherwise than when this run began, by %.3g on average: if that is not "
+                    "what you want, undo what has changed in the model or the reward, or choose another --out",
+                    name, apart,
+                )  # fmt: skip
 
     def scales(self, given: Tensor) -> dict[str, Normalisation]:
         """By how much each score that is learned from is moved and divided."""
@@ -60,7 +81,31 @@ class Tester:
         The candidate number k of a run may pass by chance with a probability of `level(risk, k)`, which together are
         at most `risk`. Of all that passed, the one whose gain's lower bound is largest is kept.
         """
-        given, looks, coefficients = state.given, state.looks + 1, self._mean_of(policy)
+        context = self.task.mean_context(self.config.held_out)
+        table = policy.mean(context)
+        candidate = self._constant(table) if context is None else self._own(policy)
+        interval, verdict, measured = self._tested(candidate, state.given, state.looks + 1)
+        evaluation = Evaluation(
+            means=self._means(measured),
+            given=self._means(state.given[:, : measured.shape[1]]),
+            interval=interval,
+            verdict=verdict,
+            table=table,
+            pictures=self.pictures,
+        )
+        state = replace(state, looks=state.looks + 1)
+        if verdict is not Verdict.PASSED or (state.passed is not None and interval.low <= state.passed.interval.low):
+            return state, evaluation
+        of_table: Interval | None = interval
+        if context is not None:  # the one table is another candidate
+            of_table, verdict, _ = self._tested(self._constant(table), state.given, state.looks + 1)
+            state, of_table = replace(state, looks=state.looks + 1), of_table if verdict is Verdict.PASSED else None
+        return replace(state, best=state.vector, passed=Passed(state.iteration, interval, of_table)), evaluation
+
+    def _tested(
+        self, coefficients: Callable[[slice], Coefficients], given: Tensor, look: int
+    ) -> tuple[Interval, Verdict, Tensor]:
+        """Of candidate number `look`: the interval of its gain, the verdict, and the scores that were measured."""
         parts: list[Tensor] = []
 
         def differences(first: int, last: int) -> Tensor:
@@ -68,46 +113,29 @@ class Tester:
             raw, scales = self._by_name(parts[-1]), self.scales(given)
             return self.task.combined(raw, scales) - self.task.combined(self._by_name(given[:, first:last]), scales)
 
-        interval, verdict, _ = decide(differences, self.config.held_out, level(self.config.risk, looks))
-        measured = torch.cat(parts, 1)
-        evaluation = Evaluation(
-            means=self._means(measured),
-            given=self._means(given[:, : measured.shape[1]]),
-            interval=interval,
-            verdict=verdict,
-            table=self._table(policy),
-            pictures=self.pictures,
-        )
-        state = replace(state, looks=looks)
-        if verdict is Verdict.PASSED and (state.passed is None or interval.low > state.passed.interval.low):
-            state = replace(state, best=state.vector, passed=Passed(state.iteration, interval))
-        return state, evaluation
+        interval, verdict, _ = decide(differences, self.config.held_out, level(self.config.risk, look))
+        return interval, verdict, torch.cat(parts, 1)
 
-    def _mean_of(self, policy: Policy) -> Callable[[slice], Coefficients]:
-        """The mean table of the policy, or with a context that of each sample."""
-        if self.task.context is None:
-            c = policy.mean().coefficients(self._device)
-            return lambda rows: c
-        context = self.task.context
+    def _constant(self, table: Table) -> Callable[[slice], Coefficients]:
+        c = table.coefficients()
+        return lambda rows: c
+
+    def _own(self, policy: Policy) -> Callable[[slice], Coefficients]:
+        """The mean table of each sample's context."""
 
         def own(rows: slice) -> Coefficients:
-            c = policy.expected(context(self.draws[rows].conditions).double()).coefficients()
-            return c if self._device == "cpu" else c.to(torch.device(self._device))
+            context = self.task.contexts(self.draws[rows])
+            assert context is not None, "asked where there is one"
+            return policy.expected(context).coefficients()
 
         return own
 
-    def _table(self, policy: Policy) -> Table:
-        """The mean table; with a context that of the mean context of the held-out samples."""
-        if self.task.context is None:
-            return policy.mean()
-        return policy.mean(self.task.context(self.draws.conditions).double().mean(0, keepdim=True))
-
     def _measured(self, coefficients: Callable[[slice], Coefficients], first: int, last: int) -> Tensor:
         """Every score of the samples first..last-1, (S, last - first); zero where one is not measured."""
-        starts = range(first, last, BLOCK)
+        starts = range(first, last, self.block)
 
         def part(i: int) -> Tensor:
-            rows = slice(starts[i], min(starts[i] + BLOCK, last))
+            rows = slice(starts[i], min(starts[i] + self.block, last))
             rollout = self.task.roll_out(coefficients(rows), self.draws[rows], getattr(torch, self.config.dtype))
             out = torch.zeros(len(self.scores), last - first, dtype=torch.float64)
             for row, (name, score) in zip(out, self.scores.items(), strict=True):
@@ -130,13 +158,10 @@ class Tester:
         counts = {name: min(count, raw.shape[1]) for name, count in self.counts.items()}
         return {name: float(row[: counts[name]].mean()) for name, row in zip(self.scores, raw, strict=True)}
 
-    @property
-    def _device(self) -> str:
-        device = torch.device(self.task.model.device)
-        return "cpu" if device.type == "mps" else str(device)  # which has no float64
-
 
 def _pictures(rollout: Rollout) -> Tensor | None:
     """The samples as pictures, where states are any."""
-    images = rollout.images if len(rollout.model.shape) == 3 else None
-    return None if images is None or images.ndim != 4 else images[:SHOWN].detach().cpu()
+    if len(rollout.model.shape) != 3:
+        return None
+    images = rollout[:SHOWN].images
+    return images.detach().cpu() if images.ndim == 4 else None

@@ -14,6 +14,7 @@ from torch import Tensor
 from epd import cli
 from epd.commands import refine as command
 from epd.commands.options import ModelArguments, Refine
+from epd.denoisers.rows import RowLimited
 from epd.denoisers.shapes_verifier import verify
 from epd.denoisers.shapes_world import prompts
 from epd.rl.config import RefineConfig
@@ -103,11 +104,63 @@ def test_ten_prompts_or_more_hold_every_fifth_out(run: Run, tmp_path: Path) -> N
     assert command._prompts(few, command.model_options(few)) == (list(prompts("train")[:9]), [])
 
 
+def test_a_prompt_that_is_given_twice_is_not_trained_on_where_it_is_held_out() -> None:
+    texts = prompts("train")[:12]
+    given = (*texts, texts[4], texts[0])
+    options = Refine(table="x", reward=("shapes-all",), prompt=given)
+    train, held_out = command._prompts(options, command.model_options(options))
+    assert held_out == [texts[4], texts[9]]
+    assert train == [text for text in given if text not in held_out] and train.count(texts[0]) == 2
+    twice = Refine(table="x", reward=("shapes-all",), prompt=(texts[0],) * 20)
+    assert command._prompts(twice, command.model_options(twice)) == ([texts[0]] * 20, [])
+
+
+def test_rewards_are_told_the_classes_of_samples() -> None:
+    """Of a pipeline, too, which knows the prompts of its seeds: empty ones."""
+
+    class Classes:
+        def prompts_of(self, seeds: Sequence[int]) -> list[str]:
+            return [""] * len(seeds)
+
+    for name, labels, texts in (("folder", (3, 7), ["3", "7", "3"]), ("digits", (), ["0", "1", "2"])):
+        options = Refine(model=name, table="x", reward=("f.py:f",), labels=labels)
+        model = RowLimited(Classes())  # type: ignore[arg-type]
+        assert command._texts(model, options, command.model_options(options), [])([0, 1, 2]) == texts
+
+
+OWN = """
+import torch, epd
+
+def make():  # wrong for a noise level of each row
+    return epd.own_model(lambda x, sigma: x / (1 + sigma[0]), shape=(1, 4, 4), sigma_min=0.1, sigma_max=2.0, path="ve")
+
+def fine():
+    return epd.own_model(
+        lambda x, sigma: x / (1 + sigma**2).reshape(-1, 1, 1, 1), shape=(1, 4, 4), sigma_min=0.1, sigma_max=2.0,
+        path="ve",
+    )
+
+def bright(images, prompts):
+    assert images.shape[1:] == (3, 4, 4) and set(prompts) == {""}
+    return images.mean((1, 2, 3))
+"""
+
+
+def test_a_model_and_a_reward_of_ones_own(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    Table([2.0, 0.5, 0.1], np.zeros((2, 0)), np.zeros((2, 0)), anchor=[1.0] * 2, calls=1).save(tmp_path / "start.json")
+    words = ["--table", tmp_path / "start.json", "--reward", f"{tmp_path}/own.py:bright", *QUICK[4:]]
+    code, _, err = run("refine", "--model", f"{tmp_path}/own.py:make", *words, "--out", tmp_path / "r")
+    assert code == cli.FAILED and "every row has its own noise level" in err and not (tmp_path / "r").exists()
+    assert run("refine", "--model", f"{tmp_path}/own.py:fine", *words, "--out", tmp_path / "r")[0] == cli.OK
+
+
 def test_a_dry_run_says_what_it_costs_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
     words = ["--table", start(tmp_path), "--reward", "shapes-graded", "closeness", "--weights", "1", "0.5"]
     code, out, _ = run("refine", *QUICK, *words, "--out", tmp_path / "r", "--dry-run")
     assert code == cli.OK and not (tmp_path / "r").exists()
-    assert "1 shapes-graded, 0.5 closeness" in out and f"{2 * 8 * 3:,} training" in out
+    assert "1 shapes-graded, 0.5 closeness; watched: nothing" in out and f"{2 * 8 * 3:,} training" in out
+    assert f"{(2 * 2 + 64) * 130:,} converged end points" in out  # of each prompt's noise, and all that are held out
 
 
 def test_what_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
@@ -116,12 +169,17 @@ def test_what_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
         (["--reward", "shapes-all"], "--table is missing"),
         (["--table", table], "--reward is missing"),
         (["--table", table, "--reward", "shapes-all", "--weights", "1", "2"], "2 weights for 1 rewards"),
+        (["--table", table, "--reward", "shapes-all", "shapes-all"], "shapes-all is given twice"),
+        (["--table", table, "--reward", "shapes-all", "--watch", "shapes-all"], "shapes-all is given twice"),
         (["--table", table, "--reward", "shapes-al"], "shapes-all"),
         (["--table", start(tmp_path, "flow"), "--reward", "shapes-all"], "flow"),
     ):
         code, _, err = run("refine", *QUICK, *words, "--out", tmp_path / "r")
         assert code in (cli.USAGE, cli.FAILED) and message in err, err
         assert not (tmp_path / "r").exists()
+    words = ["--table", start(tmp_path), "--reward", "shapes-all", "--policy", "published", "--out", tmp_path / "r"]
+    code, _, err = run("refine", *QUICK, *words)
+    assert code == cli.FAILED and "take 'ours'" in err and not (tmp_path / "r").exists()
     both = [*prompt_files(tmp_path)[:2], "--held-out-prompts", tmp_path / "train.txt"]
     code, _, err = run("refine", *QUICK, *both, "--table", start(tmp_path), "--reward", "shapes-all")
     assert code == cli.USAGE and "is trained on and held out, too" in err

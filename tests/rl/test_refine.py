@@ -13,7 +13,6 @@ from helpers.counting import counting
 from helpers.toy_refine import toy_refine_config, toy_table, toy_task
 from torch import Tensor
 
-import epd
 from epd import Table
 from epd.denoisers.rows import limit_rows
 from epd.rl import refine as module
@@ -86,7 +85,7 @@ def test_a_sign_that_is_flipped_ships_the_given_table(monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_a_reward_whose_true_gain_is_zero_exports_a_changed_table_in_at_most_a_twentieth_of_runs() -> None:
-    """200 runs of 8 tests each; pictures are ignored, so no table is better than another."""
+    """200 runs of 4 tests each; pictures are ignored, so no table is better than another."""
     generator = torch.Generator().manual_seed(0)
 
     def luck(images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -95,7 +94,7 @@ def test_a_reward_whose_true_gain_is_zero_exports_a_changed_table_in_at_most_a_t
     task, changed = toy_task({"luck": luck}), 0
     for seed in range(200):
         config = toy_refine_config(
-            seed=seed, steps=8, evaluate_every=1, held_out=64, converged=0, groups=2, group_size=4, epochs=1, lr=0.05
+            seed=seed, steps=4, evaluate_every=1, held_out=64, converged=0, groups=2, group_size=4, epochs=1, lr=0.05
         )
         *_, last = refine(task, toy_table(), config)
         changed += last.state.passed is not None
@@ -103,12 +102,13 @@ def test_a_reward_whose_true_gain_is_zero_exports_a_changed_table_in_at_most_a_t
 
 
 def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
-    config = toy_refine_config(kl=0.01, kl_target=0.1, allowed=0.5, minibatches=2)
+    config = toy_refine_config(kl=0.01, kl_target=0.1, allowed=2.0, minibatches=2)
     whole, vectors = [], []
     for update in refine(toy_task(), toy_table(), config):
         whole.append(update)
         vectors.append(update.state.vector.clone())
     assert all(torch.equal(u.state.vector, v) for u, v in zip(whole, vectors, strict=True))  # later ones leave it alone
+    assert whole[-1].state.steps > whole[0].state.steps > 0 and len(whole[-1].state.recent)  # it did explore
     for cut in (1, 3, 4):
         numbers = json.loads(json.dumps(checkpoint_of(whole[cut - 1].state).numbers))
         kept = replace(checkpoint_of(whole[cut - 1].state), numbers=numbers)
@@ -144,6 +144,35 @@ def test_what_a_run_leaves_and_that_a_finished_one_is_left_alone(tmp_path: Path)
         run_refine(toy_task(), toy_table(), config, out)
     with pytest.raises(RunError, match=r"config.lr was .*, is 0.5"):
         run_refine(toy_task(), toy_table(), toy_refine_config(steps=4, lr=0.5), out, resume=True)
+
+
+def test_a_run_is_not_continued_with_other_prompts_or_rewards_in_another_order(tmp_path: Path) -> None:
+    def halted(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        raise RuntimeError
+
+    rewards = {"bright": brightness, "constant": constant}
+    prompted = replace(toy_task(rewards), train=(0, 1), held_out=(2,), texts=lambda seeds: [f"{s}" for s in seeds])
+    names = list(rewards)
+    broken = {name: score for name, score in toy_task({"bright": halted, "constant": constant}).scores.items()}
+    out, config = tmp_path / "run", toy_refine_config(steps=4)
+    with pytest.raises(RewardError):
+        run_refine(replace(prompted, scores=broken), toy_table(), config, out)
+    swapped = replace(prompted, scores={name: prompted.scores[name] for name in reversed(names)})
+    with pytest.raises(RunError, match="rewards was .*bright.*constant.*, is .*constant.*bright"):
+        run_refine(swapped, toy_table(), config, out, resume=True)
+    with pytest.raises(RunError, match="texts was 3 .*, is 3 "):
+        other = replace(prompted, texts=lambda seeds: [f"{s}" if s < 2 else "another" for s in seeds])
+        run_refine(other, toy_table(), config, out, resume=True)
+    assert run_refine(prompted, toy_table(), config, out, resume=True) is not None
+
+
+def test_scores_that_changed_since_a_run_began_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    config = toy_refine_config(steps=2, converged=0)
+    first = next(iter(refine(toy_task({"bright": brightness}), toy_table(), config))).state
+    for reward, told in ((brightness, False), (lambda i, p: 1.1 * brightness(i, p), True)):
+        caplog.clear()
+        assert len(list(refine(toy_task({"bright": reward}), toy_table(), config, first))) == 1
+        assert ("bright scores the given table otherwise" in caplog.text) == told
 
 
 @pytest.mark.parametrize(
@@ -249,41 +278,5 @@ def test_configs_that_contradict_themselves_are_refused() -> None:
         replace(toy_task(), scores={})
     with pytest.raises(ValueError, match="'other' is weighed"):
         replace(toy_task(), weights={"other": 1.0})
-
-
-def test_refine_in_one_call_is_the_run_of_the_command(tmp_path: Path) -> None:
-    config = toy_refine_config(steps=12, lr=0.02, evaluate_every=4)
-    model = toy_task().model
-    written = epd.refine(model, toy_table(), "closeness", config, tmp_path / "run")
-    assert written == epd.refine(model, toy_table(), {"closeness": "closeness"}, config)
-    assert written != toy_table() and written.provenance.parent == toy_table().digest
-    assert epd.refine(model, toy_table(), constant, config) == toy_table()
-    with pytest.raises(ValueError, match="needs out="):
-        epd.refine(model, toy_table(), constant, config, resume=True)
-
-
-def test_tables_that_depend_on_a_context_are_each_prompts_own(tmp_path: Path) -> None:
-    """Contrast for one half of the conditions and none for the other: one table cannot do both."""
-
-    def context(seeds: Sequence[int]) -> Tensor:
-        return torch.tensor([[1.0 if seed % 2 else -1.0] for seed in seeds])
-
-    def strong_or_weak(images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return context([int(text) for text in prompts])[:, 0] * (images.double() - 0.5).abs().mean((1, 2, 3))
-
-    config = toy_refine_config(steps=25, lr=0.02, evaluate_every=25, groups=8, converged=0, held_out=128)
-    conditions = {"train": (0, 1), "held_out": (0, 1), "texts": lambda seeds: [str(seed) for seed in seeds]}
-    rewards: dict[str, object] = {"strong-or-weak": strong_or_weak}
-    own = replace(toy_task(rewards), context=context, **conditions)
-    one = replace(toy_task(rewards), **conditions)
-    gains = []
-    for task in (own, one):
-        *_, last = refine(task, toy_table(), config)
-        assert last.evaluation is not None
-        gains.append(last.evaluation.interval.mean)
-    assert gains[0] > 0.1 and gains[0] > 2 * abs(gains[1]), gains
-    model, out = own.model, tmp_path / "run"
-    learned = epd.refine(model, toy_table(), strong_or_weak, config, out, context=context, **conditions)  # type: ignore[arg-type]
-    policy = epd.load_policy(out / "policy.safetensors")
-    assert learned.digest == policy.mean(torch.zeros(1, 1)).digest
-    assert policy.mean(torch.ones(1, 1)).digest != policy.mean(-torch.ones(1, 1)).digest
+    with pytest.raises(ValueError, match="'closeness' is learned from and watched"):
+        replace(toy_task(), watched=toy_task().scores)
