@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +25,8 @@ from .policy import Policy
 from .state import RefineState, Update
 from .task import Draws, Rollout, Task
 from .testing import Tester
+
+log = logging.getLogger("epd")
 
 
 def refine(
@@ -146,6 +149,11 @@ class Refiner:
         given = self.tester.reward_of_given(state.given)
         alpha = level(self.config.risk, state.iteration + 1)  # the policy of each update is another
         share = exploring_share(state.recent, given, floor_of(given, self.config.allowed), alpha)
+        if share == 0 and state.iteration == 0 and self.workers.rank == 0:
+            log.warning(
+                "allowed = %g leaves no room for exploring: what %d held-out samples say of the given table is not that "
+                "sure; give a larger one, or more --held-out samples", self.config.allowed, len(given),
+            )  # fmt: skip
         return share, exploring(self.config.groups, share, generator)
 
     def _measured(self, samples: Samples, draws: Draws) -> dict[str, Tensor]:

@@ -248,6 +248,13 @@ def test_tables_that_are_far_worse_are_kept_from_most_prompts() -> None:
     assert mean[0] > mean[1]
 
 
+def test_a_floor_that_leaves_no_room_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    updates = all_of(toy_task({"bright": brightness}), toy_refine_config(allowed=0.0, steps=2, converged=0))
+    assert caplog.text.count("allowed = 0 leaves no room for exploring") == 1
+    assert all(u.scalars["charts/exploring"] == 0.0 for u in updates)
+    assert torch.equal(updates[-1].state.vector, updates[-1].state.best)
+
+
 def test_minutes_decide_how_many_updates_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
