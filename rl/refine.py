@@ -151,7 +151,7 @@ class Refiner:
         share = exploring_share(state.recent, given, floor_of(given, self.config.allowed), alpha)
         if share == 0 and state.iteration == 0 and self.workers.rank == 0:
             log.warning(
-                "allowed = %g leaves no room for exploring: what %d held-out samples say of the given table is not that "
+                "allowed = %g leaves no room for exploring: what %d held-out samples say of the given table is less "
                 "sure; give a larger one, or more --held-out samples", self.config.allowed, len(given),
             )  # fmt: skip
         return share, exploring(self.config.groups, share, generator)
