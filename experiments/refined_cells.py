@@ -22,12 +22,16 @@ from ..rl.task import Task, score_of
 
 SEEDS = range(3)
 REWARD, WATCHED = "shapes-graded", ("shapes-all", "shapes-frac")
-# Of the study of sample efficiency: name -> baseline, shared noise.
-EFFICIENCY = {
-    f"{baseline}{'-shared' if shared else ''}": {"baseline": baseline, "shared_noise": shared}
-    for baseline in ("rloo", "grpo", "published")
+# Of the study of sample efficiency: baselines with the tables of a prompt on shared noise and each on its own, and the
+# default one with more prompts and fewer tables on each.
+EFFICIENCY: dict[str, dict[str, object]] = {
+    f"{baseline}{'-shared' * shared}{'-64x4' * (groups == 64)}": {
+        "baseline": baseline, "shared_noise": shared, "groups": groups, "group_size": 256 // groups
+    }
+    for groups, baselines in ((16, ("rloo", "grpo", "published")), (64, ("rloo",)))
+    for baseline in baselines
     for shared in (True, False)
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ class Job:
 
 
 def jobs(only: Sequence[str] = ()) -> list[Job]:
-    """The cells that fit one of the filters, in the order in which they are made: by model, then by seed and calls.
+    """The cells that fit one of the filters, filter by filter; those of one by model, then by seed and calls.
 
     Raises:
         ValueError: for a filter that no cell fits.
@@ -168,7 +172,7 @@ def jobs(only: Sequence[str] = ()) -> list[Job]:
                 f"no cell is {text!r}: give MODEL,WHAT,CALLS,SEED, of models {', '.join(SUBJECTS)}; reference, "
                 f"handmade, distilled, refined, {', '.join(EFFICIENCY)}; an empty one is any"
             )
-    return [job for job in every if not only or any(fits(text, job) for text in only)]
+    return [*dict.fromkeys(job for text in only or [""] for job in every if fits(text, job))]
 
 
 def fits(text: str, job: Job) -> bool:

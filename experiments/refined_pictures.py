@@ -33,12 +33,12 @@ def draw_efficiency(courses: Sequence[Course], path: Path) -> Path:
 
     figure = Figure(figsize=(8.2, 4.8), layout="constrained", facecolor="white")
     axes = figure.subplots()
-    kinds = list(dict.fromkeys(course.name.removesuffix("-shared") for course in courses))
+    kinds = list(dict.fromkeys(course.name.replace("-shared", "") for course in courses))
     ends = []
     for course in courses:
-        color = LEARNED[kinds.index(course.name.removesuffix("-shared")) % len(LEARNED)]
+        color = LEARNED[kinds.index(course.name.replace("-shared", "")) % len(LEARNED)]
         rollouts, gains = (0, *course.rollouts), torch.nn.functional.pad(course.gains, (1, 0))
-        style = "-" if course.name.endswith("-shared") else "--"
+        style = "-" if "-shared" in course.name else "--"
         axes.plot(rollouts, gains.mean(0), style, color=color, lw=2)
         axes.fill_between(rollouts, gains.min(0).values, gains.max(0).values, color=color, alpha=0.08, lw=0)
         ends.append((course.label, float(gains[:, -1].mean()), color))

@@ -200,8 +200,10 @@ class Course:
 
     @property
     def label(self) -> str:
-        """Baseline and noise in words."""
-        return f"{self.name.removesuffix('-shared')}, {'shared' if self.name.endswith('-shared') else 'own'} noise"
+        """Baseline, noise, and prompts x tables in words."""
+        row = EFFICIENCY[self.name]
+        noise = "shared" if row["shared_noise"] else "own"
+        return f"{row['baseline']}, {noise} noise, {row['groups']} x {row['group_size']}"
 
 
 def courses(files: Mapping[str, Any], name: str) -> list[Course]:
@@ -213,7 +215,7 @@ def courses(files: Mapping[str, Any], name: str) -> list[Course]:
             gains = [[test["gain"][REWARD] for test in cell["course"]] for cell in own]
             rollouts = tuple(test["rollouts"] for test in own[0]["course"])
             out.append(Course(what, rollouts, torch.tensor(gains, dtype=torch.float64)))
-    varied = ("baseline", "shared_noise", "seed")
+    varied = (*next(iter(EFFICIENCY.values())), "seed")
     settings = [cell["settings"] for cell in _studied(files, name)]
     if len({json.dumps({k: v for k, v in one.items() if k not in varied}) for one in settings}) > 1:
         raise ValueError(f"refinements of {name} had different settings: run `python -m epd.experiments.bench_refine`")
@@ -237,7 +239,8 @@ def efficiency(name: str, files: Mapping[str, Any]) -> str:
                   for i in shown]  # fmt: skip
         half = next((f"{r:,}" for r, g in zip(course.rollouts, course.gains.mean(0), strict=True) if g >= most / 2), "")
         rows.append([course.label, *values, half])
-    heads = ["baseline", *(f"{found[0].rollouts[i]:,} rollouts" for i in shown), "rollouts to half of the largest gain"]
+    after = [f"{found[0].rollouts[i]:,} rollouts" for i in shown]
+    heads = ["baseline, noise, prompts x tables", *after, "rollouts to half of the largest gain"]
     cells = _studied(files, name)
     heading = f"Gain of `graded` on held-out prompts of `{name}`, mean (each of {len(found[0].gains)} training seeds):"
     return f"{heading}\n\n{markdown_table(heads, rows)}\n\n{measured_in(*(cell['environment'] for cell in cells))}"

@@ -85,15 +85,20 @@ def test_cells_are_made_by_model_and_seed_and_filters_choose_them() -> None:
     assert every.index(Job("shapes", "distilled", 3, 0)) < every.index(Job("shapes", "refined", 3, 0))
     assert jobs(["shapes,refined,4,2"]) == [Job("shapes", "refined", 4, 2)]
     assert {job.seed for job in jobs(["shapes-exact,rloo-shared"])} == {0, 1, 2}
+    first = jobs(["shapes,refined,5,1", "shapes,,3,0", "shapes"])
+    assert [job.what for job in first[:4]] == ["refined", "handmade", "distilled", "refined"]
+    assert len(first) == len(set(first)) == len(jobs(["shapes"])) and jobs([""]) == every
     with pytest.raises(ValueError, match="no cell is 'digits': give MODEL,WHAT,CALLS,SEED, of models shapes-exact,"):
         jobs(["digits"])
 
 
 def test_the_study_has_every_baseline_with_and_without_shared_noise() -> None:
-    assert {row["baseline"] for row in EFFICIENCY.values()} == set(BASELINES) and len(EFFICIENCY) == 2 * len(BASELINES)
+    kinds = {(row["baseline"], row["shared_noise"]) for row in EFFICIENCY.values() if row["groups"] == 16}
+    assert kinds == {(baseline, shared) for baseline in BASELINES for shared in (True, False)}
     for what, row in EFFICIENCY.items():
         config = Job("shapes-exact", what, 2, 1).refining()
         assert (config.baseline, config.shared_noise, config.seed) == (row["baseline"], row["shared_noise"], 1)
+        assert config.samples == 256  # all of them have the same budget
         assert Job("shapes-exact", what, 2, 1).base() == Job("shapes-exact", "distilled", 2, 0)
 
 
@@ -188,7 +193,7 @@ def made_up() -> Iterator[tuple[str, dict[str, Any]]]:
     for what, most in (("rloo", 0.04), ("grpo-shared", 0.02)):
         for seed in range(2):
             course = [{"rollouts": r, "gain": {"shapes-graded": most * r / 400 + seed / 1e3}} for r in (100, 200, 400)]
-            settings = {"baseline": what, "shared_noise": True, "seed": seed, "lr": 0.1}
+            settings = {**EFFICIENCY[what], "seed": seed, "lr": 0.1}
             cell = {"what": what, "calls": 3, "seed": seed, "settings": settings, "course": course}
             yield f"{what}-3-{seed}", {**cell, "environment": {"python": "3.11"}}
 
@@ -217,8 +222,8 @@ def test_the_readme_compares_with_the_best_hand_made_solver_and_says_how_much_of
 def test_efficiency_is_shown_best_first(tmp_path: Path) -> None:
     text = readme_tables.rendered("refine-efficiency", placed(tmp_path))
     rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
-    assert rows[0].startswith("| rloo, own noise | ") and rows[1].startswith("| grpo, shared noise | ")
-    assert "+0.0405 (+0.040, +0.041)" in rows[0] and rows[0].endswith("| 400 |") is False
+    assert [row.split(" | ")[0] for row in rows] == ["| rloo, own noise, 16 x 16", "| grpo, shared noise, 16 x 16"]
+    assert "+0.0405 (+0.040, +0.041)" in rows[0] and rows[0].endswith(" | 200 |")
     path = tmp_path / "refined" / "shapes-exact" / "rloo-3-1.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "settings": {**content["settings"], "lr": 0.2}}))
