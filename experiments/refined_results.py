@@ -66,7 +66,7 @@ def columns(files: Mapping[str, Any], name: str) -> list[Column]:
     """The calls of a model at which everything has been measured with one training seed at least.
 
     Raises:
-        ValueError: where cells were measured on different samples.
+        ValueError: where cells were measured on different samples, or tables of so many calls refined differently.
     """
     own = [content for path, content in files.items() if path.startswith(f"{name}/") and "judged" in content]
     if any(content["judged"] != own[0]["judged"] for content in own):
@@ -74,6 +74,7 @@ def columns(files: Mapping[str, Any], name: str) -> list[Column]:
     out = []
     for calls in sorted({content["calls"] for content in own if content["what"] == "refined"}):
         of = {what: [c for c in own if (c["what"], c["calls"]) == (what, calls)] for what in ("handmade", "refined")}
+        _require_equal(f"refinements of {name}", of["refined"], ("seed", "base"))
         reference = [content for content in own if content["what"] == "reference"]
         seeds = [content["seed"] for content in of["refined"]]
         given = [c for c in own if (c["what"], c["calls"]) == ("distilled", calls) and c["seed"] in seeds]
@@ -84,6 +85,13 @@ def columns(files: Mapping[str, Any], name: str) -> list[Column]:
             steps = _measured(f"{reference[0]['calls']} steps", [reference[0]["scores"]])
             out.append(Column(calls, steps, handmade, distilled, refined, tuple(of["refined"])))
     return out
+
+
+def _require_equal(what: str, cells: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> None:
+    """Raises a ValueError where cells differ in other settings than those that are varied."""
+    settings = [{key: value for key, value in cell["settings"].items() if key not in varied} for cell in cells]
+    if any(one != settings[0] for one in settings):
+        raise ValueError(f"{what} had different settings: run `python -m epd.experiments.bench_refine`")
 
 
 def _measured(name: str, scores: Sequence[Mapping[str, Any]]) -> Measured:
@@ -215,10 +223,7 @@ def courses(files: Mapping[str, Any], name: str) -> list[Course]:
             gains = [[test["gain"][REWARD] for test in cell["course"]] for cell in own]
             rollouts = tuple(test["rollouts"] for test in own[0]["course"])
             out.append(Course(what, rollouts, torch.tensor(gains, dtype=torch.float64)))
-    varied = (*next(iter(EFFICIENCY.values())), "seed")
-    settings = [cell["settings"] for cell in _studied(files, name)]
-    if len({json.dumps({k: v for k, v in one.items() if k not in varied}) for one in settings}) > 1:
-        raise ValueError(f"refinements of {name} had different settings: run `python -m epd.experiments.bench_refine`")
+    _require_equal(f"refinements of {name}", _studied(files, name), (*next(iter(EFFICIENCY.values())), "seed"))
     return out
 
 

@@ -187,6 +187,7 @@ def made_up() -> Iterator[tuple[str, dict[str, Any]]]:
     for seed, right in enumerate((360, 380)):
         cell = {**common, "calls": 3, "seed": seed}
         yield f"distilled-3-{seed}", {**cell, "what": "distilled", "scores": scores(280)}
+        cell["settings"] = {"seed": seed, "lr": 0.1}
         run = {"cpu_seconds": 10.0 + seed, "passed": None if seed else {}, "evaluations": 1234}
         yield f"refined-3-{seed}", {**cell, **run, "what": "refined", "scores": scores(right)}
     yield "refined-4-0", {"what": "refined", "calls": 4, "seed": 0}  # learned, not measured yet
@@ -217,6 +218,13 @@ def test_the_readme_compares_with_the_best_hand_made_solver_and_says_how_much_of
     assert cells[8].startswith("70 % [")
     assert "| 3 | 0.700, 0.700 | 0.900, 0.950 | 1 of 2 | 1,234 | 10 to 11 s |" in text
     assert "| UniPC | 0.500 / 0.500 |" in text and "| 4 |" not in text
+
+
+def test_tables_that_were_refined_differently_are_not_averaged(tmp_path: Path) -> None:
+    path = placed(tmp_path) / "refined" / "shapes-exact" / "refined-3-1.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "settings": {"seed": 1, "lr": 0.2}}))
+    with pytest.raises(ValueError, match="refinements of shapes-exact had different settings"):
+        readme_tables.rendered("refined-shapes-exact", tmp_path)
 
 
 def test_efficiency_is_shown_best_first(tmp_path: Path) -> None:
