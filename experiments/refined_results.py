@@ -108,7 +108,7 @@ def solvers(name: str, files: Mapping[str, Any]) -> str:
     found = columns(files, name)
     if not found:
         return MISSING
-    heads = ["calls", "score", found[0].reference.name, "best hand-made", "distilled", "refined",
+    heads = ["", "score", found[0].reference.name, "best hand-made", "distilled", "refined",
              "refined - distilled", "refined - hand-made", "of the gap closed"]  # fmt: skip
     rows = [_row(column, score) for column in found for score in SCORES]
     return "\n\n".join([
@@ -125,10 +125,11 @@ def solvers(name: str, files: Mapping[str, Any]) -> str:
 
 def _heading(name: str, files: Mapping[str, Any], found: Sequence[Column]) -> str:
     judged = files[f"{name}/refined-{found[0].calls}-{found[0].cells[0]['seed']}.json"]["judged"]
+    seeds = dict.fromkeys(len(column.cells) for column in found)
     return (
         f"{judged['samples']:,} samples of `{name}` at guidance {judged['guidance']:g}, of held-out prompts, on noise "
         "that nothing was learned, chosen or tested on, the same of every solver; means and 95 % intervals (paired "
-        f"bootstrap); learned columns are the mean of {min(len(c.cells) for c in found)} training seeds:"
+        f"bootstrap); learned columns are the mean of {' / '.join(map(str, seeds))} training seeds:"
     )
 
 
@@ -139,7 +140,7 @@ def _row(column: Column, score: str) -> list[str]:
     cells = [_text(bootstrap(rows[i : i + 1], lambda m: m[..., 0])) for i in range(4)]
     cells[1] += f" ({best.name})"
     over = [_text(bootstrap(rows, lambda m, i=i: m[..., 3] - m[..., i]), "+") for i in (2, 1)]
-    return [str(column.calls), f"`{score}`", *cells, *over, _closed(rows)]
+    return [f"{column.calls} calls", f"`{score}`", *cells, *over, _closed(rows)]
 
 
 def _text(interval: tuple[float, float, float], sign: str = "") -> str:
@@ -157,13 +158,13 @@ def _closed(rows: Tensor) -> str:
 
 
 def _watched(found: Sequence[Column]) -> str:
-    heads = ["calls", "", found[0].reference.name, "best hand-made", "distilled", "refined"]
+    heads = ["", "", found[0].reference.name, "best hand-made", "distilled", "refined"]
     rows = []
     for column in found:
         four = (column.reference, column.best("graded"), column.distilled, column.refined)
         distances = [f"{float(one.distances.square().mean().sqrt()):.4f}" for one in four]
-        rows += [[str(column.calls), "distance", *distances],
-                 [str(column.calls), "Fréchet", *(f"{one.frechet:.4f}" for one in four)]]  # fmt: skip
+        rows += [[f"{column.calls} calls", "distance", *distances],
+                 [f"{column.calls} calls", "Fréchet", *(f"{one.frechet:.4f}" for one in four)]]  # fmt: skip
     return markdown_table(heads, rows)
 
 
@@ -184,11 +185,11 @@ def _runs(found: Sequence[Column]) -> list[str]:
         seconds = [cell["cpu_seconds"] for cell in column.cells]
         passed = sum(cell["passed"] is not None for cell in column.cells)
         rows.append([
-            str(column.calls), ", ".join(f"{value:.3f}" for value in column.distilled.seeds),
+            f"{column.calls} calls", ", ".join(f"{value:.3f}" for value in column.distilled.seeds),
             ", ".join(f"{value:.3f}" for value in column.refined.seeds), f"{passed} of {len(column.cells)}",
             f"{column.cells[0]['evaluations']:,}", f"{min(seconds):.0f} to {max(seconds):.0f} s",
         ])  # fmt: skip
-    heads = ["calls", "`all`, distilled", "`all`, refined", "better beyond doubt", "evaluations", "processor time"]
+    heads = ["", "`all`, distilled", "`all`, refined", "better beyond doubt", "evaluations", "processor time"]
     return ["Training seed by seed, and what a refinement took on one core, its tests included:",
             markdown_table(heads, rows)]  # fmt: skip
 

@@ -34,8 +34,8 @@ class RefineConfig(BaseModel):
     normalise: bool = True
     """Advantages of an update over their root mean square."""
     shared_noise: bool = False
-    """All tables of a group start from the same noise, so that only they make their rewards differ. Own noise shows an
-    update as many noises as tables, which is worth more (experiments/bench_refine.py)."""
+    """All tables of a group start from the same noise, so that only they make their rewards differ; worth it where
+    groups are many and small. Else an update sees too few noises (experiments/bench_refine.py)."""
     antithetic: bool = False
     """Tables come in pairs with opposite Gaussian parts."""
     epochs: int = Field(default=4, ge=1)

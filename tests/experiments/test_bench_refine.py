@@ -211,13 +211,13 @@ def test_the_readme_compares_with_the_best_hand_made_solver_and_says_how_much_of
     tmp_path: Path,
 ) -> None:
     text = readme_tables.rendered("refined-shapes-exact", placed(tmp_path))
-    row = next(line for line in text.splitlines() if line.startswith("| 3 | `all` |"))
+    row = next(line for line in text.splitlines() if line.startswith("| 3 calls | `all` |"))
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[2].startswith("1.000 ") and cells[3].startswith("0.750 [") and cells[3].endswith("(Euler)")
     assert [cell.split()[0] for cell in cells[4:8]] == ["0.700", "0.925", "+0.225", "+0.175"]
     assert cells[8].startswith("70 % [")
-    assert "| 3 | 0.700, 0.700 | 0.900, 0.950 | 1 of 2 | 1,234 | 10 to 11 s |" in text
-    assert "| UniPC | 0.500 / 0.500 |" in text and "| 4 |" not in text
+    assert "| 3 calls | 0.700, 0.700 | 0.900, 0.950 | 1 of 2 | 1,234 | 10 to 11 s |" in text
+    assert "| UniPC | 0.500 / 0.500 |" in text and "4 calls" not in text
 
 
 def test_tables_that_were_refined_differently_are_not_averaged(tmp_path: Path) -> None:
