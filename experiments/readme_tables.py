@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..formats.files import write_atomically
-from . import learned_results
+from . import learned_results, refined_results
 from .markdown import MISSING, markdown_table, measured_in
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +66,7 @@ RENDERERS: dict[str, tuple[str, Render]] = {
     "overhead": ("overhead.json", overhead),
     "pipeline": ("digits_pipeline.json", pipeline),
     **{name: ("learned", render) for name, render in learned_results.RENDERERS.items()},
+    **{name: ("refined", render) for name, render in refined_results.RENDERERS.items()},
 }
 
 
