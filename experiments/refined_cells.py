@@ -96,7 +96,7 @@ SHORT = {"family": "dense", "points": 1, "pool": 1024, "validation": 256, "batch
 SHORTER = {**SHORT, "pool": 768, "validation": 192, "batch": 32, "screening": 10, "iterations": 240,
            "teacher_tolerance": 1e-2}  # fmt: skip
 # Without entropy the policy narrows to one table long before the best one is found.
-REFINING = {"lr": 5e-3, "std": 0.1, "entropy": 0.03, "held_out": 512}
+REFINING = {"lr": 5e-3, "std": 0.1, "entropy": 0.03, "held_out": 512, "shared_noise": False}
 SUBJECTS: dict[str, Subject] = {
     "shapes-exact": Subject(
         "shapes-exact", 5.0, (2, 3), ("DPM-Solver++ 2M", "time uniform", 50), 4096, distilling=SHORT,

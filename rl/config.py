@@ -33,9 +33,9 @@ class RefineConfig(BaseModel):
     published: rewards of other prompts, for comparison only."""
     normalise: bool = True
     """Advantages of an update over their root mean square."""
-    shared_noise: bool = False
-    """All tables of a group start from the same noise, so that only they make their rewards differ; worth it where
-    groups are many and small. Else an update sees too few noises (experiments/bench_refine.py)."""
+    shared_noise: bool = True
+    """All tables of a group start from the same noise, so that only they make their rewards differ. Without it an
+    update sees more noises, which pays where tables change as much as noise does (experiments/bench_refine.py)."""
     antithetic: bool = False
     """Tables come in pairs with opposite Gaussian parts."""
     epochs: int = Field(default=4, ge=1)

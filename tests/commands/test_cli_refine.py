@@ -157,7 +157,7 @@ def test_a_model_and_a_reward_of_ones_own(run: Run, tmp_path: Path) -> None:
 
 def test_a_dry_run_says_what_it_costs_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
     words = ["--table", start(tmp_path), "--reward", "shapes-graded", "closeness", "--weights", "1", "0.5"]
-    code, out, _ = run("refine", *QUICK, *words, "--out", tmp_path / "r", "--dry-run")
+    code, out, _ = run("refine", *QUICK, *words, "--shared-noise", "--out", tmp_path / "r", "--dry-run")
     assert code == cli.OK and not (tmp_path / "r").exists()
     assert "1 shapes-graded, 0.5 closeness; watched: nothing" in out and f"{2 * 8 * 3:,} training" in out
     assert f"{(2 * 2 + 64) * 130:,} converged end points" in out  # of each prompt's noise, and all that are held out
