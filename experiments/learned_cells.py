@@ -78,7 +78,7 @@ SUBJECTS: dict[str, Subject] = {
     "digits-exact": Subject("digits-exact", 16384, 512, torch.float64, 1e-6, once=tuple(ONCE)),
     "digits-exact-flow": Subject("digits-exact-flow", 16384, 512, torch.float64, 1e-6, once=("ld3", "amed")),
     "digits": Subject("digits", 4096, 64, torch.float32, 1e-4, 128, 1.0, training=SHORT),
-    "digits-guidance-2": Subject("digits", 1024, 64, torch.float32, 1e-4, 64, 2.0, training=SHORTER),
+    "digits-guidance-2": Subject("digits", 4096, 64, torch.float32, 1e-4, 128, 2.0, training=SHORTER),
 }
 
 
