@@ -12,10 +12,8 @@ from ..denoisers.digits import EMBEDDED
 from ..denoisers.rows import RowLimited, limit_rows
 from ..pipelines.find import find_table
 from ..pipelines.options import ModelOptions, read_prompts
-from ..rl.closeness import Closeness
-from ..rl.reward import Reward
-from ..rl.rewards import load_reward
-from ..rl.task import Prompted, Score, Task, no_text, score_of
+from ..rl.learn import score
+from ..rl.task import Prompted, Task, no_text
 from .inputs import command_line, fits, model_options
 from .models import labels_of, load_model
 from .options import Refine, UsageError
@@ -62,12 +60,12 @@ def _task(options: Refine, chosen: ModelOptions) -> Task:
         chosen = ModelOptions(**{**given, "prompts": None, "prompt": tuple(texts)})
     model = limit_rows(load_model(options.model, chosen), options.rows)
     check_model(model, getattr(torch, options.dtype))  # a level of its own for each row, which tables make use of
-    scores = {spec: _score(spec, model, options) for spec in options.reward}
+    scores = {spec: score(spec, model, options.tolerance) for spec in options.reward}
     return Task(
         model=model,
         scores=scores,
         weights=dict(zip(options.reward, options.weights, strict=False)),
-        watched={spec: _score(spec, model, options) for spec in options.watch},
+        watched={spec: score(spec, model, options.tolerance) for spec in options.watch},
         texts=_texts(model, options, chosen, texts),
         train=tuple(range(len(train))),
         held_out=tuple(range(len(train), len(texts))) or tuple(range(len(train))),
@@ -105,10 +103,3 @@ def _texts(
     if options.model in EMBEDDED or chosen.labels:  # a pipeline of classes is Prompted, too, with empty texts
         return lambda seeds: [str(label) for label in labels_of(options.model, chosen, seeds) or [""] * len(seeds)]
     return whole.prompts_of if isinstance(whole, Prompted) else no_text
-
-
-def _score(spec: str, model: RowLimited, options: Refine) -> Score:
-    if spec == Closeness.name:
-        return Closeness(model, options.tolerance)
-    reward: Reward = load_reward(spec, model.device)
-    return score_of(reward)

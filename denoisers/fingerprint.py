@@ -67,6 +67,18 @@ def _sample(value: Tensor) -> Tensor:
     return flat[:: max(1, len(flat) // NUMBERS)].contiguous().view(torch.uint8)
 
 
+def model_identity(model: Model) -> dict[str, object]:
+    """What is known of a model whose numbers a run or a kept result depends on, ready for JSON, the telling ones first.
+    """
+    return {
+        "model": model.name,
+        "path": model.path,
+        "shape": list(model.shape),
+        "guidance": model.guidance,
+        "weights": model_digest(model),
+    }
+
+
 def model_digest(model: Model) -> str:
     """Digest of a model's networks; empty where it has none that it names."""
     whole = model.model if isinstance(model, RowLimited) else model

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..denoisers.fingerprint import conditions_digest, model_digest, weights_digest
+from ..denoisers.fingerprint import conditions_digest, model_identity, weights_digest
 from ..denoisers.protocol import Model
 from ..runs.checkpoint import Checkpoint, RunError
 from ..runs.folder import Folder, identity_of
@@ -180,11 +180,7 @@ def _identity(model: Model, plan: Plan, features: nn.Module | None) -> dict[str,
     """What a checkpoint must agree with: everything that changes the numbers."""
     first = range(POOL_SEEDS, POOL_SEEDS + min(64, plan.config.pool))
     return {
-        "model": model.name,
-        "path": model.path,
-        "shape": list(model.shape),
-        "guidance": model.guidance,
-        "weights": model_digest(model),
+        **model_identity(model),
         "bound conditions": conditions_digest(model, first),
         "features": "" if features is None else weights_digest([features]),
         "config": plan.config.model_dump(mode="json"),  # before the starts: it names the option that they differ by

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers.checks import check_members, check_model
-from ..denoisers.fingerprint import model_digest
+from ..denoisers.fingerprint import model_identity
 from ..denoisers.protocol import Model
 from ..denoisers.rows import limit_rows
 from ..distill.teacher import POOL_SEEDS
@@ -158,12 +158,8 @@ def compare(
 def _identity(model: Model, dtype: torch.dtype) -> dict[str, object]:
     """What an end point depends on beside its seed."""
     return {
-        "model": model.name,
-        "path": model.path,
-        "shape": list(model.shape),
-        "guidance": model.guidance,
+        **model_identity(model),
         "sigmas": [model.sigma_min, model.sigma_max],
-        "weights": model_digest(model),
         "dtype": str(dtype).removeprefix("torch."),
     }
 

@@ -16,13 +16,12 @@ chosen on the first of the samples that it is measured on, which is in its favou
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,9 @@ from ..runs.environment import environment
 from ..solvers.table import Table
 from ..solvers.table_json import dumps, loads
 from . import learned_results
+from .cells_command import cells_command
 from .learned_cells import SUBJECTS, Job, Subject, jobs
 
-ROOT = Path(__file__).resolve().parent.parent
 log = logging.getLogger("epd")
 
 
@@ -161,24 +160,8 @@ def printed(results: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures what is missing, prints or draws."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[], metavar="MODEL,FAMILY,CALLS,SEED", help="cells to make")
-    parser.add_argument("--print", action="store_true", help="print the README's tables, measure nothing")
-    parser.add_argument("--draw", action="store_true", help="draw the plots, measure nothing")
-    parser.add_argument("--out", type=Path, default=learned_results.FOLDER, help="folder of the cells")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the plots")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench", help="teachers and end points")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if args.print:
-        print(printed(args.out))
-    if args.draw:
-        print(*drawn(args.out, args.docs), sep="\n")
-    cells = [] if args.print or args.draw else jobs(args.only)
-    for number, job in enumerate(cells, 1):
-        log.info("cell %d of %d: %s, %s, %d calls, seed %d", number, len(cells), *astuple(job))
-        run(job, args.out, args.work)
-    return 0
+    return cells_command(argv, __doc__, "MODEL,FAMILY,CALLS,SEED", learned_results.FOLDER, jobs, run, printed, drawn)
+
 
 
 if __name__ == "__main__":

@@ -15,12 +15,11 @@ other settings.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,11 @@ from ..runs.environment import environment
 from ..solvers.table_json import dumps
 from . import refined_results
 from .bench_learned import read, solve_teacher, table_in, write
+from .cells_command import cells_command
 from .refined_cells import EFFICIENCY, SUBJECTS, Job, jobs
 from .refined_pictures import draw_efficiency, draw_samples
 from .refined_scores import judge_of
 
-ROOT = Path(__file__).resolve().parent.parent
 log = logging.getLogger("epd")
 
 
@@ -141,27 +140,16 @@ def drawn(results: Path, docs: Path) -> Iterator[Path]:
         yield draw_samples(judge_of(shown.subject), shown, docs / "refine_samples.png")
 
 
+def printed(results: Path) -> str:
+    """The README's tables of what has been measured."""
+    files = refined_results.contents(results)
+    return "\n\n".join(f"{name}\n\n{render(files)}" for name, render in refined_results.RENDERERS.items())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures what is missing, prints or draws."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[], metavar="MODEL,WHAT,CALLS,SEED", help="cells to make")
-    parser.add_argument("--print", action="store_true", help="print the README's tables, measure nothing")
-    parser.add_argument("--draw", action="store_true", help="draw the pictures, measure nothing")
-    parser.add_argument("--out", type=Path, default=refined_results.FOLDER, help="folder of the cells")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the pictures")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench", help="teachers")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if args.print:
-        files = refined_results.contents(args.out)
-        print(*(f"{name}\n\n{render(files)}" for name, render in refined_results.RENDERERS.items()), sep="\n\n")
-    if args.draw:
-        print(*drawn(args.out, args.docs), sep="\n")
-    cells = [] if args.print or args.draw else jobs(args.only)
-    for number, job in enumerate(cells, 1):
-        log.info("cell %d of %d: %s, %s, %d calls, seed %d", number, len(cells), *astuple(job))
-        run(job, args.out, args.work)
-    return 0
+    return cells_command(argv, __doc__, "MODEL,WHAT,CALLS,SEED", refined_results.FOLDER, jobs, run, printed, drawn)
+
 
 
 if __name__ == "__main__":

@@ -68,9 +68,9 @@ def refine(
     named = rewards if isinstance(rewards, Mapping) else {_name(rewards): rewards}
     task = Task(
         model=limited,
-        scores={name: _score(name, reward, limited, config) for name, reward in named.items()},
+        scores={name: score(reward, limited, config.tolerance, name) for name, reward in named.items()},
         weights=dict(weights or {}),
-        watched={name: _score(name, reward, limited, config) for name, reward in (watched or {}).items()},
+        watched={name: score(reward, limited, config.tolerance, name) for name, reward in (watched or {}).items()},
         texts=texts,
         train=tuple(train),
         held_out=tuple(held_out),
@@ -90,7 +90,13 @@ def _name(reward: RewardLike) -> str:
     return reward if isinstance(reward, str) else getattr(reward, "__name__", type(reward).__name__)
 
 
-def _score(name: str, reward: RewardLike, model: Model, config: RefineConfig) -> Score:
+def score(reward: RewardLike, model: Model, tolerance: float, name: str = "") -> Score:
+    """What a reward, its name or `closeness` is as a score of rollouts.
+
+    Args:
+        tolerance: of the converged end points that closeness is measured from.
+        name: of a function, for errors; a name stands for itself.
+    """
     if reward == Closeness.name:
-        return Closeness(model, config.tolerance)
+        return Closeness(model, tolerance)
     return score_of(load_reward(reward, model.device) if isinstance(reward, str) else FunctionReward(name, reward))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..denoisers.fingerprint import conditions_digest, model_digest
+from ..denoisers.fingerprint import conditions_digest, model_identity
 from ..distill.cost import rows_per_second
 from ..distill.run import numbers_of
 from ..distill.teacher import EXACT_EVALUATIONS
@@ -151,11 +151,7 @@ def _identity(task: Task, base: Table, config: RefineConfig) -> dict[str, object
     asked = list(dict.fromkeys([*task.train, *task.tested(config.held_out).conditions]))
     texts = task.texts(asked)
     return {
-        "model": model.name,
-        "path": model.path,
-        "shape": list(model.shape),
-        "guidance": model.guidance,
-        "weights": model_digest(model),
+        **model_identity(model),
         "rewards": [[name, task.weights.get(name, 1.0)] for name in task.scores],  # their order is that of `given`
         "watched": list(task.watched),
         "conditions of training": list(task.train),

@@ -17,6 +17,7 @@ from epd.commands.options import ModelArguments, Refine
 from epd.denoisers.rows import RowLimited
 from epd.denoisers.shapes_verifier import verify
 from epd.denoisers.shapes_world import prompts
+from epd.rl import learn
 from epd.rl.config import RefineConfig
 from epd.solvers.table import Provenance, Table
 
@@ -81,7 +82,7 @@ def test_rewards_get_the_prompts_that_pictures_were_made_for(
             seen.extend(zip(texts, scores.tolist(), strict=True))
             return scores
 
-    monkeypatch.setattr(command, "load_reward", lambda spec, device: Watching())
+    monkeypatch.setattr(learn, "load_reward", lambda spec, device: Watching())
     sigmas = np.geomspace(80.0, 0.002, 41)
     fine = Table(sigmas, np.zeros((40, 0)), np.zeros((40, 0)), anchor=[1.0] * 40, calls=1)
     fine.save(tmp_path / "fine.json")
