@@ -182,6 +182,46 @@ class Compare(ModelArguments):
     """Floating point type of the states; float64 for exact models, whose end points then converge to more digits."""
 
 
+class Evaluate(ModelArguments):
+    """Measure solvers by their pictures: FID, KID, precision and recall against a reference, mean rewards.
+
+    Leaves evaluation.json and evaluation.md in --out. A sample is its seed, on any number of processes (torchrun). The
+    same command again goes on from the features in --out/features, with more samples or solvers, too; a kill costs 128
+    samples at most.
+    """
+
+    out: UserPath = Path("runs/evaluate")
+    """Folder of the result."""
+    tables: tuple[str, ...] = ()
+    """Learned solvers: files, folders of runs, published names, or hub ids."""
+    solvers: tuple[str, ...] = ()
+    """Hand-made solvers that are measured, too, by name or group, each on its best schedule as in compare; none: none.
+    """
+    calls: tuple[int, ...] = (3, 5, 7, 9)
+    """Sequential network calls of the hand-made solvers."""
+    reference: UserPath | None = None
+    """What pictures are compared with: a folder of PNG or JPG files of the model's size; a .npz with mu and sigma, as
+    EDM publishes them, which serves FID alone; or a file of --save-reference."""
+    features: str = "inception"
+    """What sees pictures as features: inception (torchmetrics and torch-fidelity), or file.py:function or
+    package.module:function, which takes pictures (B, 3, H, W) in [0, 1] and returns (B, F), or takes nothing and
+    returns a module that does."""
+    samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = Field(default=50_000, ge=4)
+    """Samples of each solver, seeds --seed and on. FID falls with their number: compare equal numbers only."""
+    reward: tuple[str, ...] = ()
+    """What else is measured, as the mean over samples: clip-score:CLIP (CLIPScore) and all others that refine takes."""
+    manifold: int = Field(default=10_000, ge=4)
+    """Features on either side that precision and recall are measured on, and of the reference, KID."""
+    save_reference: UserPath | None = None
+    """File, as .safetensors, to write the statistics of the folder of pictures to."""
+    batch: int | None = Field(default=None, ge=1)
+    """Samples that are solved together, at most 128; none: 128, fewer of samples of more than 32,768 numbers."""
+    seed: int = Field(default=0, ge=0)
+    """First seed of the samples."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Floating point type of the states."""
+
+
 class TableShow(BaseModel):
     """Print a table: per step sigma, nodes, weights, anchor and memory; order, cost, provenance."""
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "refine": Command("Refine", "refine:refine", "refine a learned solver by rewards"),
     "sample": Command("Sample", "sample:sample", "draw samples with a learned or hand-made solver"),
     "compare": Command("Compare", "compare:compare", "hold learned solvers against all hand-made ones"),
+    "evaluate": Command("Evaluate", "evaluate:evaluate", "measure pictures: FID, KID, precision and recall, rewards"),
     "table show": Command("TableShow", "table:show", "print a table"),
     "table convert": Command("TableConvert", "table:convert", "turn a published .pkl or .npz into our JSON"),
     "table diff": Command("TableDiff", "table:diff", "say where two tables differ"),
@@ -42,6 +43,7 @@ GO_ON = {
     "distill": "; add --resume to continue the run",
     "refine": "; add --resume to continue the run",
     "compare": "; the same command again continues it",
+    "evaluate": "; the same command again continues it",
 }
 
 # What a command that ran out of memory can do with less.
@@ -50,6 +52,7 @@ WITH_LESS = {
     "refine": "; give --rows 1, or a larger --accumulate",
     "sample": "; give --rows 1, or a smaller --batch",
     "compare": "; give --rows 1, or a smaller --batch",
+    "evaluate": "; give --rows 1, or a smaller --batch",
 }
 
 HELP = """usage: epd [-h] [--version] [-v | -q] COMMAND ...
