@@ -29,6 +29,8 @@ class Drawing:
     Args:
         batch: samples that are solved together, at most SHARD.
         texts: seeds -> prompts, for rewards.
+        picture: (3, H, W) of each.
+        conditions: what else the model was asked for, ready for JSON.
     """
 
     model: RowLimited
@@ -38,6 +40,8 @@ class Drawing:
     seed: int
     batch: int
     dtype: torch.dtype
+    picture: tuple[int, ...]
+    conditions: Mapping[str, object]
 
     def pictures(self, solver: Rival, seeds: Sequence[int]) -> tuple[Tensor, Counting]:
         """Pictures (B, 3, H, W) of these seeds, and what they cost."""
@@ -58,20 +62,20 @@ class Drawing:
             found["scores"].append(torch.stack(scores, 1) if scores else torch.zeros(len(seeds), 0))
         return {name: torch.cat(parts) for name, parts in found.items()}
 
-    def probe(self, picture: tuple[int, ...]) -> dict[str, Tensor]:
+    def probe(self) -> dict[str, Tensor]:
         """One evaluation of the network and one of the extractor: others under the same names answer otherwise."""
         level = torch.tensor(middle_sigma(self.model), dtype=torch.float64, device=self.model.device)
         noise = unit_noise([self.seed], self.model.shape, self.dtype, self.model.device)
         denoised = self.model.for_seeds([self.seed])(noise * level.to(noise.dtype), level)
-        return {"denoised": denoised.float().cpu(), "features": self.extractor(fixed_picture(picture))}
+        return {"denoised": denoised.float().cpu(), "features": self.extractor(fixed_picture(self.picture))}
 
-    def identity(self, solver: Rival, conditions: Mapping[str, object]) -> dict[str, Any]:
+    def identity(self, solver: Rival) -> dict[str, Any]:
         """Everything that changes a sample's features or scores beside its number, ready for JSON.
 
         Not the batch, which changes rounding only: a run that ran out of memory goes on with a smaller one.
         """
         texts = self.texts(range(self.seed, self.seed + SHARD)) if self.rewards else []
         return {
-            **ends_identity(self.model, self.dtype), "seed": self.seed, "conditions": dict(conditions),
+            **ends_identity(self.model, self.dtype), "seed": self.seed, "conditions": dict(self.conditions),
             "solver": solver.identity, **self.extractor.identity(), "rewards": list(self.rewards), "texts": texts,
         }  # fmt: skip

@@ -37,6 +37,7 @@ from .shards import SHARD, Shards
 from .stats_files import Statistics, write_statistics
 
 log = logging.getLogger("epd")
+SUBSETS, SUBSET = 100, 1000
 NUMBERS = 7  # calls, evaluations, FID, KID and its deviation, precision, recall: what the first process tells others
 
 
@@ -66,7 +67,7 @@ def evaluate(
     A sample is its seed; features are kept in files of 128 samples as they are computed, so that a later call goes on,
     with more samples or solvers, too. The result is the same for any number of processes, to the bit for one `batch`.
     Pictures are rounded to 8 bits, as published statistics are of files. References: arXiv 1706.08500 (FID),
-    1801.01401 (KID: 100 subsets of 1000), 1904.06991 (precision and recall, k = 3).
+    1801.01401 (KID: 100 subsets of 1000, or of half of the smaller set), 1904.06991 (precision and recall, k = 3).
 
     Args:
         model: one that decodes to pictures, (B, 3, H, W) or (B, 1, H, W).
@@ -99,16 +100,16 @@ def evaluate(
     model = limit_rows(model)
     own = model.model.prompts_of if isinstance(model.model, Prompted) else no_text
 
-    def prepared() -> tuple[Drawing, tuple[int, ...]]:
+    def prepared() -> Drawing:
         check_model(model, dtype, decode=True)
         extractor = load_features(features, model.device)
         named = {name: _reward(name, reward, model.device) for name, reward in (rewards or {}).items()}
         picture = pictures_of(model.decode(unit_noise([seed], model.shape, dtype, model.device))).shape[1:]
         size = min(SHARD, batch or samples_together(model.shape, SHARD))
-        return Drawing(model, extractor, named, texts or own, seed, size, dtype), tuple(picture)
+        return Drawing(model, extractor, named, texts or own, seed, size, dtype, tuple(picture), conditions or {})
 
-    drawing, picture = workers.together(prepared)
-    against = load_reference(Path(reference), drawing.extractor, picture, keep, manifold, workers)
+    drawing = workers.together(prepared)
+    against = load_reference(Path(reference), drawing.extractor, drawing.picture, keep, manifold, workers)
     if save_reference is not None:
         path = Path(save_reference)
         workers.together(lambda: None if workers.rank else write_statistics(path, against))
@@ -117,8 +118,8 @@ def evaluate(
         text = "FID of %d samples in %d features is far above that of many: compare equal counts only"
         log.warning(text, samples, width)
     handmade = rivals_of(model, solvers, calls, keep, workers, seed, dtype, conditions)
-    rows = _rows(drawing, [*tables_as_rivals(tables, model.device), *handmade], picture, against, samples, manifold,
-                 keep, conditions or {}, workers)  # fmt: skip
+    rivals = [*tables_as_rivals(tables, model.device), *handmade]
+    rows = _rows(drawing, rivals, against, samples, manifold, keep, workers)
     return Evaluation(
         model.name, model.guidance, drawing.extractor.name, width, str(reference), against.count, samples, seed,
         str(dtype).removeprefix("torch."), tuple(rows), environment(),
@@ -128,12 +129,10 @@ def evaluate(
 def _rows(
     drawing: Drawing,
     rivals: Sequence[Rival],
-    picture: tuple[int, ...],
     against: Statistics,
     samples: int,
     manifold: int,
     keep: Path,
-    conditions: Mapping[str, object],
     workers: Workers,
 ) -> list[Row]:
     """A row for each solver that stays within the finite numbers."""
@@ -141,7 +140,7 @@ def _rows(
         raise ValueError("there is nothing to evaluate: give tables, or names of hand-made solvers")
 
     def asked() -> tuple[dict[str, Tensor], list[dict[str, object]]]:
-        return drawing.probe(picture), [drawing.identity(rival, conditions) for rival in rivals]
+        return drawing.probe(), [drawing.identity(rival) for rival in rivals]
 
     rows, (probe, identities) = list[Row](), workers.together(asked)
     for rival, identity in zip(rivals, identities, strict=True):
@@ -182,9 +181,10 @@ def _row(
     def numbers(_: int) -> Tensor:
         kept = shards.read()
         out = [*kept["costs"][0].tolist(), *_distances(kept["features"], against, manifold)]
-        scores = kept["scores"].double()
-        out += [*scores.mean(0).tolist(), *(scores.std(0) / math.sqrt(len(scores))).tolist()]
-        return torch.tensor(out, dtype=torch.float64)
+        scores = kept["scores"].double().T  # (R, N)
+        means = [float(score.mean()) for score in scores]
+        errors = [float(score.std()) / math.sqrt(len(score)) for score in scores]
+        return torch.tensor([*out, *means, *errors], dtype=torch.float64)
 
     told = workers.mean(1, NUMBERS + 2 * len(rewards), numbers).tolist()
     calls, evaluations, fid, *rest = told[:NUMBERS]
@@ -203,8 +203,9 @@ def _distances(features: Tensor, against: Statistics, manifold: int) -> list[flo
     if against.features is None:
         return [fid, *[math.nan] * 4]
     real = some_rows(against.features, manifold)
+    size = min(SUBSET, len(real) // 2, len(features) // 2)  # subsets of all there is would have no spread
     shares = precision_recall(real, some_rows(features, manifold))
-    return [fid, *kernel_distance(real, features), *shares]
+    return [fid, *kernel_distance(real, features, SUBSETS, size), *shares]
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -119,10 +119,10 @@ def load_features(spec: str | Callable[[Tensor], Tensor], device: str = "cpu") -
             "of the module"
         ) from error
     with failures_of(spec, FeatureError):
-        made: Any = function() if _is_maker(function) else function
+        made = function() if _is_maker(function) else function
     if not callable(made):
         raise FeatureError(f"{spec} returned {type(made).__name__}: return an nn.Module, or a function of pictures")
-    return Extractor(spec, _placed(made, device), device)
+    return Extractor(spec, _placed(cast(Callable[[Tensor], Tensor], made), device), device)
 
 
 def _is_maker(function: Callable[..., Any]) -> bool:

@@ -20,9 +20,7 @@ def some_rows(features: Tensor, most: int, seed: int = 0) -> Tensor:
     return features[chosen.sort().values]
 
 
-def kernel_distance(
-    a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+def kernel_distance(a: Tensor, b: Tensor, subsets: int, size: int, seed: int = 0) -> tuple[float, float]:
     r"""KID: mean and standard deviation over pairs of subsets of the unbiased squared maximum mean discrepancy.
 
     MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j) with
@@ -31,16 +29,16 @@ def kernel_distance(
     Args:
         a, b: features (N, F), (M, F).
         subsets: pairs that are drawn, each without replacement.
-        size: of a subset; all features of a set that has fewer, and then the spread says less than it should.
+        size: of a subset, 2 at least; as many as either set has, and there is one pair only.
         seed: of the subsets: the same ones for one seed and one number of features.
 
     Reference: arXiv 1801.01401.
     """
     _comparable(a, b)
-    size = min(size, len(a), len(b))
-    if size < 2 or subsets < 1:
+    if not 2 <= size <= min(len(a), len(b)) or subsets < 1:
         raise ValueError(
-            f"KID needs 2 features of each set and 1 subset: got {len(a)} and {len(b)} features, {subsets} subsets"
+            f"{subsets} subsets of {size} out of {len(a)} and {len(b)} features: KID needs 1 subset at least, of 2 "
+            "features at least, and as many of each set; evaluate more samples"
         )
     generator = torch.Generator().manual_seed(seed)
     values = torch.zeros(subsets, dtype=torch.float64)

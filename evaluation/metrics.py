@@ -82,7 +82,7 @@ def moments(features: Tensor) -> Moments:
     for rows in features.split(ROWS):
         centred = rows.double() - mean
         covariance += centred.T @ centred / (count - 1)
-    return Moments(mean, covariance)
+    return Moments(mean, (covariance + covariance.T) / 2)  # products of blocks may round by their half
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
