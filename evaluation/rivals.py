@@ -72,7 +72,10 @@ def rivals_of(
         raise ValueError(f"calls = {list(calls)}: hand-made solvers need counts of at least 1")
     solvers = chosen(handmade(model.path), names)
     candidates = candidate_schedules(model.path, model.sigma_min, model.sigma_max, model.alphas_cumprod)
-    labels, cells = list(candidates), [(solver, at) for solver in solvers for at in sorted({*calls})]
+    # Of two counts that are as many steps of a solver, the smaller one.
+    fewest = {(number, solver.steps(at)): at for number, solver in enumerate(solvers) for at in sorted(calls)[::-1]}
+    cells = sorted((number, at) for (number, _), at in fewest.items())
+    labels = list(candidates)
 
     def best(_: int) -> Tensor:
         """The number of each cell's schedule, -1 where the solver cannot take a step or is finite on none."""
@@ -81,15 +84,16 @@ def rivals_of(
             alphas_cumprod=model.alphas_cumprod, keep=keep / "schedules", conditions=conditions,
         ).cells  # fmt: skip
         by_cell = {(cell.solver, cell.asked): labels.index(cell.schedule) for cell in found}
-        return torch.tensor([by_cell.get((solver.name, at), -1) for solver, at in cells], dtype=torch.float64)
+        return torch.tensor([by_cell.get((solvers[number].name, at), -1) for number, at in cells], dtype=torch.float64)
 
     # The first process chooses for all: where two schedules are as good, others might choose the other one.
-    numbers = workers.mean(1, len(cells), best).int().tolist()
-    return [
-        _rival(solver, at, labels[number], candidates[labels[number]](solver.steps(at)))
-        for (solver, at), number in zip(cells, numbers, strict=True)
-        if number >= 0
-    ]
+    schedules = workers.mean(1, len(cells), best).int().tolist()
+    out = []
+    for (number, at), schedule in zip(cells, schedules, strict=True):
+        if schedule >= 0:
+            solver, label = solvers[number], labels[schedule]
+            out.append(_rival(solver, at, label, candidates[label](solver.steps(at))))
+    return out
 
 
 def _rival(solver: HandMade, at: int, schedule: str, sigmas: Tensor) -> Rival:
