@@ -9,6 +9,7 @@ import tyro
 from pydantic import BaseModel, Field, field_validator
 
 from ..distill.config import MOST_CALLS, DistillConfig
+from ..evaluation.tune_config import TuneConfig
 from ..pipelines.options import FROZEN, ModelOptions, UserPath
 from ..rl.config import RefineConfig
 from ..solvers.registry import NumberedRule, PublishedSchedule, Schedule
@@ -114,6 +115,23 @@ class Refine(RefineConfig, ModelArguments):
     def refine_config(self) -> RefineConfig:
         """The part that says how to learn."""
         return RefineConfig(**{name: getattr(self, name) for name in RefineConfig.model_fields})
+
+
+class Tune(TuneConfig, ModelArguments):
+    """Find the best learned solver within a budget: --latency-ms, --calls or --quality.
+
+    Measures what requests cost on this machine, learns the structures that pay here, and leaves the best one with the
+    evidence in --out: solver.json, tune.md, tune.json. The same command again goes on where it was stopped.
+    """
+
+    model_config = FROZEN
+
+    out: UserPath = Path("runs/tune")
+    """Folder of the result."""
+
+    def tune_config(self) -> TuneConfig:
+        """The part that says what is looked for."""
+        return TuneConfig(**{name: getattr(self, name) for name in TuneConfig.model_fields})
 
 
 class Sample(ModelArguments):
