@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..distill.config import MOST_CALLS
+from ..distill.config import MOST_CALLS, MOST_POINTS
 
 
 class TuneConfig(BaseModel):
@@ -40,6 +40,6 @@ class TuneConfig(BaseModel):
         given = [name for name in ("latency_ms", "calls", "quality") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"budget: {' and '.join(given) or 'missing'}; give one of latency_ms, calls, quality")
-        if not self.points or not all(1 <= k <= 16 for k in self.points):
-            raise ValueError(f"points = {list(self.points)} must be some numbers from 1 to 16")
+        if not self.points or not all(1 <= k <= MOST_POINTS for k in self.points):
+            raise ValueError(f"points = {list(self.points)} must be some numbers from 1 to {MOST_POINTS}")
         return self
