@@ -78,7 +78,11 @@ def test_killed_at_random_moments_and_resumed_the_table_is_bit_equal(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"optimizer": "adam", "accumulate": 2, "iterations": 60}, {"optimizer": "adam", "accumulate": 1}],
+    [
+        {"accumulate": 4},
+        {"optimizer": "adam", "accumulate": 2, "iterations": 60},
+        {"optimizer": "adam", "accumulate": 1},
+    ],
     ids=["gauss-newton", "adam", "adam, one part"],
 )
 def test_two_processes_learn_the_table_of_one(tmp_path: Path, changes: dict[str, object]) -> None:

@@ -10,6 +10,11 @@ import socket
 import time
 from collections.abc import Callable
 
+import torch.distributed
+import torch.utils.tensorboard  # noqa: F401 - this and torchdiffeq are what each child would import anew
+import torchdiffeq  # noqa: F401
+from accelerate import PartialState
+
 PATIENCE = 60.0  # seconds until processes that wait for each other count as hanging
 
 
@@ -21,8 +26,6 @@ def _free_port() -> int:
 
 def _child(work: Callable[[], object], rank: int, count: int, port: int, pipe: int) -> None:
     """Runs `work` as process `rank` of `count` and writes what it returned, or its error, as JSON."""
-    from accelerate import PartialState
-
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
