@@ -15,7 +15,7 @@ import torch.utils.tensorboard  # noqa: F401 - this and torchdiffeq are what eac
 import torchdiffeq  # noqa: F401
 from accelerate import PartialState
 
-PATIENCE = 60.0  # seconds until processes that wait for each other count as hanging
+PATIENCE = 240.0  # seconds until processes that wait for each other count as hanging
 
 
 def _free_port() -> int:
