@@ -7,7 +7,6 @@ writes a number there by hand. `--check` changes nothing and exits with 1 where 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import re
 import sys
@@ -71,12 +70,7 @@ RENDERERS: dict[str, tuple[str, Render]] = {
 }
 
 
-def content(path: Path) -> Mapping[str, Any]:
-    """What a result file holds, or a folder of them."""
-    return learned_results.contents(path) if path.is_dir() else json.loads(path.read_text(encoding="utf-8"))
-
-
-def rendered(name: str, folder: Path = RESULTS, read: Callable[[Path], Mapping[str, Any]] = content) -> str:
+def rendered(name: str, folder: Path = RESULTS) -> str:
     """What belongs between the markers of this name.
 
     Raises:
@@ -89,7 +83,8 @@ def rendered(name: str, folder: Path = RESULTS, read: Callable[[Path], Mapping[s
     if not path.exists():
         return MISSING
     try:
-        return render(read(path)).strip()
+        content = learned_results.contents(path) if path.is_dir() else json.loads(path.read_text(encoding="utf-8"))
+        return render(content).strip()
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         needs = f"what <!-- results:{name} --> needs"
         raise ValueError(f"{path} does not hold {needs}: {error!r}; measure again") from error
@@ -100,8 +95,7 @@ def filled(text: str, folder: Path = RESULTS) -> str:
     marks = re.findall(r"<!-- results:", text)
     if len(marks) != len(BLOCK.findall(text)):
         raise ValueError("a <!-- results:NAME --> has no <!-- /results --> after it")
-    read = functools.cache(content)  # a hundred files are behind each of a dozen markers
-    return BLOCK.sub(lambda m: f"{m[1]}{rendered(m[2], folder, read)}\n{m[4]}", text)
+    return BLOCK.sub(lambda m: f"{m[1]}{rendered(m[2], folder)}\n{m[4]}", text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

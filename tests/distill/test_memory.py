@@ -81,18 +81,18 @@ def test_normal_equations_in_blocks_are_the_dense_ones(monkeypatch: pytest.Monke
 
 
 def test_the_jacobian_does_not_grow_with_the_samples() -> None:
-    """One block's columns are the largest thing there is, and what lives together is the same for 2 and 8 samples."""
-    parameters, chunks = problem(8)
+    """One block's columns are the largest thing there is, and what lives together is the same for 2 and 16 samples."""
+    parameters, chunks = problem(16)
     count = len(parameters.start)
 
     def work(samples: int) -> Normal:
         return normal_equations(parameters, parameters.start, iter(chunks[:samples]), end_residual(), EPS)
 
-    few, many = (measured(lambda samples=samples: work(samples)) for samples in (2, 8))
+    few, many = (measured(lambda samples=samples: work(samples)) for samples in (2, 16))
     assert many.largest == few.largest == 8 * count * 64
     assert many.peak <= 1.02 * few.peak
     whole = measured(lambda: normal_equations(parameters, parameters.start, [together(chunks)], end_residual(), EPS))
-    assert whole.largest == 8 * count * 64 * 8  # what the measure is for
+    assert whole.largest == 8 * count * 64 * 16  # what the measure is for
     assert many.peak < whole.peak / 5
 
 
@@ -193,7 +193,8 @@ def sized(shape: tuple[int, ...]) -> GaussianMixture:
 def test_the_jacobian_of_large_samples_is_formed_of_few_at_a_time(
     shape: tuple[int, ...], train: int, measure: int
 ) -> None:
-    plan = make_plan(sized(shape), DistillConfig(optimizer="gauss-newton"))
+    # With its points and schedule given, a plan asks the model nothing: one answer here is up to 34 MB.
+    plan = make_plan(sized(shape), DistillConfig(optimizer="gauss-newton", points=1, schedule="polynomial"))
     assert portions.portions(limit_rows(sized(shape)), plan) == portions.Portions(train, measure, False)
 
 
