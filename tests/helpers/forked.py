@@ -10,8 +10,9 @@ import socket
 import time
 from collections.abc import Callable
 
+import torch._dynamo  # noqa: F401 - what each child would import anew: this by torch.optim
 import torch.distributed
-import torch.utils.tensorboard  # noqa: F401 - this and torchdiffeq are what each child would import anew
+import torch.utils.tensorboard  # noqa: F401
 import torchdiffeq  # noqa: F401
 from accelerate import PartialState
 
