@@ -6,9 +6,8 @@ import logging
 
 import torch
 
-from ..denoisers.checks import check_model
+from ..denoisers.checks import checked
 from ..denoisers.protocol import Model
-from ..denoisers.rows import limit_rows
 from ..pipelines.find import find_table
 from ..solvers.table import Table
 from .inputs import command_line, model_options
@@ -50,6 +49,4 @@ def _loaded(options: Distill) -> tuple[Model, Table | None]:
     if options.init and len(options.counts) > 1:
         raise UsageError(f"init = {options.init} and calls = {options.calls}: one count of calls begins at a table")
     init = find_table(options.init) if options.init else None
-    model = limit_rows(load_model(options.model, model_options(options)), options.rows)
-    check_model(model, getattr(torch, options.dtype))
-    return model, init
+    return checked(load_model(options.model, model_options(options)), getattr(torch, options.dtype), options.rows), init
