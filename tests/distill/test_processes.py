@@ -88,7 +88,7 @@ def forked(count: int, changes: dict[str, object], out: Path, cache: Path) -> li
     return in_processes(work, count)
 
 
-def torchrun(changes: dict[str, object], out: Path, cache: Path) -> list[object]:
+def torchrun(changes: dict[str, object], out: Path, cache: Path) -> list[str]:
     """The same as `forked(2, ...)`, by PyTorch's launcher."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launcher, str(HELPERS / "toy_run.py"), str(out), json.dumps(changes)]
