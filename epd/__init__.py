@@ -18,12 +18,9 @@ if TYPE_CHECKING:
     from .distill.config import DistillConfig
     from .distill.learn import distill, distill_each
     from .evaluation.compare import compare
-<<<<<<< HEAD
     from .evaluation.evaluate import evaluate
-=======
     from .evaluation.tune import tune
     from .evaluation.tune_config import TuneConfig
->>>>>>> main
     from .pipelines.denoiser import from_pipeline
     from .pipelines.enable import disable, enable, on_states, summary
     from .pipelines.find import find_table
@@ -84,12 +81,9 @@ _HOMES = {
     "load_policy": "rl.policy_file",
     "refine": "rl.learn",
     "compare": "evaluation.compare",
-<<<<<<< HEAD
     "evaluate": "evaluation.evaluate",
-=======
     "TuneConfig": "evaluation.tune_config",
     "tune": "evaluation.tune",
->>>>>>> main
 }
 _ROOMS = (
     "formats", "denoisers", "solvers", "pipelines", "runs", "distill", "rl", "evaluation", "commands", "experiments",
