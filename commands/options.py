@@ -12,7 +12,8 @@ from ..distill.config import MOST_CALLS, MOST_POINTS, DistillConfig
 from ..evaluation.tune_config import TuneConfig
 from ..pipelines.options import FROZEN, ModelOptions, UserPath
 from ..rl.config import RefineConfig
-from ..solvers.registry import NumberedRule, PublishedSchedule, Schedule
+from ..solvers.registry import NumberedRule, Schedule
+from .table_options import TableConvert, TableDiff, TableShow  # noqa: F401 - the command looks here for all options
 
 
 class UsageError(ValueError):
@@ -257,51 +258,6 @@ class Evaluate(ModelArguments):
     """First seed of the samples."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating point type of the states."""
-
-
-class TableShow(BaseModel):
-    """Print a table: per step sigma, nodes, weights, anchor and memory; order, cost, provenance."""
-
-    model_config = FROZEN
-
-    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """Table: a file, a run's folder, a published name, or a hub id."""
-
-
-class TableConvert(BaseModel):
-    """Turn a published .pkl or .npz table into our JSON; nothing in the file is executed."""
-
-    model_config = FROZEN
-
-    source: Annotated[UserPath, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """The published file."""
-    target: Annotated[UserPath, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
-    """The JSON to write."""
-    sigmas: tuple[float, ...] = ()
-    """Noise levels, one more than steps; none: rebuilt from what the file says of its schedule and model."""
-    schedule: PublishedSchedule | None = None
-    """Schedule to rebuild the noise levels from; none: the file's."""
-    sigma_min: float | None = Field(default=None, gt=0)
-    """Smallest noise level of the schedule; none: what the file or its model says."""
-    sigma_max: float | None = Field(default=None, gt=0)
-    """Largest noise level of the schedule; none: what the file or its model says."""
-    rho: float | None = Field(default=None, gt=0)
-    """Exponent of the schedule; none: the file's, or 7."""
-    shift: float | None = Field(default=None, gt=0)
-    """Shift of a flow schedule; none: the file's, or 1."""
-    mu: float | None = None
-    """Logarithm of the shift of a flow schedule; goes before --shift."""
-
-
-class TableDiff(BaseModel):
-    """Say where two tables differ; exit code 0 when their numbers are equal, 1 when not."""
-
-    model_config = FROZEN
-
-    first: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FIRST")]
-    """Table: a file, a run's folder, a published name, or a hub id."""
-    second: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SECOND")]
-    """The other table, likewise."""
 
 
 class Doctor(BaseModel):
