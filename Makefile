@@ -10,7 +10,7 @@ ifneq ($(ALIVE),yes)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format bench readme dist clean distclean
+.PHONY: help setup demo test test-fast lint format bench readme docs dist clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,8 +43,12 @@ format: $(STAMP) ## what ruff can mend by itself
 bench: $(STAMP) ## time the loop against the bare network calls
 	$(BIN)/python -m epd.experiments.bench_overhead
 
-readme: $(STAMP) ## put the numbers of experiments/results into README.md
+readme: $(STAMP) ## put the numbers of experiments/results into README.md and docs
 	$(BIN)/python -m epd.experiments.readme_tables
+
+docs: $(STAMP) ## the documentation with its API reference, into build/site
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 dist: $(STAMP) ## wheel and sdist
 	$(BIN)/python -m build
