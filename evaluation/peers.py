@@ -154,9 +154,8 @@ def _picard(
 
 def _trained_cell(name: str, work: Work, at: int) -> Cell | None:
     """The table of a published family, learned here as `epd distill` does by default."""
-    config = DistillConfig.model_validate({"family": FAMILIES[name], "calls": at})
     try:
-        plan = make_plan(work.model, config)
+        plan = make_plan(work.model, _config(FAMILIES[name], at))
     except ValueError as error:
         log.info("%s has no table of %d calls: %s", name, at, error)
         return None
@@ -165,3 +164,7 @@ def _trained_cell(name: str, work: Work, at: int) -> Cell | None:
         *_, last = distill(work.model, plan)
     cell = table_cell(name, name, last.table, work)
     return replace(cell, learned=False, training=cost.teacher_evaluations + cost.training_evaluations)
+
+
+def _config(family: str, calls: int) -> DistillConfig:
+    return DistillConfig.model_validate({"family": family, "calls": calls})
