@@ -188,7 +188,7 @@ def _errors(c: Comparison) -> list[str]:
     """Sentence, table, sentence, table: of the RMSE at equal calls and at equal evaluations."""
     parts = [
         f"RMSE to the converged end point at equal **sequential calls**: {c.samples} samples of `{c.model}`, each "
-        "hand-made solver in its best variant on its best schedule, chosen cell by cell.",
+        f"hand-made solver in its best variant on its best schedule, chosen cell by cell.{_costs(c)}",
         _grid(c, "sequential calls", c.calls, by_asked, lambda cell: cell.rmse, 4),
     ]
     totals = sorted({cell.evaluations for cell in c.cells if cell.learned})
@@ -198,6 +198,21 @@ def _errors(c: Comparison) -> list[str]:
             _grid(c, "evaluations", totals, by_evaluations, lambda cell: cell.rmse, 4),
         ]
     return parts
+
+
+def _costs(c: Comparison) -> str:
+    """Sentences of what others than tables cost beside their sequential calls."""
+    out = ""
+    for group in c.groups():
+        found = (c.best(by_asked, at, group) for at in c.calls)
+        cells = [cell for cell in found if cell is not None and not cell.learned]
+        if any(cell.evaluations > cell.asked for cell in cells):
+            counts = ", ".join(f"{cell.evaluations} at {cell.asked}" for cell in cells)
+            out += f" {group} makes more evaluations than calls: {counts}."
+        if any(cell.peer for cell in cells):
+            most = max(cell.training or 0 for cell in cells)
+            out += f" {group} was learned with {most:,} evaluations."
+    return out
 
 
 def _joined(parts: Sequence[str]) -> str:

@@ -32,7 +32,12 @@ from .handmade import HandMade
 log = logging.getLogger("epd")
 # Of ParaDiGMS: steps of the fine grid and window, in sequential calls and in steps, and tolerance.
 PICARD = ((1.5, 1 / 2, 0.05), (2.0, 1 / 2, 0.2), (3.0, 1 / 2, 0.2), (4.0, 1 / 3, 0.2))
-FAMILIES = {"LD3": "ld3", "S4S": "s4s", "AMED": "amed"}
+# LD3's network is told levels of its own; see `distill/families.py` for what else is the papers' and what is not.
+FAMILIES: dict[str, dict[str, object]] = {
+    "LD3": {"family": "ld3", "learn": ("sigmas", "anchor_scale")},
+    "S4S": {"family": "s4s"},
+    "AMED": {"family": "amed"},
+}
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ def _picard(
 def _trained_cell(name: str, work: Work, at: int) -> Cell | None:
     """The table of a published family, learned here as `epd distill` does by default."""
     try:
-        plan = make_plan(work.model, _config(FAMILIES[name], at))
+        plan = make_plan(work.model, _config(name, at))
     except ValueError as error:
         log.info("%s has no table of %d calls: %s", name, at, error)
         return None
@@ -166,5 +171,5 @@ def _trained_cell(name: str, work: Work, at: int) -> Cell | None:
     return replace(cell, learned=False, training=cost.teacher_evaluations + cost.training_evaluations)
 
 
-def _config(family: str, calls: int) -> DistillConfig:
-    return DistillConfig.model_validate({"family": family, "calls": calls})
+def _config(name: str, calls: int) -> DistillConfig:
+    return DistillConfig.model_validate({**FAMILIES[name], "calls": calls})
