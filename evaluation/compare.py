@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..denoisers.checks import check_members, check_model
+from ..denoisers.checks import checked
 from ..denoisers.fingerprint import model_identity
 from ..denoisers.protocol import Model
-from ..denoisers.rows import limit_rows
 from ..distill.teacher import POOL_SEEDS
 from ..formats.files import write_atomically
 from ..runs.environment import environment
@@ -88,9 +87,7 @@ def compare(
             f"seed = {seed} with samples = {samples}: tables are learned on the noise of seeds from {POOL_SEEDS} on, "
             "measure on seeds below"
         )
-    check_members(model)
-    model = limit_rows(model)
-    check_model(model, dtype)
+    model = checked(model, dtype)
     families = family_names([*tables])
     known = handmade(model.path)
     rivals, others = chosen(known, peers(known), solvers)

@@ -1,4 +1,4 @@
-"""Puts the numbers of `experiments/results` into README.md and docs: `python -m epd.experiments.readme_tables [--check]`.
+"""Puts the numbers of `experiments/results` into README.md and docs: `python -m epd.experiments.readme_tables`.
 
 Between `<!-- results:NAME -->` and `<!-- /results -->` stands what the renderer NAME makes of its result file; nobody
 writes a number there by hand. `--check` changes nothing and exits with 1 where the text is not what it should be.

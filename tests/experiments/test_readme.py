@@ -96,7 +96,7 @@ def test_the_config_faults_are_told_as_shown(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.chdir(tmp_path)
     shown = [line.removeprefix("epd: error: ") for line in blocks("text")[0].splitlines()]
-    for text, line in zip(("iteratons: 3", "points: 99"), shown, strict=True):
+    for text, line in zip(("iteratons: 3", "validation: 0"), shown, strict=True):
         Path("c.yaml").write_text(text)
         with pytest.raises(ConfigError) as error:
             load_config(Path("c.yaml"), Distill)
