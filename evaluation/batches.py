@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
+from ..solvers.answers import MakeAnswer, batched
 from ..solvers.solve import solve
-from ..solvers.walk import Rule
+from ..solvers.walk import Answer, Ask, Rule
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class Batch:
 
 
 class Counting:
-    """A denoiser that counts its calls and the rows that they hold."""
+    """An answer that counts the questions, which are a solver's sequential calls whoever answers, and their points."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser, self.calls, self.rows = denoiser, 0, 0
+    def __init__(self, answer: Answer) -> None:
+        self.answer, self.calls, self.points = answer, 0, 0
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        self.calls, self.rows = self.calls + 1, self.rows + len(x)
-        return self.denoiser(x, sigma)
+    def __call__(self, ask: Ask) -> Tensor:
+        self.calls, self.points = self.calls + 1, self.points + len(ask.points)
+        return self.answer(ask)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ def batches_of(model: Model, seeds: Sequence[int], size: int, dtype: torch.dtype
         yield Batch(model.for_seeds(part), unit_noise(part, model.shape, dtype), model.device)
 
 
-def solve_all(rule: Rule, sigmas: Tensor, batches: Sequence[Batch], timings: int = 1) -> Solved:
+def solve_all(
+    rule: Rule, sigmas: Tensor, batches: Sequence[Batch], timings: int = 1, answer: MakeAnswer = batched
+) -> Solved:
     """Solves every batch, and a full one again until there are this many timings of full ones.
 
     Raises:
@@ -71,18 +74,18 @@ def solve_all(rule: Rule, sigmas: Tensor, batches: Sequence[Batch], timings: int
     """
     full = [batch for batch in batches if len(batch.noise) == len(batches[0].noise)]
     again = [full[0]] * max(timings - len(full), 0)
-    runs = [_solved(rule, sigmas, batch) for batch in batches]
+    runs = [_solved(rule, sigmas, batch, answer) for batch in batches]
     seconds = [run.seconds for run, batch in zip(runs, batches, strict=True) if len(batch.noise) == len(full[0].noise)]
-    seconds += [_solved(rule, sigmas, batch).seconds for batch in again]
+    seconds += [_solved(rule, sigmas, batch, answer).seconds for batch in again]
     ends = torch.cat([run.end for run in runs])
     return Solved(ends, runs[-1].calls, runs[-1].evaluations, statistics.median(seconds))
 
 
-def _solved(rule: Rule, sigmas: Tensor, batch: Batch) -> Solved:
-    counting, noise = Counting(batch.denoiser), batch.noise_on_device()
+def _solved(rule: Rule, sigmas: Tensor, batch: Batch, answer: MakeAnswer) -> Solved:
+    counting, noise = Counting(answer(batch.denoiser)), batch.noise_on_device()
     began = time.perf_counter()
-    end = solve(rule, counting, noise, sigmas)
+    end = solve(rule, batch.denoiser, noise, sigmas, lambda _: counting)
     if end.is_cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
-    return Solved(end.cpu(), counting.calls, counting.rows // len(noise), seconds)
+    return Solved(end.cpu(), counting.calls, counting.points, seconds)

@@ -23,6 +23,8 @@ from ..distill.teacher import POOL_SEEDS
 from ..formats.files import write_atomically
 from ..runs.environment import environment
 from ..runs.progress import progress
+from ..solvers.answers import MakeAnswer
+from ..solvers.auto import AnswerName, answer_named
 from ..solvers.exact import converged
 from ..solvers.table import Table
 from .batches import Batch, batches_of, solve_all
@@ -87,6 +89,7 @@ def compare(
     solvers: Sequence[str] | None = None,
     keep: Path | None = None,
     conditions: Mapping[str, object] | None = None,
+    answer: AnswerName = "batched",
 ) -> Comparison:
     """Measures tables and all hand-made solvers at equal sequential calls and at equal total evaluations.
 
@@ -105,6 +108,7 @@ def compare(
         solvers: names or groups of hand-made solvers to measure; None is all of them.
         keep: folder in which cells are kept as they are measured, and from which a later call takes them.
         conditions: what else the model was asked for, ready for JSON; cells under others are not taken.
+        answer: how the points of a question are evaluated, see `epd.solve`; changes seconds and rounding only.
 
     Raises:
         ValueError: for counts below 1, seeds of training noise, or names of solvers that do not exist.
@@ -126,6 +130,7 @@ def compare(
     views = {"features": features is not None, "classifier": classifier is not None, "data": data is not None}
     ends = {"batch": batch, "seed": seed, "tolerance": tolerance, "conditions": dict(conditions or {})}
     cells_of = {"samples": samples, "tuning": tuning} | views | _measured_by(alphas_cumprod)
+    cells_of |= {} if answer == "batched" else {"answer": answer}
     kept = Kept(keep, _identity(model, dtype) | ends, cells_of)
     with torch.no_grad():
         batches = list(batches_of(model, range(seed, seed + samples), batch, dtype))
@@ -135,7 +140,9 @@ def compare(
         few = list(batches_of(model, range(seed, seed + min(tuning, samples)), batch, dtype))
         candidates = candidate_schedules(model.path, model.sigma_min, model.sigma_max, alphas_cumprod)
         jobs: dict[str, Callable[[], Cell | None]] = {
-            f"{name} {table.digest}": partial(_table_cell, name, families[name], table, batches, judges)
+            f"{name} {table.digest}": partial(
+                _table_cell, name, families[name], table, batches, judges, answer_named(answer)
+            )
             for name, table in tables.items()
         }
         jobs |= {
@@ -199,9 +206,11 @@ def chosen(solvers: list[HandMade], names: Sequence[str] | None) -> list[HandMad
     return [solver for solver in solvers if solver.name in names or solver.group in names]
 
 
-def _table_cell(name: str, group: str, table: Table, batches: Sequence[Batch], judges: Judges) -> Cell:
+def _table_cell(
+    name: str, group: str, table: Table, batches: Sequence[Batch], judges: Judges, answer: MakeAnswer
+) -> Cell:
     sigmas = torch.tensor(table.sigmas)  # a copy: tables are read-only
-    done = solve_all(table.rule(batches[0].device), sigmas, batches, TIMINGS)
+    done = solve_all(table.rule(batches[0].device), sigmas, batches, TIMINGS, answer)
     cell = Cell(name, group, True, done.calls, done.calls, done.evaluations, table.num_steps, "learned",
                 seconds=done.seconds, **judges.measures(done.end))  # fmt: skip
     log.info("%-28s %2d calls, %2d evaluations: RMSE %.4f", name, done.calls, done.evaluations, cell.rmse)
