@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .solvers import rules, schedules
     from .solvers.answers import batched, serial, slope, streams
     from .solvers.auto import auto
+    from .solvers.capture import capture
     from .solvers.named import named_table, table_names
     from .solvers.sharded import sharded
     from .solvers.solve import solve, trajectory
@@ -68,6 +69,7 @@ _HOMES = {
     "slope": "solvers.answers",
     "streams": "solvers.answers",
     "auto": "solvers.auto",
+    "capture": "solvers.capture",
     "sharded": "solvers.sharded",
     "solve": "solvers.solve",
     "trajectory": "solvers.solve",
