@@ -82,7 +82,8 @@ def test_what_waits_for_the_device_is_named_and_runs(caplog: pytest.LogCaptureFi
 
 
 def test_a_memory_limit_holds() -> None:
-    layer = torch.nn.Sequential(torch.nn.Conv2d(2, 64, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(64, 2, 3, padding=1))
+    inside, outside = torch.nn.Conv2d(2, 64, 3, padding=1), torch.nn.Conv2d(64, 2, 3, padding=1)
+    layer = torch.nn.Sequential(inside, torch.nn.SiLU(), outside)
     layer.cuda().requires_grad_(False)
     model = NetworkDenoiser(lambda x, t, rows: layer(x), edm(), (2, 32, 32), 0.1, 40.0, device="cuda")
     limit, points = 8 * 2**20, torch.randn(4, 8, 2, 32, 32, device="cuda")
