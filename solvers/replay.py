@@ -68,9 +68,9 @@ class Replays:
             leaves, spec = tree_flatten(arguments)
             device = next((leaf.device for leaf in leaves if isinstance(leaf, Tensor)), torch.device("cpu"))
             reason = self._never(device)
-            key = None if reason else (*map(_signature, leaves), repr(spec), *_modes(device), state)
-            if reason or key in self._refused:
-                self._say(reason)
+            key = (*map(_signature, leaves), repr(spec), *_modes(device), state)
+            if reason or not _hashable(key) or key in self._refused:
+                self.say(reason or ("" if _hashable(key) else "an argument is neither a tensor nor hashable"))
                 return self.eager(*arguments)
             recording = self._kept.get(key) or self._recorded(key, leaves, spec, device)
             if recording is None:
@@ -112,12 +112,13 @@ class Replays:
             outputs = self._program(make, tree_unflatten(inputs, spec))
         except RuntimeError as error:
             self._refused.add(key)
-            self._say(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}{_place_of(error)}")
+            self.say(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}{_place_of(error)}")
             return None
         self._kept[key] = _Recording(graphs, inputs, outputs)
         return self._kept[key]
 
-    def _say(self, reason: str) -> None:
+    def say(self, reason: str) -> None:
+        """Tells once why there is no replay; an empty reason is none."""
         if reason and reason not in self._said:
             self._said.add(reason)
             log.warning("%s is not replayed from graphs: %s", self.name, reason)
@@ -128,15 +129,18 @@ def _cloned(leaf: Any) -> Any:  # noqa: ANN401
 
 
 def _signature(leaf: Any) -> Hashable:  # noqa: ANN401
-    """What a recording depends on: all of an argument but a tensor's values.
-
-    Raises:
-        TypeError: for what is neither a tensor nor hashable.
-    """
+    """What a recording depends on: all of an argument but a tensor's values."""
     if isinstance(leaf, Tensor):
         return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
-    hash(leaf)
     return type(leaf), leaf
+
+
+def _hashable(key: Hashable) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
 
 
 def _modes(device: torch.device) -> tuple[Hashable, ...]:

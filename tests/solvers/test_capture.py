@@ -164,7 +164,7 @@ def test_inference_mode_and_no_grad_take_turns() -> None:
             assert torch.equal(run(NOISE), expected)
 
 
-def test_any_arguments_are_part_of_a_recording() -> None:
+def test_any_arguments_are_part_of_a_recording(caplog: pytest.LogCaptureFixture) -> None:
     """Tensors at any depth are copied, all else tells recordings apart."""
     calls: list[float] = []
 
@@ -181,5 +181,5 @@ def test_any_arguments_are_part_of_a_recording() -> None:
         assert replays.kept == 2
         replays(one, {"scale": 1.0, "parts": (one,)}, state="another")
         assert replays.kept == 3
-        with pytest.raises(TypeError, match="unhashable"):
-            replays(one, {"scale": 1.0, "parts": (one,), "set": {1, 2}})
+        replays(one, {"scale": 1.0, "parts": (one,), "set": {1, 2}})
+    assert replays.kept == 3 and "an argument is neither a tensor nor hashable" in caplog.text
