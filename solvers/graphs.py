@@ -46,7 +46,15 @@ class NotCapturable(RuntimeError):
 
 
 class NoHostWork(TorchDispatchMode):
-    """Refuses what a graph can't hold: reading a value back, shapes that depend on values, copies between devices."""
+    """Refuses what a graph can't hold: reading a value back, shapes that depend on values, copies between devices.
+
+    Args:
+        where: kinds of devices whose values may not be read; those of others are constants.
+    """
+
+    def __init__(self, where: Sequence[str] = ("cuda",)) -> None:
+        super().__init__()
+        self._where = where
 
     def __torch_dispatch__(
         self,
@@ -55,7 +63,7 @@ class NoHostWork(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        if func in WAITS:
+        if func in WAITS and args[0].device.type in self._where:
             raise NotCapturable(f"{func} waits for the device, to read a value back")
         if func in VALUES_DECIDE or (func is aten.index.Tensor and _by_mask(args[1])):
             raise NotCapturable(f"{func} has a result whose shape depends on values")
@@ -111,7 +119,7 @@ class EagerGraph:
     def capture(self, fn: Callable[[], Outputs]) -> Outputs:
         """See `Graph`."""
         fn()
-        with NoHostWork():
+        with NoHostWork(("cpu", "cuda")):
             outputs = fn()
         self._fn = fn
         self._outputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, outputs)
