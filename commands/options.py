@@ -8,10 +8,12 @@ from typing import Annotated, Literal, TypeAlias
 import tyro
 from pydantic import BaseModel, Field, field_validator
 
-from ..distill.config import MOST_CALLS, DistillConfig
+from ..distill.config import MOST_CALLS, MOST_POINTS, DistillConfig
+from ..evaluation.tune_config import TuneConfig
 from ..pipelines.options import FROZEN, ModelOptions, UserPath
 from ..rl.config import RefineConfig
-from ..solvers.registry import NumberedRule, PublishedSchedule, Schedule
+from ..solvers.registry import NumberedRule, Schedule
+from .table_options import TableConvert, TableDiff, TableShow  # noqa: F401 - the command looks here for all options
 
 Answer: TypeAlias = Literal["batched", "serial", "auto"]
 
@@ -36,6 +38,14 @@ class ModelArguments(ModelOptions):
     call and the free memory, elsewhere as many as hold 4 million numbers."""
 
 
+def _several(name: str, value: str, most: int, what: str, example: str) -> str:
+    """Numbers with commas between them, in rising order."""
+    numbers = [int(part) if part.isdecimal() else 0 for part in value.replace(" ", "").split(",")]
+    if not all(1 <= number <= most for number in numbers):
+        raise ValueError(f"{name} = {value!r} must be {what} from 1 to {most}, or several, as in {example}")
+    return ",".join(map(str, sorted(set(numbers))))
+
+
 class Distill(DistillConfig, ModelArguments):
     """Learn a solver for a frozen model; leaves solver.json, TensorBoard logs (tb/) and a checkpoint in --out.
 
@@ -48,6 +58,10 @@ class Distill(DistillConfig, ModelArguments):
     """Sequential network calls of one sample: what it costs in time where a call of a few rows costs as much as one.
     Several, as in 3,5,7,9, are learned one after another, in --out/3-calls and so on: they share the teacher, and each
     solver is grown into a start of the next, so that more calls are never worse."""
+    points: str = "auto"  # type: ignore[reportIncompatibleVariableOverride] - auto, one number or several
+    """Rows per sample in the widest call: points of a step that the network sees at once. auto: of family dense 2 where
+    the model's calls of twice the rows take hardly longer, else 1, after a few timed calls; of the others 2. Several,
+    as in 1,2,3, are learned one after another, in --out/1-points and so on, from the same teacher."""
     out: UserPath = Path("runs/distill")
     """Folder of the run."""
     resume: bool = False
@@ -58,7 +72,7 @@ class Distill(DistillConfig, ModelArguments):
     """Table to start from: a file, a run's folder, the name of a published one, or a hub id. One of fewer calls is
     grown."""
 
-    @field_validator("calls", mode="before")
+    @field_validator("calls", "points", mode="before")
     @classmethod
     def _text(cls, value: object) -> str:
         """YAML has a number or a list."""
@@ -67,20 +81,27 @@ class Distill(DistillConfig, ModelArguments):
     @field_validator("calls")
     @classmethod
     def _counts(cls, value: str) -> str:
-        counts = [int(part) if part.isdecimal() else 0 for part in value.replace(" ", "").split(",")]
-        if not all(1 <= count <= MOST_CALLS for count in counts):
-            raise ValueError(f"calls = {value!r} must be a number from 1 to {MOST_CALLS}, or several, as in 3,5,7,9")
-        return ",".join(map(str, sorted(set(counts))))
+        return _several("calls", value, MOST_CALLS, "a number", "3,5,7,9")
+
+    @field_validator("points")
+    @classmethod
+    def _numbers(cls, value: str) -> str:
+        return value if value == "auto" else _several("points", value, MOST_POINTS, "auto, a number", "1,2,3")
 
     @property
     def counts(self) -> tuple[int, ...]:
         """The counts of calls, fewest first."""
         return tuple(map(int, self.calls.split(",")))
 
+    @property
+    def numbers(self) -> tuple[int | Literal["auto"], ...]:
+        """The numbers of points, fewest first."""
+        return ("auto",) if self.points == "auto" else tuple(map(int, self.points.split(",")))
+
     def distill_config(self) -> DistillConfig:
-        """The part that says how to learn, for the fewest calls."""
+        """The part that says how to learn, for the fewest calls and points."""
         values = {name: getattr(self, name) for name in DistillConfig.model_fields}
-        return DistillConfig(**{**values, "calls": self.counts[0]})
+        return DistillConfig(**{**values, "calls": self.counts[0], "points": self.numbers[0]})
 
 
 class Refine(RefineConfig, ModelArguments):
@@ -116,6 +137,23 @@ class Refine(RefineConfig, ModelArguments):
     def refine_config(self) -> RefineConfig:
         """The part that says how to learn."""
         return RefineConfig(**{name: getattr(self, name) for name in RefineConfig.model_fields})
+
+
+class Tune(TuneConfig, ModelArguments):
+    """Find the best learned solver within a budget: --latency-ms, --calls or --quality.
+
+    Measures what requests cost on this machine, learns the structures that pay here, and leaves the best one with the
+    evidence in --out: solver.json, tune.md, tune.json. The same command again goes on where it was stopped.
+    """
+
+    model_config = FROZEN
+
+    out: UserPath = Path("runs/tune")
+    """Folder of the result."""
+
+    def tune_config(self) -> TuneConfig:
+        """The part that says what is looked for."""
+        return TuneConfig(**{name: getattr(self, name) for name in TuneConfig.model_fields})
 
 
 class Sample(ModelArguments):
@@ -191,49 +229,44 @@ class Compare(ModelArguments):
     rounding only."""
 
 
-class TableShow(BaseModel):
-    """Print a table: per step sigma, nodes, weights, anchor and memory; order, cost, provenance."""
+class Evaluate(ModelArguments):
+    """Measure solvers by their pictures: FID, KID, precision and recall against a reference, mean rewards.
 
-    model_config = FROZEN
+    Leaves evaluation.json and evaluation.md in --out. A sample is its seed, on any number of processes (torchrun). The
+    same command again goes on from the features in --out/features, with more samples or solvers, too; a kill costs 128
+    samples at most.
+    """
 
-    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """Table: a file, a run's folder, a published name, or a hub id."""
-
-
-class TableConvert(BaseModel):
-    """Turn a published .pkl or .npz table into our JSON; nothing in the file is executed."""
-
-    model_config = FROZEN
-
-    source: Annotated[UserPath, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """The published file."""
-    target: Annotated[UserPath, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
-    """The JSON to write."""
-    sigmas: tuple[float, ...] = ()
-    """Noise levels, one more than steps; none: rebuilt from what the file says of its schedule and model."""
-    schedule: PublishedSchedule | None = None
-    """Schedule to rebuild the noise levels from; none: the file's."""
-    sigma_min: float | None = Field(default=None, gt=0)
-    """Smallest noise level of the schedule; none: what the file or its model says."""
-    sigma_max: float | None = Field(default=None, gt=0)
-    """Largest noise level of the schedule; none: what the file or its model says."""
-    rho: float | None = Field(default=None, gt=0)
-    """Exponent of the schedule; none: the file's, or 7."""
-    shift: float | None = Field(default=None, gt=0)
-    """Shift of a flow schedule; none: the file's, or 1."""
-    mu: float | None = None
-    """Logarithm of the shift of a flow schedule; goes before --shift."""
-
-
-class TableDiff(BaseModel):
-    """Say where two tables differ; exit code 0 when their numbers are equal, 1 when not."""
-
-    model_config = FROZEN
-
-    first: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FIRST")]
-    """Table: a file, a run's folder, a published name, or a hub id."""
-    second: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SECOND")]
-    """The other table, likewise."""
+    out: UserPath = Path("runs/evaluate")
+    """Folder of the result."""
+    tables: tuple[str, ...] = ()
+    """Learned solvers: files, folders of runs, published names, or hub ids."""
+    solvers: tuple[str, ...] = ()
+    """Hand-made solvers that are measured, too, by name or group, each on its best schedule as in compare; none: none.
+    """
+    calls: tuple[int, ...] = (3, 5, 7, 9)
+    """Sequential network calls of the hand-made solvers."""
+    reference: UserPath | None = None
+    """What pictures are compared with: a folder of PNG or JPG files of the model's size; a .npz with mu and sigma, as
+    EDM publishes them, which serves FID alone; or a file of --save-reference."""
+    features: str = "inception"
+    """What sees pictures as features: inception (torchmetrics and torch-fidelity), or file.py:function or
+    package.module:function, which takes pictures (B, 3, H, W) in [0, 1] and returns (B, F), or takes nothing and
+    returns a module that does."""
+    samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = Field(default=50_000, ge=4)
+    """Samples of each solver, seeds --seed and on. FID falls with their number: compare equal numbers only."""
+    reward: tuple[str, ...] = ()
+    """What else is measured, as the mean over samples: clip-score:CLIP (CLIPScore) and all others that refine takes."""
+    manifold: int = Field(default=10_000, ge=4)
+    """Features on either side that precision and recall are measured on, and of the reference, KID."""
+    save_reference: UserPath | None = None
+    """File, as .safetensors, to write the statistics of the folder of pictures to."""
+    batch: int | None = Field(default=None, ge=1)
+    """Samples that are solved together, at most 128; none: 128, fewer of samples of more than 32,768 numbers."""
+    seed: int = Field(default=0, ge=0)
+    """First seed of the samples."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Floating point type of the states."""
 
 
 class Doctor(BaseModel):

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from .distill.config import DistillConfig
     from .distill.learn import distill, distill_each
     from .evaluation.compare import compare
+    from .evaluation.evaluate import evaluate
+    from .evaluation.tune import tune
+    from .evaluation.tune_config import TuneConfig
     from .pipelines.denoiser import from_pipeline
     from .pipelines.enable import disable, enable, on_states, summary
     from .pipelines.find import find_table
@@ -85,6 +88,9 @@ _HOMES = {
     "load_policy": "rl.policy_file",
     "refine": "rl.learn",
     "compare": "evaluation.compare",
+    "evaluate": "evaluation.evaluate",
+    "TuneConfig": "evaluation.tune_config",
+    "tune": "evaluation.tune",
 }
 _ROOMS = (
     "formats", "denoisers", "solvers", "pipelines", "runs", "distill", "rl", "evaluation", "commands", "experiments",

@@ -29,8 +29,10 @@ class Command(NamedTuple):
 COMMANDS = {
     "distill": Command("Distill", "distill:distill", "learn a solver for a frozen model"),
     "refine": Command("Refine", "refine:refine", "refine a learned solver by rewards"),
+    "tune": Command("Tune", "tune:tune", "find the best learned solver within a budget on this machine"),
     "sample": Command("Sample", "sample:sample", "draw samples with a learned or hand-made solver"),
     "compare": Command("Compare", "compare:compare", "hold learned solvers against all hand-made ones"),
+    "evaluate": Command("Evaluate", "evaluate:evaluate", "measure pictures: FID, KID, precision and recall, rewards"),
     "table show": Command("TableShow", "table:show", "print a table"),
     "table convert": Command("TableConvert", "table:convert", "turn a published .pkl or .npz into our JSON"),
     "table diff": Command("TableDiff", "table:diff", "say where two tables differ"),
@@ -41,15 +43,19 @@ COMMANDS = {
 GO_ON = {
     "distill": "; add --resume to continue the run",
     "refine": "; add --resume to continue the run",
+    "tune": "; the same command again continues it",
     "compare": "; the same command again continues it",
+    "evaluate": "; the same command again continues it",
 }
 
 # What a command that ran out of memory can do with less.
 WITH_LESS = {
     "distill": "; give --rows 1, a smaller --batch, a larger --accumulate, or with Adam --checkpointing",
     "refine": "; give --rows 1, or a larger --accumulate",
+    "tune": "; give --rows 1",
     "sample": "; give --rows 1, or a smaller --batch",
     "compare": "; give --rows 1, or a smaller --batch",
+    "evaluate": "; give --rows 1, or a smaller --batch",
 }
 
 HELP = """usage: epd [-h] [--version] [-v | -q] COMMAND ...

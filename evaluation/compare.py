@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoisers.checks import check_members, check_model
+from ..denoisers.checks import checked
 from ..denoisers.fingerprint import model_identity
 from ..denoisers.protocol import Model
-from ..denoisers.rows import limit_rows
 from ..distill.teacher import POOL_SEEDS
 from ..formats.files import write_atomically
 from ..runs.environment import environment
@@ -122,16 +121,14 @@ def compare(
             f"seed = {seed} with samples = {samples}: tables are learned on the noise of seeds from {POOL_SEEDS} on, "
             "measure on seeds below"
         )
-    check_members(model)
-    model = limit_rows(model)
-    check_model(model, dtype)
+    model = checked(model, dtype)
     families = family_names([*tables])
     rivals = chosen(handmade(model.path), solvers)
     views = {"features": features is not None, "classifier": classifier is not None, "data": data is not None}
     ends = {"batch": batch, "seed": seed, "tolerance": tolerance, "conditions": dict(conditions or {})}
     cells_of = {"samples": samples, "tuning": tuning} | views | _measured_by(alphas_cumprod)
     cells_of |= {} if answer == "batched" else {"answer": answer}
-    kept = Kept(keep, _identity(model, dtype) | ends, cells_of)
+    kept = Kept(keep, ends_identity(model, dtype) | ends, cells_of)
     with torch.no_grad():
         batches = list(batches_of(model, range(seed, seed + samples), batch, dtype))
         end = torch.cat(list(_ends(model, batches, tolerance, kept)))
@@ -162,7 +159,7 @@ def compare(
     )  # fmt: skip
 
 
-def _identity(model: Model, dtype: torch.dtype) -> dict[str, object]:
+def ends_identity(model: Model, dtype: torch.dtype) -> dict[str, object]:
     """What an end point depends on beside its seed."""
     return {
         **model_identity(model),
