@@ -202,7 +202,8 @@ class _Search:
         ends, name = Ends.of(self.model), USUAL[self.model.path]
 
         def taking(steps: int) -> float:
-            return self._latencies([(make_rule(MULTISTEP, RuleSettings(num_steps=steps)), make_sigmas(name, steps, ends))])[0]
+            rule = make_rule(MULTISTEP, RuleSettings(num_steps=steps))
+            return self._latencies([(rule, make_sigmas(name, steps, ends))])[0]
 
         steps = max(1, round(4 * latency / taking(4)))
         while steps > 1 and taking(steps) > WITHIN * latency:
