@@ -21,13 +21,13 @@ from ..runs.folder import Folder
 from ..runs.follow import Entry, follow
 from ..runs.pictures import tile
 from ..runs.processes import Workers
+from ..runs.table_picture import table_picture
 from ..solvers.provenance import require_path
 from ..solvers.table import Table
 from ..solvers.table_json import dumps
 from .closeness import Closeness
 from .config import RefineConfig
 from .conservative import Interval
-from .pictures import table_picture
 from .policy_file import save_policy
 from .refine import load_vector, policy_of, refine
 from .state import Passed, RefineState, Update
