@@ -12,6 +12,7 @@ from ..denoisers.rows import limit_rows
 from ..pipelines.find import find_table
 from ..solvers.table import Table
 from .inputs import command_line, model_options
+from .inspect import inspect_run
 from .models import load_model
 from .options import Distill, UsageError
 
@@ -36,6 +37,8 @@ def distill(options: Distill) -> int:
         paths = {} if path is None else {options.counts[0]: path}
     workers.end()
     if paths:
+        for path in paths.values() if workers.rank == 0 else ():
+            inspect_run(model, path, options.inspect)
         same = options.model + command_line(chosen)  # without its options it may be another model
         last, tables = list(paths.values())[-1], " ".join(map(str, paths.values()))
         log.info("look:    epd table show %s", last)

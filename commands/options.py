@@ -50,6 +50,9 @@ class Distill(DistillConfig, ModelArguments):
     """Folder of the run."""
     resume: bool = False
     """Continue the run in --out."""
+    inspect: int = Field(default=16, ge=0)
+    """Samples whose trajectories are followed at the end beside the converged ones, for TensorBoard, at twice the
+    solver's evaluations and some 200 more each; at least 2, or 0: none."""
     dry_run: bool = False
     """Print the plan, what it costs and what training keeps in memory, and stop."""
     init: str | None = None
@@ -108,6 +111,9 @@ class Refine(RefineConfig, ModelArguments):
     """Folder of the run."""
     resume: bool = False
     """Continue the run in --out."""
+    inspect: int = Field(default=16, ge=0)
+    """Samples whose trajectories are followed at the end beside the converged ones, for TensorBoard, at twice the
+    solver's evaluations and some 200 more each; at least 2, or 0: none."""
     dry_run: bool = False
     """Print the plan and what it costs, and stop."""
 
@@ -116,14 +122,11 @@ class Refine(RefineConfig, ModelArguments):
         return RefineConfig(**{name: getattr(self, name) for name in RefineConfig.model_fields})
 
 
-class Sample(ModelArguments):
-    """Draw samples with a learned table or a hand-made rule; leaves samples.npz, grid.png and samples.json in --out.
+class SolverArguments(ModelArguments):
+    """Which solver: a learned one, or a hand-made one on a schedule."""
 
-    What is not a picture (points, latents without a decoder) is kept as states, without a grid.
-    """
+    model_config = FROZEN
 
-    out: UserPath = Path("runs/sample")
-    """Folder of the result; what it holds is replaced."""
     table: str | None = None
     """Learned solver: a file, a run's folder, a published name, or a hub id. Exactly one of --table and --rule."""
     rule: NumberedRule | None = None
@@ -138,6 +141,16 @@ class Sample(ModelArguments):
     """Shift of the flow schedule of --rule; 1: none."""
     afs: bool = False
     """Analytic first slope for --rule: one call fewer."""
+
+
+class Sample(SolverArguments):
+    """Draw samples with a learned table or a hand-made rule; leaves samples.npz, grid.png and samples.json in --out.
+
+    What is not a picture (points, latents without a decoder) is kept as states, without a grid.
+    """
+
+    out: UserPath = Path("runs/sample")
+    """Folder of the result; what it holds is replaced."""
     count: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = Field(default=None, ge=1)
     """How many samples, seeds 0, 1, 2, ...; none: as many as --seeds, or 64."""
     seeds: str | None = None
@@ -180,6 +193,31 @@ class Compare(ModelArguments):
     """Relative and absolute tolerance of the converged end points; a float32 network supports 1e-5."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating point type of the states; float64 for exact models, whose end points then converge to more digits."""
+
+
+class Inspect(SolverArguments):
+    """Look at what a solver does on its way, beside the converged trajectories: errors of every step, directions,
+    pictures, principal components.
+
+    Leaves a TensorBoard log in --logdir, in place of an earlier inspection's: tensorboard --logdir runs.
+    """
+
+    logdir: UserPath = Path("runs/inspect")
+    """Folder of the log; other logs in it stay."""
+    samples: int = Field(default=256, ge=2)
+    """Samples that all numbers are of. Each takes twice the solver's evaluations and some 200 more."""
+    batch: int | None = Field(default=None, ge=1)
+    """Samples that are solved together; none: as many as memory surely holds, at most 256."""
+    seed: int = Field(default=0, ge=0)
+    """First seed of the samples."""
+    shown: str = "0-3"
+    """Seeds of the samples whose pictures and projections are shown: 0-3, or 1,2,3."""
+    tolerance: float = Field(default=1e-5, gt=0)
+    """Relative and absolute tolerance of the converged trajectories; a float32 network supports 1e-5."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Floating point type of the states."""
+    png: UserPath | None = None
+    """Folder for the figures as PNG, too; none: only in TensorBoard."""
 
 
 class TableShow(BaseModel):

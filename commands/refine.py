@@ -15,6 +15,7 @@ from ..pipelines.options import ModelOptions, read_prompts
 from ..rl.learn import score
 from ..rl.task import Prompted, Task, no_text
 from .inputs import command_line, fits, model_options
+from .inspect import inspect_run
 from .models import labels_of, load_model
 from .options import Refine, UsageError
 
@@ -45,6 +46,8 @@ def refine(options: Refine) -> int:
     path = run_refine(task, base, config, options.out, options.resume, options.dry_run, chosen.conditions())
     workers.end()
     if path is not None:
+        if workers.rank == 0:
+            inspect_run(task.model, path, options.inspect)
         same = options.model + command_line(chosen)
         log.info("look:    epd table diff %s %s", options.table, path)
         log.info("sample:  epd sample --model %s --table %s --out %s", same, path, options.out / "samples")

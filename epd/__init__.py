@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .distill.config import DistillConfig
     from .distill.learn import distill, distill_each
     from .evaluation.compare import compare
+    from .evaluation.inspection import inspect
     from .pipelines.denoiser import from_pipeline
     from .pipelines.enable import disable, enable, on_states, summary
     from .pipelines.find import find_table
@@ -78,6 +79,7 @@ _HOMES = {
     "load_policy": "rl.policy_file",
     "refine": "rl.learn",
     "compare": "evaluation.compare",
+    "inspect": "evaluation.inspection",
 }
 _ROOMS = (
     "formats", "denoisers", "solvers", "pipelines", "runs", "distill", "rl", "evaluation", "commands", "experiments",

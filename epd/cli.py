@@ -31,6 +31,7 @@ COMMANDS = {
     "refine": Command("Refine", "refine:refine", "refine a learned solver by rewards"),
     "sample": Command("Sample", "sample:sample", "draw samples with a learned or hand-made solver"),
     "compare": Command("Compare", "compare:compare", "hold learned solvers against all hand-made ones"),
+    "inspect": Command("Inspect", "inspect:inspect", "look at a solver's trajectories in TensorBoard"),
     "table show": Command("TableShow", "table:show", "print a table"),
     "table convert": Command("TableConvert", "table:convert", "turn a published .pkl or .npz into our JSON"),
     "table diff": Command("TableDiff", "table:diff", "say where two tables differ"),
@@ -50,6 +51,7 @@ WITH_LESS = {
     "refine": "; give --rows 1, or a larger --accumulate",
     "sample": "; give --rows 1, or a smaller --batch",
     "compare": "; give --rows 1, or a smaller --batch",
+    "inspect": "; give --rows 1, or a smaller --batch",
 }
 
 HELP = """usage: epd [-h] [--version] [-v | -q] COMMAND ...

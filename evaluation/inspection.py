@@ -104,10 +104,15 @@ class Inspection:
         """N."""
         return len(self.sigmas) - 1
 
+    @property
+    def scale(self) -> Tensor:
+        """(N+1,): the size of a state at each sigma: sqrt(1 + sigma^2) on a variance-exploding path, 1 on a flow."""
+        return (1 + self.sigmas**2).sqrt() if self.path == "ve" else torch.ones_like(self.sigmas)
+
     @cached_property
     def worst(self) -> int:
-        """The step with the largest mean one-step error."""
-        return int(self.local.mean(1).argmax())
+        """The step with the largest mean one-step error beside the size of the state."""
+        return int((self.local.mean(1) / self.scale[1:]).argmax())
 
     def mean_angles(self, name: str) -> Tensor:
         """(N,): mean degrees of a direction to the true mean slope; NaN where a step has no such direction."""
@@ -120,7 +125,7 @@ class Inspection:
         return {
             "rmse": float(end.square().mean().sqrt()),
             "median": float(end.median()),
-            "worst_local_error": float(self.local.mean(1).max()),
+            "worst_local_error": float(self.local.mean(1)[self.worst] / self.scale[1 + self.worst]),
             "largest_angle": float(self.mean_angles(UPDATE).nan_to_num(0.0).max()),
             "explained_1": one,
             "explained_2": two,
@@ -166,6 +171,8 @@ def inspect(
     sigmas = checked_sigmas(torch.tensor(solver.sigmas) if isinstance(solver, Table) else solver.sigmas)
     if sigmas.ndim > 1:
         raise ValueError(f"sigmas have shape {tuple(sigmas.shape)}: one schedule for all samples can be inspected")
+    if not float(sigmas[-1]) > 0:
+        raise ValueError(f"sigmas[{len(sigmas) - 1}] = 0: the converged trajectory is known above 0, end there (0.002)")
     size = batch or samples_together((1 + max(DENSE, len(sigmas)), *model.shape), 256)
     with torch.no_grad():
         parts, spent = [], 0
@@ -173,7 +180,7 @@ def inspect(
             counting = Counting(each.denoiser)
             parts.append(_numbers(follow(rule, counting, each.noise_on_device(), sigmas, tolerance, table), table))
             spent += counting.rows
-        course = None
+        closely: list[Shown] = []
         if shown:
             few = Batch(model.for_seeds(shown), unit_noise(shown, model.shape, dtype), model.device)
             course = follow(rule, few.denoiser, few.noise_on_device(), sigmas, tolerance, table)
@@ -190,7 +197,7 @@ def inspect(
         angles=torch.cat([part.angles for part in parts], 2),
         explained=torch.cat([part.explained for part in parts]),
         differences=differences[:: math.ceil(len(differences) / KEPT)],
-        places=first.places, shown=tuple(closely) if course is not None else (),
+        places=first.places, shown=tuple(closely),
     )  # fmt: skip
 
 
