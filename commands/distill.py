@@ -38,7 +38,7 @@ def distill(options: Distill) -> int:
     workers.end()
     if paths:
         for path in paths.values() if workers.rank == 0 else ():
-            inspect_run(model, path, options.inspect)
+            inspect_run(model, path, options.inspect, config.teacher == "exact", config.teacher_tolerance)
         same = options.model + command_line(chosen)  # without its options it may be another model
         last, tables = list(paths.values())[-1], " ".join(map(str, paths.values()))
         log.info("look:    epd table show %s", last)

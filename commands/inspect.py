@@ -16,7 +16,7 @@ from .options import Inspect, UsageError
 from .sample import parse_seeds, solver_of
 
 log = logging.getLogger("epd")
-AFTER_TRAINING = 1e-4  # tolerance: what any float32 network supports
+FEW = 16  # samples at the end of a run: some 4,000 evaluations, where an exact teacher took a hundred thousand or more
 
 
 def inspect(options: Inspect) -> int:
@@ -54,14 +54,16 @@ def inspect(options: Inspect) -> int:
     return 0
 
 
-def inspect_run(model: Model, path: Path, samples: int) -> None:
+def inspect_run(model: Model, path: Path, samples: int | None, converges: bool, tolerance: float) -> None:
     """Inspects what a run has learned, once, into its tb/inspect; a run is not lost to a model that resists.
 
     Args:
         path: of the run's table.
-        samples: 0: none.
+        samples: at least 2, or 0: none; None: FEW where the model converges.
+        converges: whether the run has solved the ODE itself, with this tolerance.
     """
     logdir = path.parent / "tb" / "inspect"
+    samples = max(2, samples) if samples else FEW if samples is None and converges else 0
     if not samples or logdir.exists():
         return
     from ..evaluation.inspection import inspect as follow
@@ -69,7 +71,7 @@ def inspect_run(model: Model, path: Path, samples: int) -> None:
     from ..evaluation.inspection_text import verdict
 
     try:
-        found = follow(model, Table.load(path), samples, shown=(0, 1), tolerance=AFTER_TRAINING)
+        found = follow(model, Table.load(path), samples, shown=(0, 1), tolerance=tolerance)
     except (FloatingPointError, torch.OutOfMemoryError) as error:
         log.warning("not inspected: %s", error)
         return

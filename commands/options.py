@@ -50,9 +50,10 @@ class Distill(DistillConfig, ModelArguments):
     """Folder of the run."""
     resume: bool = False
     """Continue the run in --out."""
-    inspect: int = Field(default=16, ge=0)
-    """Samples whose trajectories are followed at the end beside the converged ones, for TensorBoard, at twice the
-    solver's evaluations and some 200 more each; at least 2, or 0: none."""
+    inspect: int | None = Field(default=None, ge=0)
+    """Samples whose trajectories are followed at the end beside the converged ones, for TensorBoard (as epd inspect
+    does), at some 250 evaluations each; 0: none. None: 16 where the teacher is exact, so that the
+    model is known to have converged trajectories, else 0."""
     dry_run: bool = False
     """Print the plan, what it costs and what training keeps in memory, and stop."""
     init: str | None = None
@@ -111,9 +112,9 @@ class Refine(RefineConfig, ModelArguments):
     """Folder of the run."""
     resume: bool = False
     """Continue the run in --out."""
-    inspect: int = Field(default=16, ge=0)
-    """Samples whose trajectories are followed at the end beside the converged ones, for TensorBoard, at twice the
-    solver's evaluations and some 200 more each; at least 2, or 0: none."""
+    inspect: int | None = Field(default=None, ge=0)
+    """Samples whose trajectories are followed at the end beside the converged ones, for TensorBoard (as epd inspect
+    does), at some 250 evaluations each; 0: none. None: 16 where --converged is not 0."""
     dry_run: bool = False
     """Print the plan and what it costs, and stop."""
 

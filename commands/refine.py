@@ -47,7 +47,7 @@ def refine(options: Refine) -> int:
     workers.end()
     if path is not None:
         if workers.rank == 0:
-            inspect_run(task.model, path, options.inspect)
+            inspect_run(task.model, path, options.inspect, config.converged > 0, config.tolerance)
         same = options.model + command_line(chosen)
         log.info("look:    epd table diff %s %s", options.table, path)
         log.info("sample:  epd sample --model %s --table %s --out %s", same, path, options.out / "samples")

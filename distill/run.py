@@ -171,7 +171,8 @@ def _begin(model: Model, folder: Folder, checkpoint: Checkpoint | None) -> None:
 
 
 def _finish(model: Model, folder: Folder, table: Table, updates: int) -> None:
-    record_outcome(folder, model.name, table, table.provenance.metrics, updates)
+    rmse = table.provenance.metrics.get("validation_rmse", math.nan)
+    record_outcome(folder, model.name, table, {"rmse": rmse}, updates)
     folder.finish(dumps(table))
 
 

@@ -16,7 +16,7 @@ from ..solvers.table import Table
 from ..solvers.walk import Answer, Ask, Restart, Rule, expand, walk
 
 ANCHOR, UPDATE = "anchor", "update"
-DENSE = 24  # intervals of the converged trajectory, at least
+DENSE = 32  # intervals of the converged trajectory, at least
 
 
 @dataclass(frozen=True)

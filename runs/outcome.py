@@ -14,8 +14,8 @@ from ..solvers.table import Table
 
 # All that any log of ours holds: TensorBoard takes its columns from the first log of a folder.
 METRICS = (
-    "rmse", "median", "worst_local_error", "largest_angle", "explained_1", "explained_2", "explained_3",
-    "validation_rmse", "gain", "gain_low", "gain_high",
+    "rmse", "median", "worst_local_error", "largest_angle", "explained_1", "explained_2", "explained_3", "gain",
+    "gain_low", "gain_high",
 )  # fmt: skip
 Value = str | int | float
 
@@ -49,16 +49,19 @@ def write_hparams(
 
 
 def hparams_of(table: Table, model: str) -> dict[str, Value]:
-    """What a table is and how it was learned: the same names in a run's log and in an inspection's."""
+    """What a table is and how it was learned: the same names in a run's log and in an inspection's.
+
+    TensorBoard shows the first five of the alphabet, so that those of the training stand last.
+    """
     own: dict[str, Value] = {
         "model": model,
         "calls": table.depth,
         "evaluations": table.nfe,
         "steps": table.num_steps,
         "points": table.num_nodes,
-        "digest": table.digest[:8],
+        "table": table.digest[:8],
     }
-    config = {f"config.{key}": _plain(value) for key, value in table.provenance.config.items()}
+    config = {f"training.{key}": _plain(value) for key, value in table.provenance.config.items()}
     return own | config
 
 

@@ -60,16 +60,15 @@ def record_outcome(folder: Folder, model: str, table: Table, metrics: Mapping[st
     """What a finished run came to, in its TensorBoard log: HParams with final metrics, and the table as text.
 
     Args:
-        metrics: those that have no column there are left out.
+        metrics: by names out of `outcome.METRICS`.
         step: the last update.
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    from .outcome import METRICS, write_outcome
+    from .outcome import write_outcome
 
     with SummaryWriter(str(folder.tensorboard)) as writer:
-        known = {name: metrics[name] for name in METRICS if name in metrics}
-        write_outcome(writer, model, table, known, step)
+        write_outcome(writer, model, table, metrics, step)
 
 
 def _iteration(line: str) -> float:

@@ -61,7 +61,7 @@ def test_training_ends_with_hyperparameters_texts_and_an_inspection(run: Run, ca
     events, inspected = read(out / "tb"), read(out / "tb" / "inspect")
     assert "digest" in text(events, "table") and '"pool": 64' in text(events, "config")
     assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(events.PluginTagToContent("hparams"))
-    (final,) = events.Scalars("final/validation_rmse")
+    (final,) = events.Scalars("final/rmse")
     assert final.value == pytest.approx(min(e.value for e in events.Scalars("losses/validation_rmse")))
     measured = [e.step for e in events.Scalars("losses/validation_rmse")]
     assert [e.step for e in events.Images("table")] == measured
