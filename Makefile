@@ -10,10 +10,10 @@ ifneq ($(ALIVE),yes)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format bench readme dist clean distclean
+.PHONY: help setup demo test test-fast test-narrow lint format bench readme docs dist clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'epd needs Python 3.10 or newer, $(PYTHON) is ' + sys.version.split()[0] + ': make PYTHON=python3.11')"
@@ -33,6 +33,11 @@ test: $(STAMP) ## all tests
 test-fast: $(STAMP) ## all but the slow tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
+# The rooms whose tests compute: what the others read, write and print does not depend on the width of vectors.
+NUMERIC := $(addprefix tests/,denoisers solvers pipelines distill rl evaluation)
+test-narrow: $(STAMP) ## the fast tests of the rooms that compute, with the narrowest vectors that torch has
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(NUMERIC)
+
 lint: $(STAMP) ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/pyright
@@ -43,8 +48,12 @@ format: $(STAMP) ## what ruff can mend by itself
 bench: $(STAMP) ## time the loop against the bare network calls
 	$(BIN)/python -m epd.experiments.bench_overhead
 
-readme: $(STAMP) ## put the numbers of experiments/results into README.md
+readme: $(STAMP) ## put the numbers of experiments/results into README.md and docs
 	$(BIN)/python -m epd.experiments.readme_tables
+
+docs: $(STAMP) ## the documentation with its API reference, into build/site
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 dist: $(STAMP) ## wheel and sdist
 	$(BIN)/python -m build

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
 
-from ..denoisers.checks import check_model
+from ..denoisers.checks import checked
 from ..denoisers.protocol import Model
-from ..denoisers.rows import limit_rows
 from ..pipelines.find import find_table
 from ..solvers.table import Table
 from .inputs import command_line, model_options
@@ -27,32 +27,39 @@ def distill(options: Distill) -> int:
     workers = Workers.of_accelerate()  # before there is a model: each process takes a device of its own
     model, init = workers.together(lambda: _loaded(options))
     config, chosen = options.distill_config(), model_options(options)
-    several, conditions = len(options.counts) > 1, chosen.conditions()
+    several, conditions = len(options.counts) * len(options.numbers) > 1, chosen.conditions()
+    paths: list[Path] = []
     if several:
-        paths = run_each(
-            model, config, options.counts, options.out, options.resume, options.dry_run, conditions=conditions
-        )
+        for points in options.numbers:
+            own = config.model_copy(update={"points": points, "minutes": _share(options)})
+            out = options.out if len(options.numbers) == 1 else options.out / f"{points}-points"
+            each = run_each(model, own, options.counts, out, options.resume, options.dry_run, conditions=conditions)
+            paths += each.values()
     else:
         path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=conditions)
-        paths = {} if path is None else {options.counts[0]: path}
+        paths += [] if path is None else [path]
     workers.end()
     if paths:
         for path in paths.values() if workers.rank == 0 else ():
             inspect_run(model, path, options.inspect, config.teacher == "exact", config.teacher_tolerance)
         same = options.model + command_line(chosen)  # without its options it may be another model
-        last, tables = list(paths.values())[-1], " ".join(map(str, paths.values()))
+        last, tables, counts = paths[-1], " ".join(map(str, paths)), " ".join(map(str, options.counts))
         log.info("look:    epd table show %s", last)
         log.info("sample:  epd sample --model %s --table %s --out %s", same, last, options.out / "samples")
-        log.info("compare: epd compare --model %s --tables %s --calls %s", same, tables, " ".join(map(str, paths)))
+        log.info("compare: epd compare --model %s --tables %s --calls %s", same, tables, counts)
         log.info("watch:   tensorboard --logdir %s", options.out if several else options.out / "tb")
     return 0
 
 
+def _share(options: Distill) -> float | None:
+    """Of the minutes, what each number of points has."""
+    return None if options.minutes is None else options.minutes / len(options.numbers)
+
+
 def _loaded(options: Distill) -> tuple[Model, Table | None]:
     """The model, checked, and the table to start from, where there is one."""
-    if options.init and len(options.counts) > 1:
-        raise UsageError(f"init = {options.init} and calls = {options.calls}: one count of calls begins at a table")
+    if options.init and len(options.counts) * len(options.numbers) > 1:
+        several = f"calls = {options.calls}, points = {options.points}"
+        raise UsageError(f"init = {options.init} and {several}: one count of calls and points begins at a table")
     init = find_table(options.init) if options.init else None
-    model = limit_rows(load_model(options.model, model_options(options)), options.rows)
-    check_model(model, getattr(torch, options.dtype))
-    return model, init
+    return checked(load_model(options.model, model_options(options)), getattr(torch, options.dtype), options.rows), init

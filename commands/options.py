@@ -8,10 +8,14 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import BaseModel, Field, field_validator
 
-from ..distill.config import MOST_CALLS, DistillConfig
+from ..distill.config import MOST_CALLS, MOST_POINTS, DistillConfig
+from ..evaluation.tune_config import TuneConfig
 from ..pipelines.options import FROZEN, ModelOptions, UserPath
 from ..rl.config import RefineConfig
-from ..solvers.registry import NumberedRule, PublishedSchedule, Schedule
+from ..solvers.registry import NumberedRule, Schedule
+from .table_options import TableConvert, TableDiff, TableShow
+
+__all__ = ["TableConvert", "TableDiff", "TableShow"]  # the others' too, where commands look options up by name
 
 
 class UsageError(ValueError):
@@ -34,6 +38,14 @@ class ModelArguments(ModelOptions):
     call and the free memory, elsewhere as many as hold 4 million numbers."""
 
 
+def _several(name: str, value: str, most: int, what: str, example: str) -> str:
+    """Numbers with commas between them, in rising order."""
+    numbers = [int(part) if part.isdecimal() else 0 for part in value.replace(" ", "").split(",")]
+    if not all(1 <= number <= most for number in numbers):
+        raise ValueError(f"{name} = {value!r} must be {what} from 1 to {most}, or several, as in {example}")
+    return ",".join(map(str, sorted(set(numbers))))
+
+
 class Distill(DistillConfig, ModelArguments):
     """Learn a solver for a frozen model; leaves solver.json, TensorBoard logs (tb/) and a checkpoint in --out.
 
@@ -46,6 +58,10 @@ class Distill(DistillConfig, ModelArguments):
     """Sequential network calls of one sample: what it costs in time where a call of a few rows costs as much as one.
     Several, as in 3,5,7,9, are learned one after another, in --out/3-calls and so on: they share the teacher, and each
     solver is grown into a start of the next, so that more calls are never worse."""
+    points: str = "auto"  # type: ignore[reportIncompatibleVariableOverride] - auto, one number or several
+    """Rows per sample in the widest call: points of a step that the network sees at once. auto: of family dense 2 where
+    the model's calls of twice the rows take hardly longer, else 1, after a few timed calls; of the others 2. Several,
+    as in 1,2,3, are learned one after another, in --out/1-points and so on, from the same teacher."""
     out: UserPath = Path("runs/distill")
     """Folder of the run."""
     resume: bool = False
@@ -60,7 +76,7 @@ class Distill(DistillConfig, ModelArguments):
     """Table to start from: a file, a run's folder, the name of a published one, or a hub id. One of fewer calls is
     grown."""
 
-    @field_validator("calls", mode="before")
+    @field_validator("calls", "points", mode="before")
     @classmethod
     def _text(cls, value: object) -> str:
         """YAML has a number or a list."""
@@ -69,20 +85,27 @@ class Distill(DistillConfig, ModelArguments):
     @field_validator("calls")
     @classmethod
     def _counts(cls, value: str) -> str:
-        counts = [int(part) if part.isdecimal() else 0 for part in value.replace(" ", "").split(",")]
-        if not all(1 <= count <= MOST_CALLS for count in counts):
-            raise ValueError(f"calls = {value!r} must be a number from 1 to {MOST_CALLS}, or several, as in 3,5,7,9")
-        return ",".join(map(str, sorted(set(counts))))
+        return _several("calls", value, MOST_CALLS, "a number", "3,5,7,9")
+
+    @field_validator("points")
+    @classmethod
+    def _numbers(cls, value: str) -> str:
+        return value if value == "auto" else _several("points", value, MOST_POINTS, "auto, a number", "1,2,3")
 
     @property
     def counts(self) -> tuple[int, ...]:
         """The counts of calls, fewest first."""
         return tuple(map(int, self.calls.split(",")))
 
+    @property
+    def numbers(self) -> tuple[int | Literal["auto"], ...]:
+        """The numbers of points, fewest first."""
+        return ("auto",) if self.points == "auto" else tuple(map(int, self.points.split(",")))
+
     def distill_config(self) -> DistillConfig:
-        """The part that says how to learn, for the fewest calls."""
+        """The part that says how to learn, for the fewest calls and points."""
         values = {name: getattr(self, name) for name in DistillConfig.model_fields}
-        return DistillConfig(**{**values, "calls": self.counts[0]})
+        return DistillConfig(**{**values, "calls": self.counts[0], "points": self.numbers[0]})
 
 
 class Refine(RefineConfig, ModelArguments):
@@ -121,6 +144,23 @@ class Refine(RefineConfig, ModelArguments):
     def refine_config(self) -> RefineConfig:
         """The part that says how to learn."""
         return RefineConfig(**{name: getattr(self, name) for name in RefineConfig.model_fields})
+
+
+class Tune(TuneConfig, ModelArguments):
+    """Find the best learned solver within a budget: --latency-ms, --calls or --quality.
+
+    Measures what requests cost on this machine, learns the structures that pay here, and leaves the best one with the
+    evidence in --out: solver.json, tune.md, tune.json. The same command again goes on where it was stopped.
+    """
+
+    model_config = FROZEN
+
+    out: UserPath = Path("runs/tune")
+    """Folder of the result."""
+
+    def tune_config(self) -> TuneConfig:
+        """The part that says what is looked for."""
+        return TuneConfig(**{name: getattr(self, name) for name in TuneConfig.model_fields})
 
 
 class SolverArguments(ModelArguments):
@@ -219,51 +259,6 @@ class Inspect(SolverArguments):
     """Floating point type of the states."""
     png: UserPath | None = None
     """Folder for the figures as PNG, too; none: only in TensorBoard."""
-
-
-class TableShow(BaseModel):
-    """Print a table: per step sigma, nodes, weights, anchor and memory; order, cost, provenance."""
-
-    model_config = FROZEN
-
-    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """Table: a file, a run's folder, a published name, or a hub id."""
-
-
-class TableConvert(BaseModel):
-    """Turn a published .pkl or .npz table into our JSON; nothing in the file is executed."""
-
-    model_config = FROZEN
-
-    source: Annotated[UserPath, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """The published file."""
-    target: Annotated[UserPath, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
-    """The JSON to write."""
-    sigmas: tuple[float, ...] = ()
-    """Noise levels, one more than steps; none: rebuilt from what the file says of its schedule and model."""
-    schedule: PublishedSchedule | None = None
-    """Schedule to rebuild the noise levels from; none: the file's."""
-    sigma_min: float | None = Field(default=None, gt=0)
-    """Smallest noise level of the schedule; none: what the file or its model says."""
-    sigma_max: float | None = Field(default=None, gt=0)
-    """Largest noise level of the schedule; none: what the file or its model says."""
-    rho: float | None = Field(default=None, gt=0)
-    """Exponent of the schedule; none: the file's, or 7."""
-    shift: float | None = Field(default=None, gt=0)
-    """Shift of a flow schedule; none: the file's, or 1."""
-    mu: float | None = None
-    """Logarithm of the shift of a flow schedule; goes before --shift."""
-
-
-class TableDiff(BaseModel):
-    """Say where two tables differ; exit code 0 when their numbers are equal, 1 when not."""
-
-    model_config = FROZEN
-
-    first: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FIRST")]
-    """Table: a file, a run's folder, a published name, or a hub id."""
-    second: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SECOND")]
-    """The other table, likewise."""
 
 
 class Doctor(BaseModel):

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..denoisers.checks import check_model
+from ..denoisers.checks import checked
 from ..denoisers.digits import EMBEDDED
-from ..denoisers.rows import RowLimited, limit_rows
+from ..denoisers.rows import RowLimited
 from ..pipelines.find import find_table
 from ..pipelines.options import ModelOptions, read_prompts
 from ..rl.learn import score
@@ -61,8 +61,8 @@ def _task(options: Refine, chosen: ModelOptions) -> Task:
     if texts:
         given = {name: getattr(chosen, name) for name in chosen.chosen()}  # a copy would keep the texts it has read
         chosen = ModelOptions(**{**given, "prompts": None, "prompt": tuple(texts)})
-    model = limit_rows(load_model(options.model, chosen), options.rows)
-    check_model(model, getattr(torch, options.dtype))  # a level of its own for each row, which tables make use of
+    # A level of its own for each row is asked for, too: tables make use of it.
+    model = checked(load_model(options.model, chosen), getattr(torch, options.dtype), options.rows)
     scores = {spec: score(spec, model, options.tolerance) for spec in options.reward}
     return Task(
         model=model,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -71,23 +70,8 @@ def load_config(path: Path, schema: type[M]) -> M:
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        faults = [f"{path}: {describe(fault, schema)}" for fault in _told_once(error.errors(), schema)]
+        faults = [f"{path}: {describe(fault, schema)}" for fault in error.errors()]
         raise ConfigError("\n".join(faults)) from error
-
-
-def _told_once(faults: Iterable[ErrorDetails], schema: type[BaseModel]) -> Iterator[ErrorDetails]:
-    """The faults; a value that no member of a union takes is one, and its first member's."""
-    seen: set[str] = set()
-    for fault in faults:
-        name = str(fault["loc"][0]) if fault["loc"] else ""
-        field = schema.model_fields.get(name)
-        members = [] if field is None else [kind for kind in get_args(field.annotation) if kind is not NoneType]
-        if len(fault["loc"]) == 2 and len(members) > 1 and not isinstance(fault["loc"][1], int):
-            if name in seen:
-                continue
-            seen.add(name)
-            fault["loc"] = (name,)
-        yield fault
 
 
 def describe(fault: ErrorDetails, schema: type[BaseModel]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .noise import unit_noise
 from .protocol import Model
+from .rows import RowLimited, limit_rows
 
 log = logging.getLogger("epd")
 MEMBERS = (
@@ -52,6 +53,14 @@ def check_model(model: Model, dtype: torch.dtype = torch.float32, decode: bool =
                 _check_pictures(model, denoised)
     except torch.OutOfMemoryError:  # a large model may be meant for one row at a time
         log.warning("%s: there is no memory for 4 rows at once, so not everything is checked", model.name)
+
+
+def checked(model: Model, dtype: torch.dtype = torch.float32, rows: int | None = None) -> RowLimited:
+    """The model with calls of at most so many rows (see `limit_rows`), once `check_model` has let it pass."""
+    check_members(model)
+    limited = limit_rows(model, rows)
+    check_model(limited, dtype)
+    return limited
 
 
 def check_members(model: Model) -> None:

@@ -29,10 +29,13 @@ class Bends:
     Args:
         levels: (L+1,) float64, decreasing, from a model's first noise level to its last.
         slopes: (L+1, n) of some samples at these levels, one row of all their numbers.
+        noise, end: (B, *S) of these samples, where they begin and end.
     """
 
     levels: Tensor
     slopes: Tensor
+    noise: Tensor
+    end: Tensor
 
     @functools.cached_property
     def news(self) -> Tensor:
@@ -47,6 +50,15 @@ class Bends:
             foretold = basis @ torch.linalg.lstsq(basis, slope[:, None], driver="gelsd").solution
             out.append((slope - foretold[:, 0]).square().mean().sqrt())
         return torch.stack(out) * (self.levels[:-1] - self.levels[1:])
+
+    @property
+    def astray(self) -> float:
+        """Relative error of the analytic slope at the first noise level, which takes the noise itself for the slope.
+
+        It is what the network knows there, the data's mean over sigma: next to nothing on a variance-exploding path,
+        much on a flow path, and more where a prompt and guidance tell what comes.
+        """
+        return float((self.slopes[0] - self.noise.flatten().cpu().double()).square().mean().sqrt())
 
     def grid(self, count: int, power: float = 0.5) -> Tensor:
         """(count,) noise levels inside, decreasing: each stands in the middle of an equal share of news^power.
@@ -76,13 +88,13 @@ def bends_of(model: Model, ends: Ends, dtype: torch.dtype = torch.float32) -> Be
     seeds = list(range(POOL_SEEDS, POOL_SEEDS + count))
     denoiser, slopes = model.for_seeds(seeds), []
     rule = make_rule(MULTISTEP, RuleSettings(num_steps=STEPS))
-    noise = unit_noise(seeds, model.shape, dtype, model.device)
+    end = noise = unit_noise(seeds, model.shape, dtype, model.device)
     with torch.no_grad():
-        for x, sigma in zip(trajectory(rule, denoiser, noise, levels), levels, strict=True):
+        for end, sigma in zip(trajectory(rule, denoiser, noise, levels), levels, strict=True):
             level = sigma.to(coefficient_device(model.device))
-            denoised = denoiser(x, level.expand(len(x)))
-            slopes.append((x - denoised).flatten().cpu().double() / sigma)
-    return Bends(levels, torch.stack(slopes))
+            denoised = denoiser(end, level.expand(len(end)))
+            slopes.append((end - denoised).flatten().cpu().double() / sigma)
+    return Bends(levels, torch.stack(slopes), noise, end)
 
 
 def _levels(ends: Ends) -> Tensor:

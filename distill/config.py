@@ -14,6 +14,7 @@ Learned = Literal[
 ]
 
 MOST_CALLS = 200
+MOST_POINTS = 16
 SMALL = 4096  # numbers in a sample up to which a backward pass through a whole trajectory is cheap in memory
 # Teacher trajectories. A few hold few samples between two modes: tables that fit just these are 3 to 15 % worse
 # on others (`digits-exact`, 4,096). Large samples would fill the memory, and Gauss-Newton draws no more.
@@ -42,7 +43,7 @@ class DistillConfig(BaseModel):
     multistep steps (arXiv 2405.15506)."""
     calls: int = Field(default=5, ge=1, le=MOST_CALLS)
     """Sequential network calls of one sample: what it costs in time where a call of a few rows costs as much as one."""
-    points: Annotated[int, Field(ge=1, le=16)] | Literal["auto"] = "auto"
+    points: Annotated[int, Field(ge=1, le=MOST_POINTS)] | Literal["auto"] = "auto"
     """Rows per sample in the widest call: points of a step that the network sees at once. auto: of family dense 2 where
     the model's calls of twice the rows take hardly longer, else 1, after a few timed calls; of the others 2."""
     step_calls: Literal[1, 2] | None = None

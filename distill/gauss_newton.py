@@ -102,7 +102,12 @@ def _nudged(theta: Tensor, k: int, eps: float) -> Tensor:
 
 
 def normal_equations(
-    parameters: Parameters, theta: Tensor, chunks: Iterable[Chunk], residual: Residual, eps: float
+    parameters: Parameters,
+    theta: Tensor,
+    chunks: Iterable[Chunk],
+    residual: Residual,
+    eps: float,
+    reached: Sequence[int] | None = None,
 ) -> Normal:
     """J^T J, J^T r and |r|^2 of some chunks, as means over all their residuals.
 
@@ -111,8 +116,9 @@ def normal_equations(
     Args:
         theta: (P,) where to linearise.
         eps: step of the forward differences.
+        reached: `first_reached` of the same, where it is known.
     """
-    reached, size = first_reached(parameters, theta, eps), len(theta)
+    reached, size = first_reached(parameters, theta, eps) if reached is None else reached, len(theta)
     total, count = torch.zeros(size * size + size + 1, dtype=torch.float64), 0
     for chunk in chunks:
         columns, base = _jacobian(parameters, theta, chunk, residual, eps, reached)
@@ -164,7 +170,7 @@ def update(
     eps, parameters, size = EPS[problem.config.dtype], problem.parameters(state), len(state.vector)
 
     def equations(i: int) -> Tensor:
-        return normal_equations(parameters, state.vector, part(i), problem.residual, eps).flat()
+        return normal_equations(parameters, state.vector, part(i), problem.residual, eps, reached).flat()
 
     def loss_at(vector: Tensor) -> float:
         c = parameters.coefficients(vector)
@@ -178,6 +184,7 @@ def update(
             return math.inf
 
     with torch.no_grad():
+        reached = first_reached(parameters, state.vector, eps)
         normal = Normal.unflat(problem.workers.mean(parts, size * size + size + 1, equations), size)
         if not bool(normal.flat().isfinite().all()):
             raise FloatingPointError("the normal equations are not finite: a trajectory near the present one overflows")

@@ -50,12 +50,13 @@ def initial_table(
         start: one of `starts`; none: the first.
         look: of `look_at`, shared between starts.
     """
-    s = structure(config, model.path)
     start = start or starts(config, model.path)[0]
+    s = structure(config.model_copy(update={"afs": False}) if start.asks else config, model.path)
     sigmas = start_sigmas(config, model, len(s.calls), start, look).numpy()
     nodes, shares = start_nodes(sigmas, s.width, far=start.far and "anchor" in s.learn)
-    weigh = _weights if s.consistent else _free_weights
-    weights, anchor, memory, lookahead = weigh(s, sigmas, shares)
+    weights, anchor, memory, lookahead = (
+        _weights(s, sigmas, shares) if s.consistent else _free_weights(s, sigmas, start.order)
+    )
     learned_ahead = "lookahead" in s.learn
     simplex = not anchor.any() and not {"anchor", "memory"} & set(s.learn)
     return Table(
@@ -97,8 +98,8 @@ def _weights(s: Structure, sigmas: np.ndarray, shares: np.ndarray) -> Weights:
     return weights, anchor, memory, lookahead
 
 
-def _free_weights(s: Structure, sigmas: np.ndarray, shares: np.ndarray) -> Weights:
-    """Second-order multistep over the anchors; fan points lie along the last slope and have no weight yet."""
+def _free_weights(s: Structure, sigmas: np.ndarray, order: int) -> Weights:
+    """First- or second-order multistep over the anchors; fan points lie along the last slope and have no weight yet."""
     n, width = len(s.calls), s.width
     weights, anchor = np.zeros((n, width)), np.ones(n)
     memory, lookahead = np.zeros((n, s.columns)), np.zeros((n, width, 1 + s.columns))
@@ -107,7 +108,8 @@ def _free_weights(s: Structure, sigmas: np.ndarray, shares: np.ndarray) -> Weigh
         anchor[0] = math.sqrt(1 + sigmas[0] ** 2) / sigmas[0]
     for i in range(1, n):
         if s.columns:
+            lookahead[i, :, 1] = 1
+        if s.columns and order > 1:
             past, here, there = torch.from_numpy(sigmas[[i, i - 1]]), *torch.from_numpy(sigmas[i : i + 2])
             anchor[i], memory[i, 0] = adams_bashforth(past, here, there).tolist()
-            lookahead[i, :, 1] = 1
     return weights, anchor, memory, lookahead

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..denoisers.checks import check_members, check_model
+from ..denoisers.checks import checked
 from ..denoisers.protocol import Model
-from ..denoisers.rows import RowLimited, limit_rows
 from ..solvers.table import Table
 from . import train
 from .config import DistillConfig
@@ -46,7 +45,7 @@ def distill(
             run.
         FloatingPointError: when the model returns NaN or infinity.
     """
-    model = _checked(model, config)
+    model = checked(model, getattr(torch, config.dtype))
     if out is not None:
         path = run_distill(model, config, Path(out), resume, init=init, features=features)
         assert path is not None, "only a dry run has no table"
@@ -73,7 +72,7 @@ def distill_each(
 
     The other arguments and the errors are those of `distill`; a `config.minutes` is for all tables together.
     """
-    model = _checked(model, config)
+    model = checked(model, getattr(torch, config.dtype))
     if not calls or min(calls) < 1:
         raise ValueError(f"calls = {list(calls)} must be numbers from 1 on, such as (3, 5, 7, 9)")
     if out is not None:
@@ -86,13 +85,6 @@ def distill_each(
     for own in of_each(config, calls):
         smaller = tables[own.calls] = _learned(model, make_plan(model, own, smaller=smaller), features)
     return tables
-
-
-def _checked(model: Model, config: DistillConfig) -> RowLimited:
-    check_members(model)
-    limited = limit_rows(model)
-    check_model(limited, getattr(torch, config.dtype))
-    return limited
 
 
 def _learned(model: Model, plan: Plan, features: nn.Module | None) -> Table:

@@ -11,6 +11,7 @@ import torch
 from ..denoisers.gradients import differences_are_rounded, model_has_gradients
 from ..denoisers.protocol import Model
 from ..solvers.provenance import require_path
+from ..solvers.solve import solve
 from ..solvers.table import Table, TableError
 from . import gauss_newton, soap
 from .config import DistillConfig, ResolvedConfig
@@ -19,8 +20,9 @@ from .growth import grown
 from .initial import initial_table
 from .parameters import Parameters
 from .points import settled
-from .starts import ADAM_START_COST, FEWEST_STARTS, START_COST, look_at, starts
+from .starts import ADAM_START_COST, ASTRAY, FEWEST_STARTS, HANDMADE_STARTS, START_COST, Look, Start, look_at, starts
 from .state import TrainerState
+from .teacher import POOL_SEEDS
 
 log = logging.getLogger("epd")
 BY_GRADIENTS = ("soap", "adam")
@@ -164,17 +166,42 @@ def _starting_tables(model: Model, config: ResolvedConfig, learn: tuple[str, ...
         ValueError: where none does.
     """
     look, tables, fault = look_at(config, model), [], None
-    for start in starts(config, model.path):
+    asking = _asking_start(model, config, look)
+    for start in (*asking, *starts(config, model.path)):
         try:
             tables.append(initial_table(config, model, start, look))
         except TableError as error:
             log.info("the %s schedule is no start here: %s", start.schedule, error)
             fault = error
-        if tables and len(tables) == _affordable(config, tables[0], learn):
+        if tables and len(tables) == len(asking) + _affordable(config, tables[0], learn):
             break
     if not tables and fault is not None:
         raise fault
     return tuple(tables)
+
+
+def _asking_start(model: Model, config: ResolvedConfig, look: Look) -> tuple[Start, ...]:
+    """Where an analytic first step leads astray, the hand-made solver that comes nearest, on the trajectories of the
+    look: a run that begins there is never worse than it.
+    """
+    open_ = FAMILIES[config.family].analytic and config.afs is None and config.schedule is None
+    if not open_ or "sigmas" not in (config.learn or FAMILIES[config.family].learn):
+        return ()
+    if config.calls < 2 or look().astray < ASTRAY:
+        return ()
+    errors = {}
+    denoiser = model.for_seeds(list(range(POOL_SEEDS, POOL_SEEDS + len(look().noise))))
+    for start in HANDMADE_STARTS[model.path]:
+        table = initial_table(config, model, start)
+        with torch.no_grad():
+            end = solve(table.rule(), denoiser, look().noise, table.sigmas, check=False)
+        errors[start] = float((end - look().end).square().mean().nan_to_num(math.inf))
+    best = min(errors, key=errors.__getitem__)
+    log.info(
+        "the analytic slope is %.0f %% wrong at first: multistep of order %d on the %s schedule, without it, is a "
+        "start, too", 100 * look().astray, best.order, best.schedule,
+    )  # fmt: skip
+    return (best,)
 
 
 def _affordable(config: ResolvedConfig, first: Table, learn: tuple[str, ...]) -> int:

@@ -20,11 +20,20 @@ BENDS = "bends"  # the schedule that follows from a look at the model
 
 @dataclass(frozen=True)
 class Start:
-    """Where training starts: a schedule, its rho or shift, and whether the last fan point starts far ahead."""
+    """Where training starts.
+
+    Args:
+        number: rho or shift of the schedule.
+        far: the last fan point starts far ahead.
+        asks: a family whose first step is analytic begins with a call all the same.
+        order: of the multistep weights, 1 or 2.
+    """
 
     schedule: str
     number: float
     far: bool = False
+    asks: bool = False
+    order: int = 2
 
 
 # Which start leads to the best optimum depends on the model, the count of calls and the batches, and some updates from
@@ -45,6 +54,12 @@ LEARNED_STARTS = {
     ),
     "flow": (Start(BENDS, 0.5, True), Start(BENDS, 0.35, True), Start("flow", 1.0, True), Start("flow", 3.0)),
 }
+# Hand-made solvers that a run which begins with a call may start from.
+HANDMADE_STARTS = {
+    "ve": tuple(Start("polynomial", rho, True, True, order) for rho in (7.0, 3.0) for order in (1, 2)),
+    "flow": tuple(Start("flow", shift, True, True, order) for shift in (1.0, 2.0, 3.0) for order in (1, 2)),
+}
+ASTRAY = 0.1  # of `Bends.astray`: where the analytic slope is so wrong, a start without it is tried, too
 FEWEST_STARTS = 2
 ADAM_START_COST = 28  # evaluations per sample of all starts' tables together
 START_COST = 600  # evaluations per sample of one update of all starts together: cheap structures try more of them

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .distill.learn import distill, distill_each
     from .evaluation.compare import compare
     from .evaluation.inspection import inspect
+    from .evaluation.tune import tune
+    from .evaluation.tune_config import TuneConfig
     from .pipelines.denoiser import from_pipeline
     from .pipelines.enable import disable, enable, on_states, summary
     from .pipelines.find import find_table
@@ -80,6 +82,8 @@ _HOMES = {
     "refine": "rl.learn",
     "compare": "evaluation.compare",
     "inspect": "evaluation.inspection",
+    "TuneConfig": "evaluation.tune_config",
+    "tune": "evaluation.tune",
 }
 _ROOMS = (
     "formats", "denoisers", "solvers", "pipelines", "runs", "distill", "rl", "evaluation", "commands", "experiments",

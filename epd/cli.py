@@ -29,6 +29,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "distill": Command("Distill", "distill:distill", "learn a solver for a frozen model"),
     "refine": Command("Refine", "refine:refine", "refine a learned solver by rewards"),
+    "tune": Command("Tune", "tune:tune", "find the best learned solver within a budget on this machine"),
     "sample": Command("Sample", "sample:sample", "draw samples with a learned or hand-made solver"),
     "compare": Command("Compare", "compare:compare", "hold learned solvers against all hand-made ones"),
     "inspect": Command("Inspect", "inspect:inspect", "look at a solver's trajectories in TensorBoard"),
@@ -42,6 +43,7 @@ COMMANDS = {
 GO_ON = {
     "distill": "; add --resume to continue the run",
     "refine": "; add --resume to continue the run",
+    "tune": "; the same command again continues it",
     "compare": "; the same command again continues it",
 }
 
@@ -49,6 +51,7 @@ GO_ON = {
 WITH_LESS = {
     "distill": "; give --rows 1, a smaller --batch, a larger --accumulate, or with Adam --checkpointing",
     "refine": "; give --rows 1, or a larger --accumulate",
+    "tune": "; give --rows 1",
     "sample": "; give --rows 1, or a smaller --batch",
     "compare": "; give --rows 1, or a smaller --batch",
     "inspect": "; give --rows 1, or a smaller --batch",

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoisers.checks import check_members, check_model
+from ..denoisers.checks import checked
 from ..denoisers.fingerprint import model_identity
 from ..denoisers.protocol import Model
-from ..denoisers.rows import limit_rows
 from ..distill.teacher import POOL_SEEDS
 from ..formats.files import write_atomically
 from ..runs.environment import environment
@@ -118,9 +117,7 @@ def compare(
             f"seed = {seed} with samples = {samples}: tables are learned on the noise of seeds from {POOL_SEEDS} on, "
             "measure on seeds below"
         )
-    check_members(model)
-    model = limit_rows(model)
-    check_model(model, dtype)
+    model = checked(model, dtype)
     families = family_names([*tables])
     rivals = chosen(handmade(model.path), solvers)
     views = {"features": features is not None, "classifier": classifier is not None, "data": data is not None}

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..evaluation.comparison import Cell, Comparison, errors_markdown, markdown
 from ..runs.folder import difference
-from .learned_cells import FAMILIES, SUBJECTS
+from .learned_cells import CALLS, FAMILIES, SUBJECTS
 from .markdown import MISSING, markdown_table, measured_in
 
 FOLDER = Path(__file__).resolve().parent / "results" / "learned"
@@ -182,8 +182,33 @@ def _per_calls(results: Results, text: Callable[[list[Run]], str]) -> str:
     return markdown_table(["sequential calls", *map(str, results.calls)], rows)
 
 
-# Marker in the README -> what stands there.
+def ahead(files: Mapping[str, Any]) -> str:
+    """The best learned and the best hand-made solver of each model, at equal calls and at equal evaluations."""
+    counts = {"sequential calls": lambda cell: cell.calls, "evaluations": lambda cell: cell.evaluations}
+    rows = []
+    for name in SUBJECTS:
+        results = of_model(files, name)
+        cells = results.comparison().cells if results.runs else ()
+        for what, count in counts.items():
+            row = [_ahead([c for c in cells if count(c) <= at and at == (count(c) if c.learned else c.asked)])
+                   for at in CALLS]  # fmt: skip
+            rows += [[f"`{name}`, {what}", *row]] if any(row) else []
+    if not rows:
+        return MISSING
+    heading = "RMSE to the exact end of the ODE: the best learned solver, the best hand-made one, their ratio:"
+    return f"{heading}\n\n{markdown_table(['model, what is equal', *map(str, CALLS)], rows)}"
+
+
+def _ahead(cells: Sequence[Cell]) -> str:
+    learned, handmade = ([cell.rmse for cell in cells if cell.learned is own] for own in (True, False))
+    if not learned or not handmade:
+        return ""
+    return f"**{min(learned):.4f}**, {min(handmade):.4f}, {min(handmade) / min(learned):.2f}x"
+
+
+# Marker in a page -> what stands there.
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "ahead": ahead,
     **{f"learned-{name}": partial(compared, name) for name in SUBJECTS},
     **{f"seeds-{name}": partial(spread, name) for name in SUBJECTS},
 }

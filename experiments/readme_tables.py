@@ -1,4 +1,4 @@
-"""Puts the numbers of `experiments/results/*.json` into README.md: `python -m epd.experiments.readme_tables [--check]`.
+"""Puts the numbers of `experiments/results` into README.md and docs: `python -m epd.experiments.readme_tables`.
 
 Between `<!-- results:NAME -->` and `<!-- /results -->` stands what the renderer NAME makes of its result file; nobody
 writes a number there by hand. `--check` changes nothing and exits with 1 where the text is not what it should be.
@@ -20,6 +20,7 @@ from .markdown import MISSING, markdown_table, measured_in
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(<!-- results:([\w-]+) -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 Render = Callable[[Mapping[str, Any]], str]
 
@@ -99,20 +100,18 @@ def filled(text: str, folder: Path = RESULTS) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fills README.md, or checks it."""
-    parser = argparse.ArgumentParser(description="put the numbers of experiments/results into README.md")
+    """Fills the pages, or checks them."""
+    parser = argparse.ArgumentParser(description="put the numbers of experiments/results into README.md and docs")
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if anything would change")
-    parser.add_argument("--file", type=Path, default=ROOT / "README.md", help="the text to fill")
+    parser.add_argument("--files", type=Path, nargs="+", default=PAGES, help="the pages to fill")
     args = parser.parse_args(argv)
-    text = args.file.read_text(encoding="utf-8")
-    new = filled(text)
-    if new == text:
-        return 0
-    if args.check:
-        print(f"{args.file} is out of date: run `make readme`", file=sys.stderr)
-        return 1
-    write_atomically(args.file, new.encode())
-    return 0
+    stale = {path: new for path in args.files if (new := filled(text := path.read_text(encoding="utf-8"))) != text}
+    for path, new in stale.items():
+        if args.check:
+            print(f"{path} is out of date: run `make readme`", file=sys.stderr)
+        else:
+            write_atomically(path, new.encode())
+    return 1 if stale and args.check else 0
 
 
 if __name__ == "__main__":

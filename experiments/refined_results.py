@@ -279,7 +279,7 @@ def shown(files: Mapping[str, Any]) -> Shown | None:
     return None
 
 
-# Marker in the README -> what stands there.
+# Marker in a page -> what stands there.
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     **{f"refined-{name}": partial(solvers, name) for name in SUBJECTS},
     "refine-efficiency": partial(efficiency, "shapes-exact"),

@@ -128,6 +128,14 @@ def pooled(images: Tensor) -> Tensor:
     return functional.avg_pool2d(images, 4).flatten(1)
 
 
+@functools.lru_cache(maxsize=1)  # dozens of intervals of one table are of the same draws
+def _drawn(resamples: int, count: int, seed: int) -> Tensor:
+    """(resamples, count) how often each sample is drawn: a matrix product is far faster than gathering."""
+    counts = torch.zeros(resamples, count, dtype=torch.float64)
+    drawn = torch.randint(count, (resamples, count), generator=torch.Generator().manual_seed(seed))
+    return counts.scatter_add_(1, drawn, torch.ones_like(counts))
+
+
 def bootstrap(
     rows: Tensor, statistic: Callable[[Tensor], Tensor], resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float, float]:
@@ -139,12 +147,8 @@ def bootstrap(
     Args:
         statistic: (..., R) -> (...).
     """
-    rows, generator = rows.double(), torch.Generator().manual_seed(seed)
+    rows = rows.double()
     count = rows.shape[1]
-    # How often each sample is drawn: a matrix product is far faster than gathering.
-    counts = torch.zeros(resamples, count, dtype=torch.float64)
-    drawn = torch.randint(count, (resamples, count), generator=generator)
-    counts.scatter_add_(1, drawn, torch.ones_like(counts))
     bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = statistic(counts @ rows.T / count).quantile(bounds).tolist()
+    low, high = statistic(_drawn(resamples, count, seed) @ rows.T / count).quantile(bounds).tolist()
     return float(statistic(rows.mean(1))), low, high

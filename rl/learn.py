@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from ..denoisers.checks import check_members
+from ..denoisers.checks import checked
 from ..denoisers.protocol import Model
-from ..denoisers.rows import limit_rows
 from ..solvers.table import Table
 from . import refine as trainer
 from .closeness import Closeness
@@ -59,10 +59,9 @@ def refine(
 
     Raises:
         RewardError: for a reward that cannot be loaded, or fails.
-        ValueError: for a table of another path, or a folder that holds another run.
+        ValueError: for a model that `check_model` refuses, a table of another path, or a folder that holds another run.
     """
-    check_members(model)
-    limited = limit_rows(model)
+    limited = checked(model, getattr(torch, config.dtype))
     if texts is None:
         texts = limited.model.prompts_of if isinstance(limited.model, Prompted) else no_text
     named = rewards if isinstance(rewards, Mapping) else {_name(rewards): rewards}

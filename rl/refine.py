@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +24,7 @@ from .objective import BASELINES, adapted, normalised
 from .parametrisation import PARAMETRISATIONS
 from .policy import Policy
 from .state import RefineState, Update
-from .task import Draws, Rollout, Task
+from .task import Draws, Task
 from .testing import Tester
 
 log = logging.getLogger("epd")
@@ -43,7 +44,7 @@ def refine(
 
     Raises:
         RewardError: where a reward fails; what was learned so far is in the last update's state.
-        FloatingPointError: where a sampled table leads out of the finite numbers.
+        FloatingPointError: where every sampled table of an update, or the mean one, leads out of the finite numbers.
     """
     return Refiner(task, base, config, workers or Workers()).updates(state)
 
@@ -157,7 +158,10 @@ class Refiner:
         return share, exploring(self.config.groups, share, generator)
 
     def _measured(self, samples: Samples, draws: Draws) -> dict[str, Tensor]:
-        """Every score that is learned from, (P G,) each; parts are dealt out to processes."""
+        """Every score that is learned from, (P G,) each; parts are dealt out to processes.
+
+        A table that leads out of the finite numbers is as bad as the worst of the others.
+        """
         size, dtype = len(draws) // self.config.accumulate, getattr(torch, self.config.dtype)
 
         together = samples_together(self.task.model.shape, size)  # of large samples few: their pictures are larger
@@ -166,23 +170,16 @@ class Refiner:
             out = torch.zeros(len(self.task.scores), len(draws), dtype=torch.float64)
             for first in range(i * size, (i + 1) * size, together):
                 rows = slice(first, min(first + together, (i + 1) * size))
-                rollout = self._rolled_out(samples[rows], draws[rows], dtype)
+                rollout = self.task.roll_out(samples[rows].coefficients(), draws[rows], dtype, check=False)
+                lost = rollout.states.flatten(1).isfinite().all(1).logical_not()
+                seen = replace(rollout, states=rollout.states.index_fill(0, lost.nonzero().flatten(), 0.0))
                 for row, score in zip(out, self.task.scores.values(), strict=True):
-                    row[rows] = score(rollout)
+                    row[rows] = score(seen).masked_fill(lost.cpu(), math.nan)
             return out.flatten()
 
         parts = self.config.accumulate
         all_of_them = self.workers.mean(parts, len(self.task.scores) * len(draws), part) * parts
-        return dict(zip(self.task.scores, all_of_them.reshape(len(self.task.scores), -1), strict=True))
-
-    def _rolled_out(self, samples: Samples, draws: Draws, dtype: torch.dtype) -> Rollout:
-        try:
-            return self.task.roll_out(samples.coefficients(), draws, dtype)
-        except FloatingPointError as error:
-            raise FloatingPointError(
-                f"a sampled table leads out of the finite numbers ({error}): stay nearer to the given one, by a "
-                "smaller std, a larger concentration or a smaller lr"
-            ) from error
+        return dict(zip(self.task.scores, _without_lost(all_of_them.reshape(len(self.task.scores), -1)), strict=True))
 
     def _restore(self, state: RefineState) -> None:
         """Puts the state's parameters and moments into Adam."""
@@ -206,3 +203,19 @@ class Refiner:
         steps = int(self.optimizer.state[parameters[0]]["step"])
         vector = parameters_to_vector(parameters).detach().clone()
         return replace(state, vector=vector, moments=torch.stack(moments), steps=steps)
+
+
+def _without_lost(scores: Tensor) -> Tensor:
+    """Scores (S, N), where those of samples that were lost, NaN, are the worst of the others'.
+
+    Raises:
+        FloatingPointError: where all are lost.
+    """
+    lost = scores[0].isnan()
+    if bool(lost.all()):
+        raise FloatingPointError(
+            f"all {len(lost)} sampled tables lead out of the finite numbers: stay nearer to the given one, by a "
+            "smaller std, a larger concentration or a smaller lr"
+        )
+    worst = scores[:, ~lost].min(1, keepdim=True).values
+    return torch.where(lost, worst, scores)

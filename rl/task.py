@@ -159,17 +159,17 @@ class Task:
         rows = self.contexts(self.tested(count))
         return None if rows is None else rows.mean(0, keepdim=True)
 
-    def roll_out(self, c: Coefficients, draws: Draws, dtype: torch.dtype) -> Rollout:
+    def roll_out(self, c: Coefficients, draws: Draws, dtype: torch.dtype, check: bool = True) -> Rollout:
         """Solves the samples; coefficients with a sample axis are one table for each, at no more network calls.
 
         They stay on the CPU; the walk takes them where it needs them.
 
         Raises:
-            FloatingPointError: where a state is not finite.
+            FloatingPointError: where a state is not finite and that is to be checked.
         """
         noise = unit_noise(draws.noises, self.model.shape, dtype, self.model.device)
         with torch.no_grad():
-            states = solve(parallel(c), self.model.for_seeds(draws.conditions), noise, c.sigmas)
+            states = solve(parallel(c), self.model.for_seeds(draws.conditions), noise, c.sigmas, check=check)
         return Rollout(self.model, draws, self.texts(draws.conditions), states)
 
     def combined(self, raw: Mapping[str, Tensor], scales: Mapping[str, Normalisation]) -> Tensor:

@@ -7,6 +7,7 @@ import os
 # Before anything imports them: threads and offline mode are read once, at import.
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
+import gc
 import ipaddress
 import socket
 import warnings
@@ -52,7 +53,12 @@ def ignore_third_party() -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     ignore_third_party()
-    return (yield)
+    gc.disable()  # nothing that modules hold is garbage, and there are half a million of such things
+    try:
+        return (yield)
+    finally:
+        gc.freeze()  # nor are they later: collections look at what tests make
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)

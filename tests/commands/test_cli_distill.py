@@ -45,6 +45,16 @@ def test_distill_leaves_a_table_that_sample_takes(run: Run, cache: Path, tmp_pat
     assert Table.load(out / "solver.json") == learned
 
 
+def test_several_points_are_learned_from_the_same_teacher(run: Run, cache: Path, tmp_path: Path) -> None:
+    code, _, err = run("distill", *QUICK, "--points", "2,1", "--out", tmp_path)
+    assert code == cli.OK
+    tables = [Table.load(tmp_path / f"{k}-points" / "3-calls" / "solver.json") for k in (1, 2)]
+    assert [(table.depth, table.nfe) for table in tables] == [(3, 3), (3, 6)]
+    assert len(list((cache / "teachers").iterdir())) == 1
+    tables = [f"{tmp_path}/{k}-points/3-calls/solver.json" for k in (1, 2)]
+    assert f"--tables {' '.join(tables)} --calls 3" in err
+
+
 def test_a_finished_table_that_is_damaged_is_not_called_finished(run: Run, cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "x"
     assert run("distill", *QUICK, "--out", out)[0] == cli.OK

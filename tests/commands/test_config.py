@@ -44,7 +44,7 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
     path = written(tmp_path, "calls: 7\npoints: 3\nresume: true\nlearn: [nodes]\n")
     words = ["--config", str(path), "--calls", "9", "--learn", "weights", "sigmas", "--no-resume"]
     options = cli._parse("distill", words)
-    assert (options.calls, options.points, options.resume, options.learn) == ("9", 3, False, ("weights", "sigmas"))
+    assert (options.calls, options.points, options.resume, options.learn) == ("9", "3", False, ("weights", "sigmas"))
     assert cli._parse("distill", [f"--config={path}"]).calls == "7"
 
 
@@ -81,8 +81,9 @@ def test_the_shipped_configs_are_configs_of_distill(path: Path) -> None:
 FAULTS = {
     "unknown key": ("iteratons: 3", ["unknown key 'iteratons'", "perhaps you meant 'iterations'"]),
     "unlike anything": ("zzzzz: 3", ["unknown key 'zzzzz'", "known are"]),
-    "out of range": ("points: 99", ["points = 99", "less than or equal to 16", 'the default is "auto"']),
-    "of a union": ("points: none", ['points = "none"', "valid integer", 'the default is "auto"']),
+    "out of range": ("validation: 0", ["validation = 0", "greater than or equal to 1", "the default is 1024"]),
+    "no points": ("points: 99", ["points = 99", "auto, a number from 1 to 16, or several, as in 1,2,3"]),
+    "no points either": ("points: [1, x]", ["points = ", "'1,x'", "auto, a number from 1 to 16"]),
     "no counts": ("calls: 3,x", ['calls = "3,x"', "a number from 1 to 200, or several, as in 3,5,7,9"]),
     "wrong type": ("pool: many", ['pool = "many"', "valid integer"]),
     "wrong choice": ("family: epd-plugn", ['family = "epd-plugn"', "perhaps you meant 'epd-plugin'"]),

@@ -57,6 +57,8 @@ def test_the_script_learns_and_compares(
     model: epd.NetworkDenoiser, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(own_model_21cm, "RESULT", tmp_path / "result.json")
+    short = lambda **options: epd.DistillConfig(**{**options, "screening": 1})  # noqa: E731
+    monkeypatch.setattr(own_model_21cm, "DistillConfig", short)
     options = "--calls 2 3 --iterations 1 --solvers Euler iPNDM-2".split()
     monkeypatch.setattr(sys, "argv", ["own_model_21cm", "--out", str(tmp_path / "run"), *options])
     own_model_21cm.main()

@@ -1,4 +1,4 @@
-"""What the README shows works, and its numbers are those of the result files."""
+"""What the README and the pages of docs show works, and their numbers are those of the result files."""
 
 from __future__ import annotations
 
@@ -14,22 +14,36 @@ from epd import cli
 from epd.experiments import readme_tables
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
+TEXTS = {path.name: path.read_text(encoding="utf-8") for path in readme_tables.PAGES}
+EVERYTHING = "\n".join(TEXTS.values())
+RUNNING = [name for name, text in TEXTS.items() if "```python\n" in text]
 
 
-def blocks(kind: str) -> list[str]:
+def blocks(kind: str, text: str = EVERYTHING) -> list[str]:
     """The fenced blocks whose info string is exactly this."""
-    return re.findall(rf"^```{kind}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{kind}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def test_the_python_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(blocks("python")) >= 2
-    scope: dict[str, object] = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), scope)  # later blocks build on earlier ones, as a reader does
+def test_the_pages_are_these() -> None:
+    assert set(TEXTS) == {"README.md", *(path.name for path in DOCS.glob("*.md"))}
+    assert len(TEXTS["README.md"].splitlines()) <= 150
+    assert {"README.md", "look.md", "own-model.md", "pipelines.md"} <= set(RUNNING)
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    assert set(re.findall(r": ([\w-]+\.md)$", navigation, re.MULTILINE)) == set(TEXTS) - {"README.md"}
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_the_python_blocks_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    scope: dict[str, object] = {"__name__": "page"}
+    for block in blocks("python", TEXTS[name]):
+        exec(compile(block, name, "exec"), scope)  # later blocks build on earlier ones, as a reader does
     out = capsys.readouterr().out
-    assert "3 steps, 6 sequential network calls" in out
-    assert "Site(step=0, stage=0) 1 points\nSite(step=0, stage=1) 2 points\nSite(step=1, stage=0) 1 points" in out
+    expected = {
+        "pipelines.md": "3 steps, 6 sequential network calls",
+        "look.md": "Site(step=0, stage=0) 1 points\nSite(step=0, stage=1) 2 points\nSite(step=1, stage=0) 1 points",
+    }
+    assert expected.get(name, "") in out
 
 
 def test_the_options_and_modules_that_are_named_exist() -> None:
@@ -37,15 +51,27 @@ def test_the_options_and_modules_that_are_named_exist() -> None:
 
     names = {name for command in cli.COMMANDS.values() for name in getattr(options, command.options).model_fields}
     others = {"help", "tyro-print-completion", "nproc-per-node", "logdir"}  # the last two of torchrun and tensorboard
-    mentioned = set(re.findall(r"(?<=[ `])--([a-z][a-z_-]*)", README))
+    mentioned = set(re.findall(r"(?<=[ `])--([a-z][a-z_-]*)", EVERYTHING))
     assert len(mentioned) > 15
     assert {name.replace("_", "-") for name in mentioned} <= {name.replace("_", "-") for name in names} | others
-    modules = set(re.findall(r"python -m (epd\.[\w.]+)", README))
+    modules = set(re.findall(r"python -m (epd\.[\w.]+)", EVERYTHING))
     assert len(modules) >= 4 and all(importlib.util.find_spec(module) for module in modules)
 
 
+def test_the_api_page_has_every_public_name() -> None:
+    import epd
+
+    homes = [line.removeprefix("::: ") for line in TEXTS["api.md"].splitlines() if line.startswith("::: ")]
+    assert sorted(home.rpartition(".")[2] for home in homes) == sorted(epd.__all__)
+    for home in homes:
+        module, _, name = home.rpartition(".")
+        assert importlib.util.find_spec(home) if name in ("rules", "schedules") else hasattr(
+            importlib.import_module(module), name
+        )
+
+
 def test_the_first_two_commands_are_demo_and_test() -> None:
-    lines = [line.split("#")[0].strip() for line in blocks("sh")[0].splitlines()]
+    lines = [line.split("#")[0].strip() for line in blocks("sh", TEXTS["README.md"])[0].splitlines()]
     assert lines == ["make demo", "make test"]
 
 
@@ -70,7 +96,7 @@ def test_the_config_faults_are_told_as_shown(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.chdir(tmp_path)
     shown = [line.removeprefix("epd: error: ") for line in blocks("text")[0].splitlines()]
-    for text, line in zip(("iteratons: 3", "points: 99"), shown, strict=True):
+    for text, line in zip(("iteratons: 3", "validation: 0"), shown, strict=True):
         Path("c.yaml").write_text(text)
         with pytest.raises(ConfigError) as error:
             load_config(Path("c.yaml"), Distill)
@@ -80,21 +106,21 @@ def test_the_config_faults_are_told_as_shown(tmp_path: Path, monkeypatch: pytest
 def test_the_families_are_those_of_the_code() -> None:
     from epd.distill.families import FAMILIES
 
-    table = README.split("| family | sequential calls a step |")[1].split("\n\n")[0]
+    table = TEXTS["learn.md"].split("| family | sequential calls a step |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE)) == set(FAMILIES)
 
 
 def test_the_table_keys_are_those_of_the_code() -> None:
     from epd.solvers.table_json import FIELDS
 
-    section = README.split("## The table file")[1].split("## ")[0]
+    section = TEXTS["tables.md"]
     cells = re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE)
     keys = {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
     assert keys == {*FIELDS, "format", "version"}
 
 
 def test_the_exit_codes_are_those_of_the_help() -> None:
-    rows = re.findall(r"^\| (\d) \| (.*) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| (\d) \| (.*) \|$", TEXTS["command.md"], re.MULTILINE)
     assert [int(code) for code, _ in rows] == [cli.OK, cli.FAILED, cli.USAGE]
     for code, meaning in rows:
         assert f"  {code}  {meaning}" in cli.help_text()
@@ -104,9 +130,11 @@ def test_the_numbers_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
     assert readme_tables.main(["--check"]) == 0, capsys.readouterr().err
 
 
-def test_links_to_files_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_to_files_lead_somewhere(name: str) -> None:
+    folder = ROOT if name == "README.md" else DOCS
+    for target in re.findall(r"\]\(([^)]+)\)", TEXTS[name]):
+        assert target.startswith("https://") or (folder / target).exists(), target
 
 
 def test_filling_replaces_only_what_is_marked(tmp_path: Path) -> None:
@@ -149,7 +177,7 @@ def test_check_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text("<!-- results:overhead -->\nmade up\n<!-- /results -->\n")
     before = path.read_text()
-    assert readme_tables.main(["--check", "--file", str(path)]) == 1
+    assert readme_tables.main(["--check", "--files", str(path)]) == 1
     assert path.read_text() == before
-    assert readme_tables.main(["--file", str(path)]) == 0
-    assert readme_tables.main(["--check", "--file", str(path)]) == 0
+    assert readme_tables.main(["--files", str(path)]) == 0
+    assert readme_tables.main(["--check", "--files", str(path)]) == 0

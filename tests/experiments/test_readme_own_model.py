@@ -1,4 +1,4 @@
-"""The README's section on models of one's own: its file goes through its three commands as they stand there."""
+"""The page on models of one's own: its file goes through its three commands as they stand there."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from epd.commands.models import load_model
 from epd.denoisers.checks import check_model
 from epd.denoisers.gradients import model_has_gradients
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SECTION = README.split("## Your own model: torch, JAX, ONNX")[1].split("\n## ")[0]
+SECTION = (Path(__file__).parents[2] / "docs" / "own-model.md").read_text(encoding="utf-8")
 BUDGET = {
     "distill": ["--pool", "64", "--batch", "64", "--validation", "64", "--iterations", "2", "--inspect", "0",
                 "--schedule", "polynomial"],
@@ -29,7 +28,7 @@ BUDGET = {
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of the section, in the working directory."""
+    """The file of the page, in the working directory."""
     (block,) = re.findall(r"^```python\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
     assert block.startswith("# mine.py\n")
     (tmp_path / "mine.py").write_text(block)

@@ -10,7 +10,13 @@ import socket
 import time
 from collections.abc import Callable
 
-PATIENCE = 60.0  # seconds until processes that wait for each other count as hanging
+import torch._dynamo  # noqa: F401 - what each child would import anew: this by torch.optim
+import torch.distributed
+import torch.utils.tensorboard  # noqa: F401
+import torchdiffeq  # noqa: F401
+from accelerate import PartialState
+
+PATIENCE = 240.0  # seconds until processes that wait for each other count as hanging
 
 
 def _free_port() -> int:
@@ -21,8 +27,6 @@ def _free_port() -> int:
 
 def _child(work: Callable[[], object], rank: int, count: int, port: int, pipe: int) -> None:
     """Runs `work` as process `rank` of `count` and writes what it returned, or its error, as JSON."""
-    from accelerate import PartialState
-
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),

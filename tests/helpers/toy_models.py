@@ -20,7 +20,7 @@ def toy_mixture(path: Path = "ve") -> GaussianMixture:
 def toy_config(**changes: object) -> DistillConfig:
     """Seconds, not minutes."""
     small: dict[str, object] = {
-        "family": "two-call", "calls": 3, "pool": 256, "batch": 128, "accumulate": 4, "validation": 128,
+        "family": "two-call", "calls": 3, "pool": 256, "batch": 128, "accumulate": 2, "validation": 128,
         "iterations": 6, "screening": 2, "dtype": "float64", "optimizer": "gauss-newton", "teacher_tolerance": 1e-4,
     }  # fmt: skip
     return DistillConfig.model_validate({**small, **changes})

@@ -1,14 +1,9 @@
-"""A refinement of a table of the toy model that takes a second; as a process: python toy_refine.py OUT CHANGES."""
+"""A refinement of a table of the toy model that takes a second."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from epd import Table
@@ -16,10 +11,6 @@ from epd.denoisers.rows import limit_rows
 from epd.rl.closeness import Closeness
 from epd.rl.config import RefineConfig
 from epd.rl.task import Task, score_of
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from helpers.toy_models import toy_mixture
 
 
@@ -56,17 +47,3 @@ class Named:
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.function(images, prompts)  # type: ignore[operator]
-
-
-if __name__ == "__main__":
-    from epd.rl.run import run_refine
-    from epd.runs import follow
-    from epd.runs.processes import Workers
-
-    torch.set_num_threads(1)
-    follow.CHECKPOINT_SECONDS = 0.0
-    out, config = Path(sys.argv[1]), toy_refine_config(**json.loads(sys.argv[2]))
-    run_refine(toy_task(), toy_table(), config, out, resume=(out / "checkpoint.safetensors").exists())
-    workers = Workers.of_accelerate()
-    os.write(1, f"{workers.rank}/{workers.count}\n".encode())
-    workers.end()

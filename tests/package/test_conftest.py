@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import urllib.request
@@ -14,6 +15,10 @@ import torch
 def test_environment_is_offline_and_single_threaded() -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert torch.get_num_threads() == 1
+
+
+def test_collections_look_at_what_tests_make_alone() -> None:
+    assert gc.isenabled() and gc.get_freeze_count() > 100_000
 
 
 # 192.0.2.1 and .invalid are reserved for documentation: nothing would answer even without the guard.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.counting import counting
@@ -11,9 +13,11 @@ from torch import Tensor
 from epd.denoisers.rows import limit_rows
 from epd.rl import refine as trainer
 from epd.rl import testing
+from epd.rl.objective import BASELINES
 from epd.rl.refine import Refiner, refine
-from epd.rl.task import Rollout, Task
+from epd.rl.task import Draws, Rollout, Task
 from epd.runs.processes import Workers
+from epd.solvers.parallel import Coefficients
 
 
 def bright(rollout: Rollout) -> Tensor:
@@ -51,13 +55,35 @@ def test_pictures_are_decoded_for_rewards_or_to_be_shown_and_once(monkeypatch: p
         assert refiner.tester.pictures is not None and len(refiner.tester.pictures) == testing.SHOWN
 
 
-def test_a_sampled_table_that_overflows_is_named_with_the_remedy() -> None:
-    with pytest.raises(FloatingPointError, match="a sampled table leads .*not finite.*smaller std"):
-        list(refine(toy_task(), toy_table(), toy_refine_config(std=1e300, converged=0)))
-
-
 def test_safe_exploration_counts_prompts_and_not_their_tables() -> None:
     """The tables of a prompt share it, and here its noise: sixteen of them are not sixteen independent numbers."""
     config = toy_refine_config(groups=4, group_size=8, steps=3)
     sizes = [len(update.state.recent) for update in refine(toy_task(), toy_table(), config)]
     assert sizes == [4, 8, 12]
+
+
+def test_a_table_that_overflows_is_as_bad_as_the_worst_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    honest, grouped = Task.roll_out, BASELINES["rloo"]
+
+    def overflowing(task: Task, c: Coefficients, draws: Draws, dtype: torch.dtype, check: bool = True) -> Rollout:
+        rollout = honest(task, c, draws, dtype, check)
+        return rollout if check else replace(rollout, states=rollout.states.index_fill(0, lost, torch.inf))
+
+    def watching(rewards: Tensor) -> Tensor:
+        seen.append(rewards)
+        return grouped(rewards)
+
+    monkeypatch.setattr(Task, "roll_out", overflowing)
+    monkeypatch.setitem(BASELINES, "rloo", watching)
+    lost, task, config = torch.tensor([], dtype=torch.long), toy_task(), toy_refine_config(steps=1)
+    list(refine(task, toy_table(), config))
+    lost = torch.tensor([3, 12])
+    assert all(torch.isfinite(u.state.vector).all() for u in list(refine(task, toy_table(), config)))
+    without, with_lost = (rewards.flatten() for rewards in seen)
+    others = torch.ones(32, dtype=torch.bool).index_fill(0, lost, False)
+    assert torch.equal(with_lost[others], without[others])
+    assert torch.equal(with_lost[lost], without[others].min().expand(2))
+    lost = torch.arange(32)
+    with pytest.raises(FloatingPointError, match="all 32 sampled tables lead out of the finite numbers.*smaller std"):
+        list(refine(task, toy_table(), config))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +19,8 @@ from epd.rl.policy_file import load_policy
 from epd.rl.run import run_refine
 from epd.runs import follow
 from epd.runs.checkpoint import load_checkpoint
+from epd.runs.processes import Workers
 
-HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 CHANGES: dict[str, object] = {"steps": 8, "accumulate": 2, "kl": 0.01, "kl_target": 0.05, "allowed": 2.0}
 
 
@@ -64,9 +61,6 @@ def test_killed_at_twenty_random_moments_and_resumed_the_table_is_bit_equal(
 ) -> None:
     monkeypatch.setattr(follow, "CHECKPOINT_SECONDS", 0.0)
     assert os.waitpid(child(tmp_path / "whole"), 0)[1] == 0
-    import accelerate  # noqa: F401 - what children would otherwise import, each anew
-    import torch.utils.tensorboard  # noqa: F401
-
     began = time.monotonic()
     assert os.waitpid(child(tmp_path / "timed"), 0)[1] == 0
     duration = time.monotonic() - began
@@ -87,15 +81,16 @@ def test_killed_at_twenty_random_moments_and_resumed_the_table_is_bit_equal(
 
 @pytest.mark.slow
 def test_two_processes_refine_to_the_table_of_one(tmp_path: Path) -> None:
-    """torchrun with two gloo processes on the CPU; each solves its own prompts."""
-    for name, launcher in (
-        ("one", [sys.executable]),
-        ("two", [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]),
-    ):
-        command = [*launcher, str(HELPERS / "toy_refine.py"), str(tmp_path / name), json.dumps(CHANGES)]
-        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=240)
-        assert done.returncode == 0, done.stderr.decode()[-2000:]
-        assert sorted(done.stdout.decode().split()) == (["0/1"] if name == "one" else ["0/2", "1/2"])
+    """Two gloo processes on the CPU, as torchrun starts them; each solves its own prompts."""
+
+    def work(out: Path) -> object:
+        run_refine(toy_task(), toy_table(), toy_refine_config(**CHANGES), out)
+        workers = Workers.of_accelerate()
+        workers.end()
+        return f"{workers.rank}/{workers.count}"
+
+    assert in_processes(lambda: work(tmp_path / "one"), 1) == ["0/1"]
+    assert in_processes(lambda: work(tmp_path / "two"), 2) == ["0/2", "1/2"]
     assert_equal_results(tmp_path / "one", tmp_path / "two")
 
 
