@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..denoisers.digits import EMBEDDED
 from ..denoisers.protocol import Model
+from ..denoisers.rows import RowLimited
 from ..pipelines.find import find_table
 from ..pipelines.options import ModelOptions
+from ..rl.task import Prompted, no_text
 from ..solvers.table import Table, TableError
+from .models import labels_of
 from .options import ModelArguments
 
 log = logging.getLogger("epd")
@@ -33,6 +37,20 @@ def command_line(options: ModelOptions) -> str:
         elif value is not True:
             words += map(str, value if isinstance(value, tuple) else [value])
     return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+def texts_of(model: RowLimited, name: str, options: ModelOptions) -> Callable[[Sequence[int]], list[str]]:
+    """What rewards are told of each seed's condition: its prompt, or its class in figures; empty where it has none.
+
+    Args:
+        name: that the model was loaded by, with these options.
+    """
+    whole, texts = model.model, options.texts
+    if texts:
+        return lambda seeds: [texts[seed % len(texts)] for seed in seeds]
+    if name in EMBEDDED or options.labels:  # a pipeline of classes is Prompted, too, with empty texts
+        return lambda seeds: [str(label) for label in labels_of(name, options, seeds) or [""] * len(seeds)]
+    return whole.prompts_of if isinstance(whole, Prompted) else no_text
 
 
 def fits(table: Table, model: Model, source: str) -> None:

@@ -10,40 +10,10 @@ from pydantic import BaseModel, Field, field_validator
 
 from ..distill.config import MOST_CALLS, MOST_POINTS, DistillConfig
 from ..evaluation.tune_config import TuneConfig
-from ..pipelines.options import FROZEN, ModelOptions, UserPath
+from ..pipelines.options import FROZEN, UserPath
 from ..rl.config import RefineConfig
-from ..solvers.registry import NumberedRule, Schedule
-from .table_options import TableConvert, TableDiff, TableShow
-
-__all__ = ["TableConvert", "TableDiff", "TableShow"]  # the others' too, where commands look options up by name
-
-
-class UsageError(ValueError):
-    """Options that exclude or need each other: exit code 2."""
-
-
-class ModelArguments(ModelOptions):
-    """Which model, and how it is loaded, conditioned and placed."""
-
-    model_config = FROZEN
-
-    config: UserPath | None = None
-    """YAML file with any of these options by name; what the command line says wins."""
-    model: str = "digits"
-    """digits, digits-exact, digits-exact-flow, shapes, shapes-exact, a diffusers pipeline's folder, its hub id, or a
-    function that returns your own model: file.py:function or package.module:function, called with the model options
-    that are given."""
-    rows: int | None = Field(default=None, ge=1)
-    """Most rows of one network call; larger calls are split, which changes rounding only. None: on CUDA measured by one
-    call and the free memory, elsewhere as many as hold 4 million numbers."""
-
-
-def _several(name: str, value: str, most: int, what: str, example: str) -> str:
-    """Numbers with commas between them, in rising order."""
-    numbers = [int(part) if part.isdecimal() else 0 for part in value.replace(" ", "").split(",")]
-    if not all(1 <= number <= most for number in numbers):
-        raise ValueError(f"{name} = {value!r} must be {what} from 1 to {most}, or several, as in {example}")
-    return ",".join(map(str, sorted(set(numbers))))
+from .model_arguments import ModelArguments, SolverArguments, UsageError  # noqa: F401 - as below
+from .table_options import TableConvert, TableDiff, TableShow  # noqa: F401 - the command looks here for all options
 
 
 class Distill(DistillConfig, ModelArguments):
@@ -163,27 +133,6 @@ class Tune(TuneConfig, ModelArguments):
         return TuneConfig(**{name: getattr(self, name) for name in TuneConfig.model_fields})
 
 
-class SolverArguments(ModelArguments):
-    """Which solver: a learned one, or a hand-made one on a schedule."""
-
-    model_config = FROZEN
-
-    table: str | None = None
-    """Learned solver: a file, a run's folder, a published name, or a hub id. Exactly one of --table and --rule."""
-    rule: NumberedRule | None = None
-    """Hand-made solver."""
-    calls: int = Field(default=10, ge=1)
-    """Sequential network calls of --rule."""
-    schedule: Schedule | None = None
-    """Noise schedule of --rule; none: polynomial, or flow on a flow path."""
-    rho: float = Field(default=7.0, gt=0)
-    """Exponent of the polynomial schedule of --rule; larger: smaller steps near the data."""
-    shift: float = Field(default=1.0, gt=0)
-    """Shift of the flow schedule of --rule; 1: none."""
-    afs: bool = False
-    """Analytic first slope for --rule: one call fewer."""
-
-
 class Sample(SolverArguments):
     """Draw samples with a learned table or a hand-made rule; leaves samples.npz, grid.png and samples.json in --out.
 
@@ -259,6 +208,46 @@ class Inspect(SolverArguments):
     """Floating point type of the states."""
     png: UserPath | None = None
     """Folder for the figures as PNG, too; none: only in TensorBoard."""
+
+
+class Evaluate(ModelArguments):
+    """Measure solvers by their pictures: FID, KID, precision and recall against a reference, mean rewards.
+
+    Leaves evaluation.json and evaluation.md in --out. A sample is its seed, on any number of processes (torchrun). The
+    same command again goes on from the features in --out/features, with more samples or solvers, too; a kill costs 128
+    samples at most.
+    """
+
+    out: UserPath = Path("runs/evaluate")
+    """Folder of the result."""
+    tables: tuple[str, ...] = ()
+    """Learned solvers: files, folders of runs, published names, or hub ids."""
+    solvers: tuple[str, ...] = ()
+    """Hand-made solvers that are measured, too, by name or group, each on its best schedule as in compare; none: none.
+    """
+    calls: tuple[int, ...] = (3, 5, 7, 9)
+    """Sequential network calls of the hand-made solvers."""
+    reference: UserPath | None = None
+    """What pictures are compared with: a folder of PNG or JPG files of the model's size; a .npz with mu and sigma, as
+    EDM publishes them, which serves FID alone; or a file of --save-reference."""
+    features: str = "inception"
+    """What sees pictures as features: inception (torchmetrics and torch-fidelity), or file.py:function or
+    package.module:function, which takes pictures (B, 3, H, W) in [0, 1] and returns (B, F), or takes nothing and
+    returns a module that does."""
+    samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = Field(default=50_000, ge=4)
+    """Samples of each solver, seeds --seed and on. FID falls with their number: compare equal numbers only."""
+    reward: tuple[str, ...] = ()
+    """What else is measured, as the mean over samples: clip-score:CLIP (CLIPScore) and all others that refine takes."""
+    manifold: int = Field(default=10_000, ge=4)
+    """Features on either side that precision and recall are measured on, and of the reference, KID."""
+    save_reference: UserPath | None = None
+    """File, as .safetensors, to write the statistics of the folder of pictures to."""
+    batch: int | None = Field(default=None, ge=1)
+    """Samples that are solved together, at most 128; none: 128, fewer of samples of more than 32,768 numbers."""
+    seed: int = Field(default=0, ge=0)
+    """First seed of the samples."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Floating point type of the states."""
 
 
 class Doctor(BaseModel):

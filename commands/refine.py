@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
 
 import torch
 
 from ..denoisers.checks import checked
-from ..denoisers.digits import EMBEDDED
-from ..denoisers.rows import RowLimited
 from ..pipelines.find import find_table
 from ..pipelines.options import ModelOptions, read_prompts
 from ..rl.learn import score
-from ..rl.task import Prompted, Task, no_text
-from .inputs import command_line, fits, model_options
+from ..rl.task import Task
+from .inputs import command_line, fits, model_options, texts_of
 from .inspect import inspect_run
-from .models import labels_of, load_model
+from .models import load_model
 from .options import Refine, UsageError
 
 log = logging.getLogger("epd")
@@ -69,7 +66,7 @@ def _task(options: Refine, chosen: ModelOptions) -> Task:
         scores=scores,
         weights=dict(zip(options.reward, options.weights, strict=False)),
         watched={spec: score(spec, model, options.tolerance) for spec in options.watch},
-        texts=_texts(model, options, chosen, texts),
+        texts=texts_of(model, options.model, chosen),
         train=tuple(range(len(train))),
         held_out=tuple(range(len(train), len(texts))) or tuple(range(len(train))),
     )
@@ -94,15 +91,3 @@ def _prompts(options: Refine, chosen: ModelOptions) -> tuple[list[str], list[str
         return given, []
     held_out = dict.fromkeys(different[4::5])
     return [text for text in given if text not in held_out], list(held_out)
-
-
-def _texts(
-    model: RowLimited, options: Refine, chosen: ModelOptions, texts: list[str]
-) -> Callable[[Sequence[int]], list[str]]:
-    """What rewards are told of each seed's condition."""
-    whole = model.model
-    if texts:
-        return lambda seeds: [texts[seed % len(texts)] for seed in seeds]
-    if options.model in EMBEDDED or chosen.labels:  # a pipeline of classes is Prompted, too, with empty texts
-        return lambda seeds: [str(label) for label in labels_of(options.model, chosen, seeds) or [""] * len(seeds)]
-    return whole.prompts_of if isinstance(whole, Prompted) else no_text

@@ -1,4 +1,4 @@
-"""The options of `epd table`."""
+"""The options of `epd table show | convert | diff`."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .distill.config import DistillConfig
     from .distill.learn import distill, distill_each
     from .evaluation.compare import compare
+    from .evaluation.evaluate import evaluate
     from .evaluation.inspection import inspect
     from .evaluation.tune import tune
     from .evaluation.tune_config import TuneConfig
@@ -81,6 +82,7 @@ _HOMES = {
     "load_policy": "rl.policy_file",
     "refine": "rl.learn",
     "compare": "evaluation.compare",
+    "evaluate": "evaluation.evaluate",
     "inspect": "evaluation.inspection",
     "TuneConfig": "evaluation.tune_config",
     "tune": "evaluation.tune",

@@ -33,6 +33,7 @@ COMMANDS = {
     "sample": Command("Sample", "sample:sample", "draw samples with a learned or hand-made solver"),
     "compare": Command("Compare", "compare:compare", "hold learned solvers against all hand-made ones"),
     "inspect": Command("Inspect", "inspect:inspect", "look at a solver's trajectories in TensorBoard"),
+    "evaluate": Command("Evaluate", "evaluate:evaluate", "measure pictures: FID, KID, precision and recall, rewards"),
     "table show": Command("TableShow", "table:show", "print a table"),
     "table convert": Command("TableConvert", "table:convert", "turn a published .pkl or .npz into our JSON"),
     "table diff": Command("TableDiff", "table:diff", "say where two tables differ"),
@@ -45,6 +46,7 @@ GO_ON = {
     "refine": "; add --resume to continue the run",
     "tune": "; the same command again continues it",
     "compare": "; the same command again continues it",
+    "evaluate": "; the same command again continues it",
 }
 
 # What a command that ran out of memory can do with less.
@@ -55,6 +57,7 @@ WITH_LESS = {
     "sample": "; give --rows 1, or a smaller --batch",
     "compare": "; give --rows 1, or a smaller --batch",
     "inspect": "; give --rows 1, or a smaller --batch",
+    "evaluate": "; give --rows 1, or a smaller --batch",
 }
 
 HELP = """usage: epd [-h] [--version] [-v | -q] COMMAND ...

@@ -123,7 +123,7 @@ def compare(
     views = {"features": features is not None, "classifier": classifier is not None, "data": data is not None}
     ends = {"batch": batch, "seed": seed, "tolerance": tolerance, "conditions": dict(conditions or {})}
     cells_of = {"samples": samples, "tuning": tuning} | views | _measured_by(alphas_cumprod)
-    kept = Kept(keep, _identity(model, dtype) | ends, cells_of)
+    kept = Kept(keep, ends_identity(model, dtype) | ends, cells_of)
     with torch.no_grad():
         batches = list(batches_of(model, range(seed, seed + samples), batch, dtype))
         end = torch.cat(list(_ends(model, batches, tolerance, kept)))
@@ -152,7 +152,7 @@ def compare(
     )  # fmt: skip
 
 
-def _identity(model: Model, dtype: torch.dtype) -> dict[str, object]:
+def ends_identity(model: Model, dtype: torch.dtype) -> dict[str, object]:
     """What an end point depends on beside its seed."""
     return {
         **model_identity(model),

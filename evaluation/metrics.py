@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -61,25 +62,45 @@ def extract(features: Features, samples: Tensor, device: str = "cpu", batch: int
     return torch.cat(parts).double().flatten(1)
 
 
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What the Frechet distance knows of a set of features: mean (F,) and covariance (F, F), float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+def moments(features: Tensor) -> Moments:
+    """Mean and unbiased covariance of features (N, F), N >= 2: two passes over blocks of rows, in their order."""
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"features must be (N, F) with N >= 2, got shape {tuple(features.shape)}")
-    mean = features.mean(0)
-    centred = features - mean
-    return mean, centred.T @ centred / (len(features) - 1)
+    count, width = features.shape
+    mean = torch.zeros(width, dtype=torch.float64)
+    covariance = torch.zeros(width, width, dtype=torch.float64)
+    for rows in features.split(ROWS):
+        mean += rows.double().sum(0) / count
+    for rows in features.split(ROWS):
+        centred = rows.double() - mean
+        covariance += centred.T @ centred / (count - 1)
+    return Moments(mean, (covariance + covariance.T) / 2)  # products of blocks may round by their half
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    r"""|m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a^1/2 C_b C_a^1/2)^1/2 between two feature sets (N, F), (M, F).
+    r"""`frechet` between two feature sets (N, F), (M, F)."""
+    return frechet(moments(a), moments(b))
+
+
+def frechet(a: Moments, b: Moments) -> float:
+    r"""|m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a^1/2 C_b C_a^1/2)^1/2 of two sets of features of one extractor.
 
     Roots of symmetric matrices by eigenvalues: nothing complex, and singular covariances (N < F, dead features) are as
     good as any. Reference: arXiv 1706.08500.
     """
-    if a.shape[-1] != b.shape[-1]:
-        raise ValueError(f"features of width {a.shape[-1]} and {b.shape[-1]} cannot be compared: use one extractor")
-    (mean_a, cov_a), (mean_b, cov_b) = _moments(a.double()), _moments(b.double())
-    values, vectors = torch.linalg.eigh(cov_a)
+    if a.mean.shape != b.mean.shape:
+        widths = f"{len(a.mean)} and {len(b.mean)}"
+        raise ValueError(f"features of width {widths} cannot be compared: use one extractor")
+    values, vectors = torch.linalg.eigh(a.covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
+    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
     return max(float(distance), 0.0)

@@ -15,7 +15,7 @@ import torch
 from helpers.command import Run
 
 from epd import __version__, cli
-from epd.commands import compare, distill, doctor, sample
+from epd.commands import compare, distill, doctor, evaluate, sample
 from epd.commands.logs import set_up_logging
 from epd.runs.processes import ProcessError
 
@@ -138,7 +138,9 @@ def test_ctrl_c_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distill, "distill", interrupted)
     monkeypatch.setattr(doctor, "doctor", interrupted)
     monkeypatch.setattr(compare, "compare", interrupted)
-    assert run("compare") == (cli.FAILED, "", "epd: interrupted; the same command again continues it\n")
+    monkeypatch.setattr(evaluate, "evaluate", interrupted)
+    for command in ("compare", "evaluate"):
+        assert run(command) == (cli.FAILED, "", "epd: interrupted; the same command again continues it\n")
     assert run("distill") == (cli.FAILED, "", "epd: interrupted; add --resume to continue the run\n")
     assert run("doctor") == (cli.FAILED, "", "epd: interrupted\n")
 
@@ -163,14 +165,14 @@ def test_what_fails_inside_is_one_line(error: Exception, run: Run, monkeypatch: 
         MemoryError(),
     ],
 )
-@pytest.mark.parametrize("command", ["distill", "sample", "compare", "doctor"])
+@pytest.mark.parametrize("command", ["distill", "sample", "compare", "evaluate", "doctor"])
 def test_out_of_memory_is_one_line_with_its_remedy(
     command: str, error: Exception, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(options: object) -> int:
         raise error
 
-    for module in (distill, sample, compare, doctor):
+    for module in (distill, sample, compare, evaluate, doctor):
         monkeypatch.setattr(module, module.__name__.split(".")[-1], failing)
     code, out, err = run(command)
     said = " ".join(str(error).split()) or "MemoryError"

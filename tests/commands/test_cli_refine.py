@@ -127,7 +127,7 @@ def test_rewards_are_told_the_classes_of_samples() -> None:
     for name, labels, texts in (("folder", (3, 7), ["3", "7", "3"]), ("digits", (), ["0", "1", "2"])):
         options = Refine(model=name, table="x", reward=("f.py:f",), labels=labels)
         model = RowLimited(Classes())  # type: ignore[arg-type]
-        assert command._texts(model, options, command.model_options(options), [])([0, 1, 2]) == texts
+        assert command.texts_of(model, name, command.model_options(options))([0, 1, 2]) == texts
 
 
 OWN = """

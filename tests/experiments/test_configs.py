@@ -12,19 +12,23 @@ from helpers.counting import counting
 from helpers.pipeline_families import FAMILIES
 
 import epd
-from epd.commands.yaml_config import read_yaml
+from epd.commands.options import Evaluate
+from epd.commands.yaml_config import load_config, read_yaml
 from epd.denoisers.mixture import GaussianMixture
 from epd.denoisers.rows import limit_rows
 from epd.distill.config import DistillConfig
 from epd.distill.initial import initial_table
 from epd.distill.run import run_distill
+from epd.evaluation.compare import chosen
+from epd.evaluation.handmade import handmade
 from epd.pipelines.frames import frame_of
 from epd.pipelines.options import ModelOptions
 from epd.solvers import schedules
 from epd.solvers.named import named_table
 
 FOLDER = Path(epd.__file__).parent / "experiments" / "configs"
-FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+FILES = sorted(path.name for path in FOLDER.glob("*.yaml") if not path.name.startswith("evaluate-"))
+EVALUATIONS = ("cifar10", "ffhq64", "imagenet64")
 MODEL_KEYS = {"model", "rows", *ModelOptions.model_fields}
 TINY = {"flux-1024.yaml": "flux", "sd15-512.yaml": "sd", "sd3-1024.yaml": "sd3", "sd3-512.yaml": "sd3"}
 
@@ -134,3 +138,24 @@ def test_the_configurations_of_edm_models_dry_run_in_small_calls(
     model = counting((3, 64, 64), plain=True)
     assert run_distill(limit_rows(model, 4), distilling(name), tmp_path / "run", dry_run=True) is None
     assert "at most 4 in one network call" in capsys.readouterr().out and max(model.calls) == 4
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_the_papers_tables_are_evaluated_on_the_model_that_they_are_learned_for(name: str) -> None:
+    options = load_config(FOLDER / f"evaluate-{name}.yaml", Evaluate)
+    learned = split(f"edm-{name}.yaml")[0]
+    assert options.model == learned["model"] and options.samples == 50_000 and options.seed == 0
+    assert options.reference is not None and options.reference.suffix == ".npz" and options.features == "inception"
+    assert {solver.name for solver in chosen(handmade("ve"), options.solvers)} == {*options.solvers}
+    head = (FOLDER / f"evaluate-{name}.yaml").read_text()
+    assert f"epd evaluate --config evaluate-{name}.yaml" in head and "arXiv 2507.14797" in head
+    if name == "cifar10":
+        tables = [named_table(table) for table in options.tables]
+    else:
+        assert [*options.tables] == [f"runs/{name}/{calls}-calls" for calls in (3, 5, 7, 9)]
+        assert f"epd distill --config edm-{name}.yaml --calls 3,5,7,9 --out runs/{name}" in head
+        model = model_of("ve", 0.002, 80.0)
+        tables = [initial_table(distilling(f"edm-{name}.yaml", calls=calls), model) for calls in (3, 5, 7, 9)]
+    costs = {(table.depth, table.nfe) for table in tables}
+    assert costs == {(3, 5), (5, 8), (7, 11), (9, 14)}
+    assert {*options.calls} == {count for cost in costs for count in cost}  # equal calls, and equal evaluations

@@ -52,7 +52,7 @@ def test_every_public_name_is_there_and_comes_without_torch_first() -> None:
         "assert 'torch' not in sys.modules\n"
         "names = [name for name in epd.__all__ if getattr(epd, name) is None]\n"
         "assert not names, names\n"
-        "expected = {'own_model', 'NetworkDenoiser', 'distill', 'compare', 'DistillConfig', 'unit_noise'}\n"
+        "expected = {'own_model', 'NetworkDenoiser', 'distill', 'compare', 'DistillConfig', 'unit_noise', 'evaluate'}\n"
         "expected |= {'walk', 'Ask', 'Site', 'State', 'Restart', 'batched', 'serial'}\n"
         "assert expected <= set(epd.__all__) and set(epd.__all__) <= set(dir(epd))\n"
     )

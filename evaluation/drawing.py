@@ -1,0 +1,81 @@
+"""How an evaluation draws its samples and what it keeps of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoisers.checks import middle_sigma
+from ..denoisers.noise import unit_noise
+from ..denoisers.rows import RowLimited
+from ..rl.reward import Reward, measured
+from ..solvers.solve import solve
+from .batches import Counting
+from .compare import ends_identity
+from .extractors import Extractor, pictures_of
+from .reference import fixed_picture
+from .rivals import Rival
+from .shards import SHARD
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """How samples are drawn and seen: all that the solvers share.
+
+    Args:
+        batch: samples that are solved together, at most SHARD.
+        texts: seeds -> prompts, for rewards.
+        picture: (3, H, W) of each.
+        conditions: what else the model was asked for, ready for JSON.
+    """
+
+    model: RowLimited
+    extractor: Extractor
+    rewards: Mapping[str, Reward]
+    texts: Callable[[Sequence[int]], list[str]]
+    seed: int
+    batch: int
+    dtype: torch.dtype
+    picture: tuple[int, ...]
+    conditions: Mapping[str, object]
+
+    def pictures(self, solver: Rival, seeds: Sequence[int]) -> tuple[Tensor, Counting]:
+        """Pictures (B, 3, H, W) of these seeds, and what they cost."""
+        noise = unit_noise(seeds, self.model.shape, self.dtype, self.model.device)
+        counting = Counting(self.model.for_seeds(seeds))
+        end = solve(solver.rule, counting, noise, solver.sigmas)
+        return pictures_of(self.model.decode(end)), counting
+
+    def rows(self, solver: Rival, part: range) -> dict[str, Tensor]:
+        """What is kept of samples number `part`: features (B, F), costs (B, 2), scores (B, R)."""
+        found: dict[str, list[Tensor]] = {"features": [], "costs": [], "scores": []}
+        for at in range(part.start, part.stop, self.batch):
+            seeds = [self.seed + i for i in range(at, min(at + self.batch, part.stop))]
+            pictures, counted = self.pictures(solver, seeds)
+            scores = [measured(reward, pictures, self.texts(seeds)) for reward in self.rewards.values()]
+            found["features"].append(self.extractor(pictures))
+            found["costs"].append(torch.tensor([[counted.calls, counted.rows // len(seeds)]]).expand(len(seeds), 2))
+            found["scores"].append(torch.stack(scores, 1) if scores else torch.zeros(len(seeds), 0))
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+    def probe(self) -> dict[str, Tensor]:
+        """One evaluation of the network and one of the extractor: others under the same names answer otherwise."""
+        level = torch.tensor(middle_sigma(self.model), dtype=torch.float64, device=self.model.device)
+        noise = unit_noise([self.seed], self.model.shape, self.dtype, self.model.device)
+        denoised = self.model.for_seeds([self.seed])(noise * level.to(noise.dtype), level)
+        return {"denoised": denoised.float().cpu(), "features": self.extractor(fixed_picture(self.picture))}
+
+    def identity(self, solver: Rival) -> dict[str, Any]:
+        """Everything that changes a sample's features or scores beside its number, ready for JSON.
+
+        Not the batch, which changes rounding only: a run that ran out of memory goes on with a smaller one.
+        """
+        texts = self.texts(range(self.seed, self.seed + SHARD)) if self.rewards else []
+        return {
+            **ends_identity(self.model, self.dtype), "seed": self.seed, "conditions": dict(self.conditions),
+            "solver": solver.identity, **self.extractor.identity(), "rewards": list(self.rewards), "texts": texts,
+        }  # fmt: skip
