@@ -28,14 +28,6 @@ class ModelArguments(ModelOptions):
     call and the free memory, elsewhere as many as hold 4 million numbers."""
 
 
-def _several(name: str, value: str, most: int, what: str, example: str) -> str:
-    """Numbers with commas between them, in rising order."""
-    numbers = [int(part) if part.isdecimal() else 0 for part in value.replace(" ", "").split(",")]
-    if not all(1 <= number <= most for number in numbers):
-        raise ValueError(f"{name} = {value!r} must be {what} from 1 to {most}, or several, as in {example}")
-    return ",".join(map(str, sorted(set(numbers))))
-
-
 class SolverArguments(ModelArguments):
     """Which solver: a learned one, or a hand-made one on a schedule."""
 

@@ -16,6 +16,14 @@ from .model_arguments import ModelArguments, SolverArguments, UsageError  # noqa
 from .table_options import TableConvert, TableDiff, TableShow  # noqa: F401 - the command looks here for all options
 
 
+def _several(name: str, value: str, most: int, what: str, example: str) -> str:
+    """Numbers with commas between them, in rising order."""
+    numbers = [int(part) if part.isdecimal() else 0 for part in value.replace(" ", "").split(",")]
+    if not all(1 <= number <= most for number in numbers):
+        raise ValueError(f"{name} = {value!r} must be {what} from 1 to {most}, or several, as in {example}")
+    return ",".join(map(str, sorted(set(numbers))))
+
+
 class Distill(DistillConfig, ModelArguments):
     """Learn a solver for a frozen model; leaves solver.json, TensorBoard logs (tb/) and a checkpoint in --out.
 
