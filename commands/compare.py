@@ -15,7 +15,7 @@ log = logging.getLogger("epd")
 
 
 def compare(options: Compare) -> int:
-    """Measures tables against every hand-made solver and writes the comparison to `options.out`."""
+    """Measures tables against hand-made solvers and peers, and writes the comparison to `options.out`."""
     if any(calls < 1 for calls in options.calls):
         raise UsageError(f"calls = {list(options.calls)}: sequential calls are at least 1")
     from ..evaluation.compare import compare as measure

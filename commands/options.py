@@ -166,7 +166,7 @@ class Sample(SolverArguments):
 
 
 class Compare(ModelArguments):
-    """Hold tables against every hand-made solver on its best schedule.
+    """Hold tables against every hand-made solver on its best schedule, and against published peers.
 
     Leaves a Markdown table, JSON and plots in --out. Ctrl-C or a crash cost one cell: the same command again goes on
     from what is kept in --out/cells, where comparisons under other options lie beside it.
@@ -179,7 +179,10 @@ class Compare(ModelArguments):
     calls: tuple[int, ...] = (3, 5, 7, 9)
     """Sequential network calls to compare at."""
     solvers: tuple[str, ...] = ()
-    """Only these hand-made solvers, by name or group; none: all."""
+    """Only these solvers, by name or group. hand-made: all of them; GITS: those of one call a step on the schedule that
+    errs least along 64 teacher trajectories (arXiv 2405.11326), nothing is trained; ParaDiGMS: a fine grid in parallel,
+    stopped after as many sequential calls (arXiv 2305.16317); LD3, S4S and AMED: tables that are learned here, each as
+    long as `epd distill` takes; peers: all but the hand-made ones. None: hand-made ones and GITS."""
     samples: int = Field(default=2048, ge=2)
     """Fresh samples that are measured. The 95 % interval of each error says whether they are enough; the same command
     with more of them goes on from the end points of these."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from ..denoisers.protocol import Denoiser, Model
 from ..solvers.solve import solve
 from ..solvers.walk import Rule
 
+Run = Callable[[Denoiser, Tensor], Tensor]  # of unit noise to end points
 
 @dataclass(frozen=True)
 class Batch:
@@ -64,24 +65,32 @@ def batches_of(model: Model, seeds: Sequence[int], size: int, dtype: torch.dtype
 
 
 def solve_all(rule: Rule, sigmas: Tensor, batches: Sequence[Batch], timings: int = 1) -> Solved:
+    """`run_all` of a rule on these sigmas."""
+    return run_all(lambda denoiser, noise: solve(rule, denoiser, noise, sigmas), batches, timings)
+
+
+def run_all(run: Run, batches: Sequence[Batch], timings: int = 1) -> Solved:
     """Solves every batch, and a full one again until there are this many timings of full ones.
+
+    What it costs is what the most expensive batch does, for solvers that go on until something is reached.
 
     Raises:
         FloatingPointError: when the solver leaves the finite numbers.
     """
     full = [batch for batch in batches if len(batch.noise) == len(batches[0].noise)]
     again = [full[0]] * max(timings - len(full), 0)
-    runs = [_solved(rule, sigmas, batch) for batch in batches]
-    seconds = [run.seconds for run, batch in zip(runs, batches, strict=True) if len(batch.noise) == len(full[0].noise)]
-    seconds += [_solved(rule, sigmas, batch).seconds for batch in again]
-    ends = torch.cat([run.end for run in runs])
-    return Solved(ends, runs[-1].calls, runs[-1].evaluations, statistics.median(seconds))
+    runs = [_solved(run, batch) for batch in batches]
+    seconds = [one.seconds for one, batch in zip(runs, batches, strict=True) if len(batch.noise) == len(full[0].noise)]
+    seconds += [_solved(run, batch).seconds for batch in again]
+    ends = torch.cat([one.end for one in runs])
+    calls, evaluations = max(one.calls for one in runs), max(one.evaluations for one in runs)
+    return Solved(ends, calls, evaluations, statistics.median(seconds))
 
 
-def _solved(rule: Rule, sigmas: Tensor, batch: Batch) -> Solved:
+def _solved(run: Run, batch: Batch) -> Solved:
     counting, noise = Counting(batch.denoiser), batch.noise_on_device()
     began = time.perf_counter()
-    end = solve(rule, counting, noise, sigmas)
+    end = run(counting, noise)
     if end.is_cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began

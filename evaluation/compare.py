@@ -1,16 +1,16 @@
-"""Tables against every hand-made solver, each on its best schedule: `compare` measures, `write_comparison` writes."""
+"""Tables against hand-made solvers, each on its best schedule, and peers: `compare` measures, `write_comparison`
+writes.
+"""
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,48 +24,15 @@ from ..runs.environment import environment
 from ..runs.progress import progress
 from ..solvers.exact import converged
 from ..solvers.table import Table
-from .batches import Batch, batches_of, solve_all
+from .batches import Batch, batches_of
+from .cells import Judges, Work, handmade_cell, table_cell
 from .comparison import Cell, Comparison, every_cell, family_names, markdown
-from .handmade import HandMade, Schedule, candidate_schedules, handmade
+from .handmade import candidate_schedules, handmade
 from .kept import Kept
-from .metrics import Features, bootstrap_interval, extract, frechet_distance, rmse, sample_errors
+from .metrics import Features, extract, frechet_distance
+from .peers import chosen, peers
 
 log = logging.getLogger("epd")
-TIMINGS = 3
-
-
-@dataclass(frozen=True)
-class Judges:
-    """The converged end points and the views in which others are compared with them.
-
-    Args:
-        end: in main memory.
-        data: features of data (M, F).
-        device: where `features` and `classifier` are handed their samples.
-    """
-
-    end: Tensor
-    features: Features | None
-    classifier: Features | None
-    data: Tensor | None
-    device: str
-
-    def measures(self, end: Tensor) -> dict[str, Any]:
-        """What a cell says of a solver's end points, by the names of its fields."""
-        errors = sample_errors(end, self.end)
-        out: dict[str, Any] = {
-            "rmse": rmse(end, self.end),
-            "median": float(errors.quantile(0.5)),
-            "interval": bootstrap_interval(errors),
-        }
-        if self.features is not None:
-            of_end = extract(self.features, end, self.device)
-            out["frechet"] = frechet_distance(of_end, extract(self.features, self.end, self.device))
-            out["frechet_data"] = None if self.data is None else frechet_distance(of_end, self.data)
-        if self.classifier is not None:
-            classes = [extract(self.classifier, x, self.device).argmax(1) for x in (end, self.end)]
-            out["agreement"] = float((classes[0] == classes[1]).double().mean())
-        return out
 
 
 def compare(
@@ -101,7 +68,10 @@ def compare(
         dtype: of the state; the converged end points are integrated in float64 whatever it is.
         tolerance: of the converged end points; a float32 network supports 1e-5.
         alphas_cumprod: (T,) of the model's training schedule, which adds the discrete schedule.
-        solvers: names or groups of hand-made solvers to measure; None is all of them.
+        solvers: names or groups of hand-made solvers and peers to measure, `hand-made` and `peers` being all of them;
+            None is all hand-made ones and GITS, whose schedule takes a few thousand evaluations to find. ParaDiGMS is
+            measured at `calls`, where it evaluates many rows at once; LD3, S4S and AMED are learned here, which
+            takes as long as `epd distill` does.
         keep: folder in which cells are kept as they are measured, and from which a later call takes them.
         conditions: what else the model was asked for, ready for JSON; cells under others are not taken.
 
@@ -119,7 +89,8 @@ def compare(
         )
     model = checked(model, dtype)
     families = family_names([*tables])
-    rivals = chosen(handmade(model.path), solvers)
+    known = handmade(model.path)
+    rivals, others = chosen(known, peers(known), solvers)
     views = {"features": features is not None, "classifier": classifier is not None, "data": data is not None}
     ends = {"batch": batch, "seed": seed, "tolerance": tolerance, "conditions": dict(conditions or {})}
     cells_of = {"samples": samples, "tuning": tuning} | views | _measured_by(alphas_cumprod)
@@ -131,14 +102,17 @@ def compare(
         judges = Judges(end, features, classifier, of_data, model.device)
         few = list(batches_of(model, range(seed, seed + min(tuning, samples)), batch, dtype))
         candidates = candidate_schedules(model.path, model.sigma_min, model.sigma_max, alphas_cumprod)
+        work = Work(model, candidates, few, batches, judges, dtype)
+        every = sorted({*calls, *(table.nfe for table in tables.values())})
         jobs: dict[str, Callable[[], Cell | None]] = {
-            f"{name} {table.digest}": partial(_table_cell, name, families[name], table, batches, judges)
+            f"{name} {table.digest}": partial(table_cell, name, families[name], table, work)
             for name, table in tables.items()
         }
+        jobs |= {f"{one.name} at {at}": partial(handmade_cell, one, work, at) for one in rivals for at in every}
         jobs |= {
-            f"{solver.name} at {at}": partial(_handmade_cell, solver, at, candidates, few, batches, judges)
-            for solver in rivals
-            for at in sorted({*calls, *(table.nfe for table in tables.values())})
+            f"{peer.name} at {at}": partial(peer.cell, work, at)
+            for peer in others
+            for at in (every if peer.one_row else sorted({*calls}))
         }
         measured = [kept.cell(key, job) for key, job in progress([*jobs.items()], "comparing", "cell")]
     # A table's family depends on the others' names, which may not be those of when it was measured.
@@ -176,71 +150,6 @@ def _ends(model: Model, batches: Sequence[Batch], tolerance: float, kept: Kept) 
         noise = batch.noise_on_device()
         solving = partial(converged, batch.denoiser, noise, span, tolerance, tolerance)
         yield kept.end(number, batch.denoiser, noise, middle, lambda solving=solving: solving()[-1]).cpu()
-
-
-def chosen(solvers: list[HandMade], names: Sequence[str] | None) -> list[HandMade]:
-    """The hand-made solvers of these names or groups; all of them where there are no names.
-
-    Raises:
-        ValueError: for a name that none has.
-    """
-    if names is None:
-        return solvers
-    missing = [name for name in names if not any(name in (solver.name, solver.group) for solver in solvers)]
-    if missing:
-        groups = dict.fromkeys(solver.group for solver in solvers)
-        by_lower = {name.lower(): name for solver in solvers for name in (solver.name, solver.group)}
-        close = difflib.get_close_matches(missing[0].lower(), by_lower, n=1, cutoff=0.5)
-        hint = f"perhaps you meant {by_lower[close[0]]!r}; " if close else ""
-        raise ValueError(f"no hand-made solver is named {missing[0]!r}: {hint}groups are {', '.join(groups)}")
-    return [solver for solver in solvers if solver.name in names or solver.group in names]
-
-
-def _table_cell(name: str, group: str, table: Table, batches: Sequence[Batch], judges: Judges) -> Cell:
-    sigmas = torch.tensor(table.sigmas)  # a copy: tables are read-only
-    done = solve_all(table.rule(batches[0].device), sigmas, batches, TIMINGS)
-    cell = Cell(name, group, True, done.calls, done.calls, done.evaluations, table.num_steps, "learned",
-                seconds=done.seconds, **judges.measures(done.end))  # fmt: skip
-    log.info("%-28s %2d calls, %2d evaluations: RMSE %.4f", name, done.calls, done.evaluations, cell.rmse)
-    return cell
-
-
-def _handmade_cell(
-    solver: HandMade,
-    at: int,
-    candidates: Mapping[str, Schedule],
-    few: Sequence[Batch],
-    batches: Sequence[Batch],
-    judges: Judges,
-) -> Cell | None:
-    """The solver on its best schedule, or None where it cannot take a step or is finite on no schedule."""
-    steps = solver.steps(at)
-    if steps < 1:
-        return None
-    count = sum(len(batch.noise) for batch in few)
-    scores = {name: _score(solver, make(steps), few, judges.end[:count]) for name, make in candidates.items()}
-    best = min(scores, key=lambda name: scores[name])
-    if not math.isfinite(scores[best]):
-        log.warning("%s is finite on no schedule at %d calls", solver.name, at)
-        return None
-    sigmas = candidates[best](steps)
-    try:
-        done = solve_all(solver.rule(sigmas), sigmas, batches, TIMINGS)
-    except FloatingPointError as error:  # finite on the tuning samples, yet not on all
-        log.warning("%s at %d calls: %s", solver.name, at, error)
-        return None
-    cell = Cell(solver.name, solver.group, False, at, done.calls, done.evaluations, steps, best, seconds=done.seconds,
-                **judges.measures(done.end))  # fmt: skip
-    log.info("%-28s %2d calls: RMSE %.4f on %s", solver.name, done.calls, cell.rmse, best)
-    return cell
-
-
-def _score(solver: HandMade, sigmas: Tensor, few: Sequence[Batch], end: Tensor) -> float:
-    try:
-        error = rmse(solve_all(solver.rule(sigmas), sigmas, few).end, end)
-    except FloatingPointError:
-        return math.inf
-    return error if math.isfinite(error) else math.inf
 
 
 def write_comparison(comparison: Comparison, folder: Path, plot: bool = True) -> list[Path]:

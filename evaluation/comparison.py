@@ -19,7 +19,7 @@ class Cell:
 
     Args:
         solver: its name; `group` collects the variants of one method, or the tables of one family.
-        learned: a table rather than a hand-made solver.
+        learned: a table that was given, rather than a solver that others published.
         asked: sequential calls that were asked for; `calls` is what it took (at most that), recorded.
         evaluations: network evaluations of one sample, recorded.
         schedule: the best of the candidates; `learned` for a table.
@@ -30,6 +30,8 @@ class Cell:
         frechet_data: the same to features of data.
         agreement: share of samples that the classifier sees as it sees their converged end points.
         seconds: wall-clock of one batch, median.
+        training: network evaluations (rows) that the comparison learned a peer with: counted for GITS, estimated
+            where a table was trained; None: nothing was learned here.
     """
 
     solver: str
@@ -47,10 +49,16 @@ class Cell:
     agreement: float | None = None
     median: float | None = None
     interval: tuple[float, float] | None = None
+    training: int | None = None
+
+    @property
+    def peer(self) -> bool:
+        """Whether it is neither a given table nor hand-made, but a published solver that was learned here."""
+        return not self.learned and self.training is not None
 
     @classmethod
     def from_parts(cls, parts: Mapping[str, Any]) -> Cell:
-        """The cell of a mapping that came out of JSON; one of before `median` and `interval` has none.
+        """The cell of a mapping that came out of JSON; one of before `median`, `interval` and `training` has none.
 
         Raises:
             TypeError: for what is no cell.
@@ -109,15 +117,15 @@ class Comparison:
         return min(cells, key=error, default=None)
 
     def groups(self) -> list[str]:
-        """Learned groups first, then hand-made ones, each by their RMSE over the asked calls."""
-        learned = {cell.group: cell.learned for cell in self.cells}
+        """Tables first, then peers that were learned, then the others, each by their RMSE over the asked calls."""
+        kinds = {cell.group: (not cell.learned, not cell.peer) for cell in self.cells}
 
-        def rank(group: str) -> tuple[bool, float]:
+        def rank(group: str) -> tuple[tuple[bool, bool], float]:
             cells = [self.best(by_asked, at, group) for at in self.calls]
             logs = [math.log(max(cell.rmse, 1e-300)) for cell in cells if cell is not None]
-            return not learned[group], sum(logs) / len(logs) if logs else math.inf
+            return kinds[group], sum(logs) / len(logs) if logs else math.inf
 
-        return sorted(learned, key=rank)
+        return sorted(kinds, key=rank)
 
 
 def by_asked(cell: Cell) -> int:
@@ -126,8 +134,8 @@ def by_asked(cell: Cell) -> int:
 
 
 def by_evaluations(cell: Cell) -> int:
-    """Evaluations: hand-made solvers make one a call, so the most calls that fit are what was asked for."""
-    return cell.evaluations if cell.learned else cell.asked
+    """Evaluations: of a solver that makes one a call, the most calls that fit, which are what was asked for."""
+    return max(cell.asked, cell.evaluations)
 
 
 def typical(cell: Cell) -> float:
@@ -180,7 +188,7 @@ def _errors(c: Comparison) -> list[str]:
     """Sentence, table, sentence, table: of the RMSE at equal calls and at equal evaluations."""
     parts = [
         f"RMSE to the converged end point at equal **sequential calls**: {c.samples} samples of `{c.model}`, each "
-        "hand-made solver in its best variant on its best schedule, chosen cell by cell.",
+        f"hand-made solver in its best variant on its best schedule, chosen cell by cell.{_costs(c)}",
         _grid(c, "sequential calls", c.calls, by_asked, lambda cell: cell.rmse, 4),
     ]
     totals = sorted({cell.evaluations for cell in c.cells if cell.learned})
@@ -190,6 +198,21 @@ def _errors(c: Comparison) -> list[str]:
             _grid(c, "evaluations", totals, by_evaluations, lambda cell: cell.rmse, 4),
         ]
     return parts
+
+
+def _costs(c: Comparison) -> str:
+    """Sentences of what others than tables cost beside their sequential calls."""
+    out = ""
+    for group in c.groups():
+        found = (c.best(by_asked, at, group) for at in c.calls)
+        cells = [cell for cell in found if cell is not None and not cell.learned]
+        if any(cell.evaluations > cell.asked for cell in cells):
+            counts = ", ".join(f"{cell.evaluations} at {cell.asked}" for cell in cells)
+            out += f" {group} makes more evaluations than calls: {counts}."
+        if any(cell.peer for cell in cells):
+            most = max(cell.training or 0 for cell in cells)
+            out += f" {group} was learned with {most:,} evaluations."
+    return out
 
 
 def _joined(parts: Sequence[str]) -> str:
@@ -214,26 +237,30 @@ def _grid(
     best = [min((v[i] for v in shown.values() if v[i] is not None), default=None) for i in range(len(columns))]  # type: ignore[type-var]
     lines = [[unit, *map(str, columns)], ["---", *["---:"] * len(columns)]]
     for group, values in shown.items():
-        learned = any(cell is not None and cell.learned for cell in rows[group])
-        line = [f"**{group}** (learned)" if learned else group]
+        line = [_named(group, next(cell for cell in rows[group] if cell is not None))]
         for i, (number, cell) in enumerate(zip(values, rows[group], strict=True)):
             text = "" if number is None else f"{number:.{digits}f}"
-            if number is not None and cell is not None and not cell.learned and cell.calls < cell.asked:
+            if number is not None and cell is not None and not cell.learned and cell.evaluations < cell.asked:
                 text += "*"
             line.append(f"**{text}**" if bold and number is not None and number == best[i] else text)
         lines.append(line)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def _named(group: str, cell: Cell) -> str:
+    return f"**{group}** (learned)" if cell.learned else f"{group} (learned peer)" if cell.peer else group
+
+
 def every_cell(c: Comparison) -> str:
     """The long table: each solver at each count, its schedule and its recorded cost."""
     head = ["solver", "asked", "calls", "evaluations", "steps", "schedule", "RMSE", "95 % interval", "median",
-            "Fréchet", "agreement", "ms/batch"]  # fmt: skip
+            "Fréchet", "agreement", "ms/batch", "learned with"]  # fmt: skip
     lines: list[list[str]] = [head, ["---"] * len(head)]
     for cell in sorted(c.cells, key=lambda cell: (cell.asked, cell.rmse)):
         measured: Mapping[str, Any] = dataclasses.asdict(cell)
         optional = ["" if measured[k] is None else f"{measured[k]:.4f}" for k in ("median", "frechet", "agreement")]
         counts = [str(measured[k]) for k in ("asked", "calls", "evaluations", "steps", "schedule")]
         between = "" if cell.interval is None else "{:.4f} to {:.4f}".format(*cell.interval)
-        lines.append([cell.solver, *counts, f"{cell.rmse:.5f}", between, *optional, f"{1000 * cell.seconds:.1f}"])
+        lines.append([cell.solver, *counts, f"{cell.rmse:.5f}", between, *optional, f"{1000 * cell.seconds:.1f}",
+                      "" if cell.training is None else f"{cell.training:,}"])  # fmt: skip
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -37,6 +37,11 @@ class HandMade:
     step_calls: int = 1
     afs: bool = False
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it can be asked for by."""
+        return self.name, self.group, "hand-made"
+
     def steps(self, calls: int) -> int:
         """The most steps that take at most this many sequential calls."""
         return (calls + self.afs) // self.step_calls

@@ -195,7 +195,7 @@ class _Search:
         return calls, compare(
             self.model, {"tuned": table}, [calls], self.config.samples, dtype=dtype,
             alphas_cumprod=self.model.alphas_cumprod, keep=self.out / "cells", conditions=self.conditions,
-            **judges_of(self.model.name),
+            solvers=("hand-made",), **judges_of(self.model.name),
         )  # fmt: skip
 
     def _handmade_calls(self, latency: float) -> int:

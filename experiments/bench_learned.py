@@ -116,7 +116,8 @@ def measure_handmade(subject: Subject, at: int, path: Path, work: Path) -> None:
     chosen on, if that is not done yet.
     """
     if read(path).get("judged") != subject.judged():
-        tried = sorted(compared(replace(subject, samples=subject.tuning), {}, at, work, None), key=lambda c: -c.rmse)
+        few = compared(replace(subject, samples=subject.tuning), {}, at, work, ("hand-made",))
+        tried = sorted(few, key=lambda c: -c.rmse)
         best = {cell.group: cell.solver for cell in tried}
         cells = [asdict(cell) for cell in compared(subject, {}, at, work, tuple(best.values()))]
         write(path, {"at": at, "judged": subject.judged(), "cells": cells, "environment": environment()})

@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/21cm"))
     parser.add_argument("--calls", type=int, nargs="+", default=[5, 7])
     parser.add_argument("--iterations", type=int, default=80)
-    parser.add_argument("--solvers", nargs="+", help="hand-made ones to compare with, instead of all")
+    parser.add_argument("--solvers", nargs="+", default=["hand-made"], help="to compare with")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

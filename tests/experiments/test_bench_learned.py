@@ -260,7 +260,7 @@ def test_runs_of_two_recipes_are_not_shown_together(tmp_path: Path) -> None:
 def test_what_is_not_measured_is_said_to_be_so(tmp_path: Path) -> None:
     for name in learned_results.RENDERERS:
         assert readme_tables.rendered(name, tmp_path / "nowhere") == readme_tables.MISSING
-        if not name.endswith("digits-exact"):
+        if name != "ahead" and not name.endswith("digits-exact"):
             assert readme_tables.rendered(name, placed(tmp_path)) == readme_tables.MISSING
     path = tmp_path / "learned" / "digits-exact" / "handmade-5.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "judged": {**JUDGED, "samples": 32}}))
