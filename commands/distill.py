@@ -40,7 +40,7 @@ def distill(options: Distill) -> int:
         paths += [] if path is None else [path]
     workers.end()
     if paths:
-        for path in paths.values() if workers.rank == 0 else ():
+        for path in paths if workers.rank == 0 else ():
             inspect_run(model, path, options.inspect, config.teacher == "exact", config.teacher_tolerance)
         same = options.model + command_line(chosen)  # without its options it may be another model
         last, tables, counts = paths[-1], " ".join(map(str, paths)), " ".join(map(str, options.counts))
