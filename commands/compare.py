@@ -42,6 +42,7 @@ def compare(options: Compare) -> int:
         solvers=options.solvers or None,
         keep=options.out / "cells",
         conditions=conditioning.conditions(),
+        answer=options.answer,
     )
     paths = write_comparison(comparison, options.out)
     print(markdown(comparison))

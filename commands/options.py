@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
 from pydantic import BaseModel, Field, field_validator
@@ -14,6 +14,8 @@ from ..pipelines.options import FROZEN, UserPath
 from ..rl.config import RefineConfig
 from .model_arguments import ModelArguments, SolverArguments, UsageError  # noqa: F401 - as below
 from .table_options import TableConvert, TableDiff, TableShow  # noqa: F401 - the command looks here for all options
+
+Answer: TypeAlias = Literal["batched", "serial", "auto"]
 
 
 def _several(name: str, value: str, most: int, what: str, example: str) -> str:
@@ -157,6 +159,10 @@ class Sample(SolverArguments):
     """Samples that are solved together; none: 256, fewer of samples of more than 16,384 numbers."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating point type of the states."""
+    answer: Answer = "batched"
+    """How the parallel points of a step are evaluated: batched, in one network call; serial, in one call each, which
+    takes less memory; auto, whichever is faster here, measured at the first call of each size. The same samples to
+    rounding."""
     columns: int = Field(default=16, ge=1)
     """Pictures in a row of the grid."""
     grid: int = Field(default=256, ge=0)
@@ -194,6 +200,9 @@ class Compare(ModelArguments):
     """Relative and absolute tolerance of the converged end points; a float32 network supports 1e-5."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating point type of the states; float64 for exact models, whose end points then converge to more digits."""
+    answer: Answer = "batched"
+    """How the parallel points of a step are evaluated: batched, serial or auto, as in `epd sample`; changes seconds and
+    rounding only."""
 
 
 class Inspect(SolverArguments):

@@ -22,6 +22,8 @@ from ..denoisers.rows import limit_rows, samples_together
 from ..formats.files import write_atomically
 from ..pipelines.find import find_table
 from ..runs.progress import bar
+from ..solvers.answers import MakeAnswer, batched
+from ..solvers.auto import answer_named
 from ..solvers.registry import NUMBERED, RULES, SCHEDULES, USUAL, Ends, RuleSettings, make_rule, make_sigmas
 from ..solvers.solve import solve
 from ..solvers.walk import Rule
@@ -168,6 +170,7 @@ def draw(
     batch: int,
     dtype: torch.dtype,
     take: Callable[[int, Tensor], None],
+    answer: MakeAnswer = batched,
 ) -> float:
     """Solves for every seed, batch by batch, and hands (first row, states) to `take`; seconds spent in the solver."""
     spent = 0.0
@@ -176,7 +179,7 @@ def draw(
             part = list(seeds[first : first + batch])
             noise = unit_noise(part, model.shape, dtype, model.device)
             began = time.perf_counter()
-            x = solve(solver.rule, model.for_seeds(part), noise, solver.sigmas)
+            x = solve(solver.rule, model.for_seeds(part), noise, solver.sigmas, answer)
             if x.is_cuda:
                 torch.cuda.synchronize()
             spent += time.perf_counter() - began
@@ -202,7 +205,8 @@ def sample(options: Sample) -> int:
     with Archive(options.out / "samples.npz", len(seeds)) as archive:
         keep = keeper(options, model, archive)
         batch = options.batch or samples_together(model.shape, 256)
-        seconds = draw(model, solver, seeds, batch, getattr(torch, options.dtype), keep)
+        answer = answer_named(options.answer)
+        seconds = draw(model, solver, seeds, batch, getattr(torch, options.dtype), keep, answer)
         first = np.array(archive.arrays["samples"][: options.grid]) if "samples" in archive.arrays else np.zeros(0)
         archive.save(small)
     written = ["samples.npz", *grid_file(options, first), "samples.json"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .fingerprint import Dependencies
 from .preconditioning import Preconditioning
-from .protocol import Denoiser, Path, beside, coefficient_device, rows_per_condition
+from .protocol import Denoiser, Path, beside, capturing, coefficient_device, rows_per_condition
 
 Rows = Mapping[str, Tensor]  # conditioning by name, one row per sample
 NetworkCall = Callable[[Tensor, Tensor, Rows], Tensor]  # (scaled x (R, *S), timestep (R,), rows) -> output (R, *S)
@@ -166,20 +166,24 @@ class NetworkDenoiser:
     def _rows_for(self, count: int) -> Rows:
         """Conditioning for a call of `count` states; for a guided one 2 count rows, the unconditional ones first."""
         if count not in self._expanded:
-            rows = self.null if self._rows is None else self._rows
-            if rows:
-                repeat = rows_per_condition(count, _same_count(rows))
-                rows = {name: _repeated(value, repeat) for name, value in rows.items()}
-                if self._free is not None:
-                    rows = {n: torch.cat([_repeated(self._free[n], repeat), v]) for n, v in rows.items()}
             for oldest in [*self._expanded][:-1]:  # anchors and fans take turns; more copies may be large
                 del self._expanded[oldest]
-            self._expanded[count] = dict(rows)
+            self._expanded[count] = self._expand(count)
         return self._expanded[count]
+
+    def _expand(self, count: int) -> dict[str, Tensor]:
+        rows = self.null if self._rows is None else self._rows
+        if rows:
+            repeat = rows_per_condition(count, _same_count(rows))
+            rows = {name: _repeated(value, repeat) for name, value in rows.items()}
+            if self._free is not None:
+                rows = {n: torch.cat([_repeated(self._free[n], repeat), v]) for n, v in rows.items()}
+        return dict(rows)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         sigma = noise_levels(x, sigma)
-        rows = self._rows_for(len(x))
+        # A graph must not read copies that may be thrown away while it lives: it makes its own.
+        rows = self._expand(len(x)) if capturing(x) else self._rows_for(len(x))
         work = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if self._free is None:
             return self._evaluate(work, sigma, rows).to(x.dtype)

@@ -95,6 +95,11 @@ def beside(coefficients: Tensor, x: Tensor) -> Tensor:
     return coefficients.to(x.dtype).to(x.device)
 
 
+def capturing(x: Tensor) -> bool:
+    """Whether what is computed beside x becomes part of a CUDA graph, and runs later."""
+    return x.is_cuda and torch.backends.cuda.is_built() and torch.cuda.is_current_stream_capturing()
+
+
 @runtime_checkable
 class Described(Protocol):
     """What a model may tell beside `Model`: recorded with its tables, so that their use elsewhere can be warned of."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .noise import unit_noise
 from .protocol import Denoiser, Model, Path, rows_per_condition
+from .row_cost import RowCost, row_cost, rows_within
 
 NUMBERS = 2**22  # in the rows of one call on a processor, whose free memory says little: others live there, too
 SHARE = 0.5  # of the free memory of an accelerator: states, recorded calls and fragments need the rest
@@ -22,22 +22,28 @@ def samples_together(shape: Sequence[int], most: int) -> int:
     return max(1, min(most, NUMBERS // math.prod(shape)))
 
 
-def limit_rows(model: Model, rows: int | None = None) -> RowLimited:
+def limit_rows(model: Model, rows: int | None = None, max_memory: int | None = None) -> RowLimited:
     """The model with at most `rows` rows in a network call; results differ by rounding only.
 
     Args:
         model: any; one that is limited already keeps its limit unless `rows` is given.
         rows: states in one evaluation (guidance may double them inside the network); None: on CUDA what one measured
             call and the free memory allow, elsewhere as many as hold 2^22 numbers together.
+        max_memory: bytes that answering one question may take beside its points: how many rows that allows is
+            predicted from one measured call. Tensors are counted, on a processor not a library's own scratch memory.
 
     Raises:
-        ValueError: for less than one row.
+        ValueError: for less than one row or byte; by a call, where `max_memory` does not hold a single row.
     """
     if rows is not None and rows < 1:
         raise ValueError(f"rows = {rows}: a network call has at least 1 row; leave it out to have it measured")
+    if max_memory is not None and max_memory < 1:
+        raise ValueError(f"max_memory = {max_memory} must be at least 1 byte; leave it out for no such limit")
     if isinstance(model, RowLimited):
-        return model if rows is None else RowLimited(model.model, rows)
-    return RowLimited(model, rows)
+        kept = model.max_memory if max_memory is None else max_memory
+        unchanged = rows is None and max_memory is None
+        return model if unchanged else RowLimited(model.model, model.fixed if rows is None else rows, kept)
+    return RowLimited(model, rows, max_memory)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +53,14 @@ class RowLimited:
     Args:
         model: what evaluates the parts.
         fixed: the most rows of a call; None: found out when it is first needed.
+        max_memory: bytes, see `limit_rows`.
     """
 
     model: Model
     fixed: int | None = None
+    max_memory: int | None = None
     _automatic: dict[bool, int] = field(default_factory=dict, init=False, repr=False)  # by whether gradients are kept
+    _costs: dict[bool, RowCost] = field(default_factory=dict, init=False, repr=False)  # the same
 
     @property
     def name(self) -> str:
@@ -93,13 +102,27 @@ class RowLimited:
             self._automatic[gradients] = automatic_rows(self.model, gradients)
         return self._automatic[gradients]
 
+    def limit(self, x: Tensor) -> int:
+        """The most rows of a part of this call (R, *S).
+
+        Raises:
+            ValueError: where `max_memory` does not hold a single row.
+        """
+        gradients = torch.is_grad_enabled()
+        if self.max_memory is None:
+            return self.rows(gradients)
+        if gradients not in self._costs:
+            self._costs[gradients] = row_cost(self.model, gradients)
+        fits = rows_within(self.max_memory, self._costs[gradients], x)
+        return fits if self.fixed is None else min(fits, self.fixed)
+
     def for_seeds(self, seeds: Sequence[int]) -> Denoiser:
         """The denoiser for the samples with these seeds; each part of a call is bound to its own samples."""
         return self.split(seeds, self.model.for_seeds)
 
     def split(self, seeds: Sequence[int], bind: Callable[[Sequence[int]], Denoiser]) -> Denoiser:
         """Like `for_seeds`, the parts being bound by `bind`: what wraps a network call wraps each part alone."""
-        return Split(tuple(seeds), bind, self.rows)
+        return Split(tuple(seeds), bind, self.limit)
 
     def decode(self, x: Tensor) -> Tensor:
         """Pictures (B, C, H, W) in [0, 1] of finished states, a few at a time."""
@@ -108,7 +131,7 @@ class RowLimited:
         return torch.cat([self.model.decode(part) for part in x.split(size)])
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        parts = x.split(self.rows(torch.is_grad_enabled()))
+        parts = x.split(self.limit(x))
         if len(parts) == 1:
             return self.model(x, sigma)
         sigmas = [sigma] * len(parts) if sigma.ndim == 0 else sigma.split(len(parts[0]))
@@ -122,16 +145,16 @@ class Split:
     Args:
         seeds: of the samples.
         bind: seeds of a part -> its denoiser.
-        rows: whether gradients are kept -> the most rows of a part.
+        most: a call -> the most rows of a part.
     """
 
     seeds: tuple[int, ...]
     bind: Callable[[Sequence[int]], Denoiser]
-    rows: Callable[[bool], int]
+    most: Callable[[Tensor], int]
     _bound: dict[tuple[int, int], Denoiser] = field(default_factory=dict, init=False, repr=False)  # by their samples
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        limit = self.rows(torch.is_grad_enabled())
+        limit = self.most(x)
         if len(x) <= limit:
             return self._of(0, len(self.seeds))(x, sigma)
         points = rows_per_condition(len(x), len(self.seeds))
@@ -158,7 +181,7 @@ def _parts(samples: int, points: int, limit: int) -> Iterator[tuple[tuple[int, i
 def automatic_rows(model: Model, gradients: bool) -> int:
     """The most rows of a call that leave memory for the rest."""
     if torch.device(model.device).type == "cuda":
-        return rows_that_fit(_bytes_of_a_row(model, gradients), _free_bytes(model.device))
+        return rows_that_fit(row_cost(model, gradients).call, _free_bytes(model.device))
     return max(1, NUMBERS // math.prod(model.shape))
 
 
@@ -167,25 +190,6 @@ def rows_that_fit(bytes_of_a_row: int, free: int) -> int:
     seldom changes it, and with it the rounding of results.
     """
     return 2 ** int(math.log2(max(1.0, SHARE * free / max(bytes_of_a_row, 1))))
-
-
-def _bytes_of_a_row(model: Model, gradients: bool) -> int:
-    """What a call of one row needs beside what was there before: its peak, activations included with gradients."""
-    denoiser, x = model.for_seeds([0]), unit_noise([0], model.shape, torch.float32, model.device)
-    sigma = torch.tensor(model.sigma_max, dtype=torch.float64)
-
-    def call() -> None:
-        with torch.set_grad_enabled(gradients):
-            denoised = denoiser(x.requires_grad_(gradients), sigma)
-            if denoised.requires_grad:
-                torch.autograd.grad(denoised.sum(), x)
-
-    call()  # what the first call loads for good is no cost of a row
-    torch.cuda.synchronize(model.device)
-    torch.cuda.reset_peak_memory_stats(model.device)
-    before = torch.cuda.memory_allocated(model.device)
-    call()
-    return torch.cuda.max_memory_allocated(model.device) - before
 
 
 def _free_bytes(device: str) -> int:

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from .rl.learn import refine
     from .rl.policy_file import load_policy
     from .solvers import rules, schedules
-    from .solvers.answers import batched, serial, slope
+    from .solvers.answers import batched, serial, slope, streams
+    from .solvers.auto import auto
+    from .solvers.capture import capture
     from .solvers.named import named_table, table_names
+    from .solvers.sharded import sharded
     from .solvers.solve import solve, trajectory
     from .solvers.table import Provenance, Table, TableError
     from .solvers.walk import Ask, Restart, Rule, Site, State, plan, walk
@@ -68,6 +71,10 @@ _HOMES = {
     "batched": "solvers.answers",
     "serial": "solvers.answers",
     "slope": "solvers.answers",
+    "streams": "solvers.answers",
+    "auto": "solvers.auto",
+    "capture": "solvers.capture",
+    "sharded": "solvers.sharded",
     "solve": "solvers.solve",
     "trajectory": "solvers.solve",
     "named_table": "solvers.named",

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
+from ..solvers.answers import MakeAnswer, batched
 from ..solvers.solve import solve
-from ..solvers.walk import Rule
+from ..solvers.walk import Answer, Ask, Rule
 
-Run = Callable[[Denoiser, Tensor], Tensor]  # of unit noise to end points
+Counted = tuple[Tensor, int, int]  # end points, sequential calls, evaluations of one sample
+Run = Callable[[Denoiser, Tensor], Counted]  # of unit noise
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -37,7 +40,18 @@ class Batch:
 
 
 class Counting:
-    """A denoiser that counts its calls and the rows that they hold."""
+    """An answer that counts the questions, which are a solver's sequential calls whoever answers, and their points."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer, self.calls, self.points = answer, 0, 0
+
+    def __call__(self, ask: Ask) -> Tensor:
+        self.calls, self.points = self.calls + 1, self.points + len(ask.points)
+        return self.answer(ask)
+
+
+class CountingRows:
+    """A denoiser that counts its calls and the rows that they hold, for solvers that do not walk."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser, self.calls, self.rows = denoiser, 0, 0
@@ -64,9 +78,14 @@ def batches_of(model: Model, seeds: Sequence[int], size: int, dtype: torch.dtype
         yield Batch(model.for_seeds(part), unit_noise(part, model.shape, dtype), model.device)
 
 
-def solve_all(rule: Rule, sigmas: Tensor, batches: Sequence[Batch], timings: int = 1) -> Solved:
-    """`run_all` of a rule on these sigmas."""
-    return run_all(lambda denoiser, noise: solve(rule, denoiser, noise, sigmas), batches, timings)
+def ruled(rule: Rule, sigmas: Tensor, answer: MakeAnswer = batched) -> Run:
+    """A rule on these sigmas, its questions counted."""
+
+    def run(denoiser: Denoiser, noise: Tensor) -> Counted:
+        counting = Counting(answer(denoiser))
+        return solve(rule, denoiser, noise, sigmas, lambda _: counting), counting.calls, counting.points
+
+    return run
 
 
 def run_all(run: Run, batches: Sequence[Batch], timings: int = 1) -> Solved:
@@ -88,10 +107,10 @@ def run_all(run: Run, batches: Sequence[Batch], timings: int = 1) -> Solved:
 
 
 def _solved(run: Run, batch: Batch) -> Solved:
-    counting, noise = Counting(batch.denoiser), batch.noise_on_device()
+    noise = batch.noise_on_device()
     began = time.perf_counter()
-    end = run(counting, noise)
+    end, calls, evaluations = run(batch.denoiser, noise)
     if end.is_cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
-    return Solved(end.cpu(), counting.calls, counting.rows // len(noise), seconds)
+    return Solved(end.cpu(), calls, evaluations, seconds)

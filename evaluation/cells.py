@@ -6,16 +6,15 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..denoisers.protocol import Denoiser, Model
-from ..solvers.solve import solve
+from ..denoisers.protocol import Model
+from ..solvers.answers import MakeAnswer, batched
 from ..solvers.table import Table
-from .batches import Batch, Run, run_all, solve_all
+from .batches import Batch, Run, ruled, run_all
 from .comparison import Cell
 from .handmade import HandMade, Schedule
 from .metrics import Features, bootstrap_interval, extract, frechet_distance, rmse, sample_errors
@@ -85,7 +84,7 @@ class Contender:
         solver: its name.
         schedule: the name of its schedule, or what else tells it from others.
         steps: N.
-        run: denoiser and unit noise -> end points.
+        run: what it does.
     """
 
     solver: str
@@ -96,11 +95,7 @@ class Contender:
     @classmethod
     def of(cls, solver: HandMade, schedule: str, sigmas: Tensor) -> Contender:
         """A hand-made solver on these sigmas."""
-        return cls(solver.name, schedule, len(sigmas) - 1, partial(_solve, solver, sigmas))
-
-
-def _solve(solver: HandMade, sigmas: Tensor, denoiser: Denoiser, noise: Tensor) -> Tensor:
-    return solve(solver.rule(sigmas), denoiser, noise, sigmas)
+        return cls(solver.name, schedule, len(sigmas) - 1, ruled(solver.rule(sigmas), sigmas))
 
 
 def handmade_cell(solver: HandMade, work: Work, at: int) -> Cell | None:
@@ -112,10 +107,10 @@ def handmade_cell(solver: HandMade, work: Work, at: int) -> Cell | None:
     return best_cell(solver.group, at, contenders, work)
 
 
-def table_cell(name: str, group: str, table: Table, work: Work) -> Cell:
+def table_cell(name: str, group: str, table: Table, work: Work, answer: MakeAnswer = batched) -> Cell:
     """The table on all samples, at its own depth."""
     sigmas = torch.tensor(table.sigmas)  # a copy: tables are read-only
-    done = solve_all(table.rule(work.model.device), sigmas, work.batches, TIMINGS)
+    done = run_all(ruled(table.rule(work.model.device), sigmas, answer), work.batches, TIMINGS)
     cell = Cell(name, group, True, done.calls, done.calls, done.evaluations, table.num_steps, "learned",
                 seconds=done.seconds, **work.judges.measures(done.end))  # fmt: skip
     log.info("%-28s %2d calls, %2d evaluations: RMSE %.4f", name, done.calls, done.evaluations, cell.rmse)

@@ -22,6 +22,7 @@ from ..distill.teacher import POOL_SEEDS
 from ..formats.files import write_atomically
 from ..runs.environment import environment
 from ..runs.progress import progress
+from ..solvers.auto import AnswerName, answer_named
 from ..solvers.exact import converged
 from ..solvers.table import Table
 from .batches import Batch, batches_of
@@ -53,6 +54,7 @@ def compare(
     solvers: Sequence[str] | None = None,
     keep: Path | None = None,
     conditions: Mapping[str, object] | None = None,
+    answer: AnswerName = "batched",
 ) -> Comparison:
     """Measures tables and all hand-made solvers at equal sequential calls and at equal total evaluations.
 
@@ -74,6 +76,7 @@ def compare(
             takes as long as `epd distill` does.
         keep: folder in which cells are kept as they are measured, and from which a later call takes them.
         conditions: what else the model was asked for, ready for JSON; cells under others are not taken.
+        answer: how the points of a question are evaluated, see `epd.solve`; changes seconds and rounding only.
 
     Raises:
         ValueError: for counts below 1, seeds of training noise, or names of solvers that do not exist.
@@ -94,6 +97,7 @@ def compare(
     views = {"features": features is not None, "classifier": classifier is not None, "data": data is not None}
     ends = {"batch": batch, "seed": seed, "tolerance": tolerance, "conditions": dict(conditions or {})}
     cells_of = {"samples": samples, "tuning": tuning} | views | _measured_by(alphas_cumprod)
+    cells_of |= {} if answer == "batched" else {"answer": answer}
     kept = Kept(keep, ends_identity(model, dtype) | ends, cells_of)
     with torch.no_grad():
         batches = list(batches_of(model, range(seed, seed + samples), batch, dtype))
@@ -105,7 +109,7 @@ def compare(
         work = Work(model, candidates, few, batches, judges, dtype)
         every = sorted({*calls, *(table.nfe for table in tables.values())})
         jobs: dict[str, Callable[[], Cell | None]] = {
-            f"{name} {table.digest}": partial(table_cell, name, families[name], table, work)
+            f"{name} {table.digest}": partial(table_cell, name, families[name], table, work, answer_named(answer))
             for name, table in tables.items()
         }
         jobs |= {f"{one.name} at {at}": partial(handmade_cell, one, work, at) for one in rivals for at in every}

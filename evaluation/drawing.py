@@ -13,6 +13,7 @@ from ..denoisers.checks import middle_sigma
 from ..denoisers.noise import unit_noise
 from ..denoisers.rows import RowLimited
 from ..rl.reward import Reward, measured
+from ..solvers.answers import batched
 from ..solvers.solve import solve
 from .batches import Counting
 from .compare import ends_identity
@@ -46,8 +47,9 @@ class Drawing:
     def pictures(self, solver: Rival, seeds: Sequence[int]) -> tuple[Tensor, Counting]:
         """Pictures (B, 3, H, W) of these seeds, and what they cost."""
         noise = unit_noise(seeds, self.model.shape, self.dtype, self.model.device)
-        counting = Counting(self.model.for_seeds(seeds))
-        end = solve(solver.rule, counting, noise, solver.sigmas)
+        denoiser = self.model.for_seeds(seeds)
+        counting = Counting(batched(denoiser))
+        end = solve(solver.rule, denoiser, noise, solver.sigmas, lambda _: counting)
         return pictures_of(self.model.decode(end)), counting
 
     def rows(self, solver: Rival, part: range) -> dict[str, Tensor]:
@@ -58,7 +60,7 @@ class Drawing:
             pictures, counted = self.pictures(solver, seeds)
             scores = [measured(reward, pictures, self.texts(seeds)) for reward in self.rewards.values()]
             found["features"].append(self.extractor(pictures))
-            found["costs"].append(torch.tensor([[counted.calls, counted.rows // len(seeds)]]).expand(len(seeds), 2))
+            found["costs"].append(torch.tensor([[counted.calls, counted.points]]).expand(len(seeds), 2))
             found["scores"].append(torch.stack(scores, 1) if scores else torch.zeros(len(seeds), 0))
         return {name: torch.cat(parts) for name, parts in found.items()}
 

@@ -25,6 +25,7 @@ from ..distill.plan import make_plan
 from ..distill.train import distill
 from ..solvers.picard import picard
 from ..solvers.registry import Ends
+from .batches import Counted, CountingRows
 from .cells import Contender, Work, best_cell, table_cell
 from .comparison import Cell
 from .handmade import HandMade
@@ -150,11 +151,12 @@ def _picard_cell(work: Work, at: int) -> Cell | None:
 
 def _picard(
     sigmas: Tensor, window: int, tolerance: float, most: int, path: Path, denoiser: Denoiser, noise: Tensor
-) -> Tensor:
-    end = picard(denoiser, noise, sigmas, window, tolerance, most, path)
+) -> Counted:
+    counting = CountingRows(denoiser)
+    end = picard(counting, noise, sigmas, window, tolerance, most, path)
     if not bool(end.isfinite().all()):
         raise FloatingPointError("the last state of ParaDiGMS is not finite")
-    return end
+    return end, counting.calls, counting.rows // len(noise)
 
 
 def _trained_cell(name: str, work: Work, at: int) -> Cell | None:

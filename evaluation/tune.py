@@ -19,8 +19,7 @@ from ..distill.run import run_distill
 from ..formats.files import write_atomically
 from ..runs.environment import environment
 from ..runs.folder import Folder
-from ..solvers import rules
-from ..solvers.registry import USUAL, Ends, make_sigmas
+from ..solvers.registry import MULTISTEP, USUAL, Ends, RuleSettings, make_rule, make_sigmas
 from ..solvers.table import Table
 from ..solvers.walk import Rule
 from .compare import compare
@@ -203,7 +202,8 @@ class _Search:
         ends, name = Ends.of(self.model), USUAL[self.model.path]
 
         def taking(steps: int) -> float:
-            return self._latencies([(rules.ipndm(4), make_sigmas(name, steps, ends))])[0]
+            rule = make_rule(MULTISTEP, RuleSettings(num_steps=steps))
+            return self._latencies([(rule, make_sigmas(name, steps, ends))])[0]
 
         steps = max(1, round(4 * latency / taking(4)))
         while steps > 1 and taking(steps) > WITHIN * latency:

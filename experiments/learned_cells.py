@@ -33,10 +33,14 @@ FAMILIES: dict[str, dict[str, object]] = {
 ONCE: dict[str, dict[str, object]] = {
     "ld3": {"family": "ld3"},
     "amed": {"family": "amed"},
+    "dense-1-longer": {"family": "dense", "points": 1, "iterations": 2000, "pool": 2048},
     "dense-1-memory-1": {"family": "dense", "points": 1, "memory": 1},
     "dense-1-true-levels": {"family": "dense", "points": 1, "learn": TRUE_LEVELS},
     "two-call-memory-0": {"family": "two-call", "points": 2, "memory": 0},
 }
+ABLATIONS = ("ld3", "amed", "dense-1-memory-1", "dense-1-true-levels", "two-call-memory-0")
+# Families whose tables of fewer calls are those of another.
+GROWN_FROM = {"dense-1-longer": "dense-1"}
 # A run of the network with the defaults takes half an hour and more on two cores.
 SHORT = {"pool": 1024, "validation": 256, "batch": 64, "screening": 60, "iterations": 500}
 SHORTER = {**SHORT, "screening": 30, "iterations": 300}  # guidance doubles each evaluation
@@ -75,9 +79,9 @@ class Subject:
 
 # The mixtures are exact in float64; the network costs far more, and supports a tolerance of 1e-4 in float32.
 SUBJECTS: dict[str, Subject] = {
-    "digits-exact": Subject("digits-exact", 16384, 512, torch.float64, 1e-6, once=tuple(ONCE)),
+    "digits-exact": Subject("digits-exact", 16384, 512, torch.float64, 1e-6, once=ABLATIONS),
     "digits-exact-flow": Subject("digits-exact-flow", 16384, 512, torch.float64, 1e-6, once=("ld3", "amed")),
-    "digits": Subject("digits", 4096, 64, torch.float32, 1e-4, 128, 1.0, training=SHORT),
+    "digits": Subject("digits", 4096, 64, torch.float32, 1e-4, 128, 1.0, SHORT, ("dense-1-longer",)),
     "digits-guidance-2": Subject("digits", 4096, 64, torch.float32, 1e-4, 128, 2.0, training=SHORTER),
 }
 
@@ -94,7 +98,7 @@ class Job:
     def config(self) -> DistillConfig:
         """Of the training run."""
         family = {**FAMILIES, **ONCE}[self.family]
-        own = {**family, "calls": self.calls, "seed": self.seed, **SUBJECTS[self.subject].training}
+        own = {**SUBJECTS[self.subject].training, **family, "calls": self.calls, "seed": self.seed}
         return DistillConfig.model_validate(own)
 
     def settings(self) -> dict[str, Any]:
@@ -105,7 +109,8 @@ class Job:
     def fewer(self) -> Job | None:
         """The cell with the next smaller count of calls, if any."""
         smaller = [calls for calls in CALLS if calls < self.calls]
-        return replace(self, calls=smaller[-1]) if smaller else None
+        family = GROWN_FROM.get(self.family, self.family)
+        return replace(self, family=family, calls=smaller[-1]) if smaller else None
 
     def path(self, results: Path) -> Path:
         """The cell's file in the folder of all results."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..evaluation.comparison import Cell, Comparison, errors_markdown, markdown
 from ..runs.folder import difference
-from .learned_cells import CALLS, FAMILIES, SUBJECTS
+from .learned_cells import CALLS, FAMILIES, GROWN_FROM, SUBJECTS
 from .markdown import MISSING, markdown_table, measured_in
 
 FOLDER = Path(__file__).resolve().parent / "results" / "learned"
@@ -65,8 +65,9 @@ class Results:
         return tuple(sorted({run.calls for run in self.runs}))
 
     def comparison(self) -> Comparison:
-        """The median runs of the families that were learned with all seeds, beside the hand-made solvers."""
-        chosen = [run for family in FAMILIES for at in self.calls if (run := self.median(family, at))]
+        """The median runs of the families that are compared, beside the hand-made solvers."""
+        families = (*FAMILIES, *GROWN_FROM)
+        chosen = [run for family in families for at in self.calls if (run := self.median(family, at))]
         learned = [replace(run.cell, group=run.family, solver=f"{run.family}-{run.calls}-{run.seed}") for run in chosen]
         of = self.judged
         return Comparison(

@@ -80,7 +80,7 @@ class StockConfigured(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
 
-    @property
+    @functools.cached_property  # asked in every step; a configuration does not change
     def _unit_variance(self) -> bool:
         """Whether the first latents are unit noise."""
         stated, stock = self.config["unit_variance"], stock_of(self.config)

@@ -6,21 +6,24 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from ..denoisers.hooks import attach
+from ..solvers.graphs import MakeGraph
 from ..solvers.table import Table
 from .advice import compare_model
 from .configs import live_config
 from .fan import widen
 from .find import find_table
 from .frames import require_untouched
+from .graphed import graphed
 from .layout import table_layout
 from .placement import FAN, mixes, networks_in, placed
 from .probe import NETWORKS
 from .scheduler import EPDScheduler
 
 Pipe = Any  # any pipeline of diffusers
+PipelineAnswer: TypeAlias = Literal["batched", "serial"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,13 @@ class Enabled:
 _enabled: weakref.WeakKeyDictionary[Pipe, Enabled] = weakref.WeakKeyDictionary()
 
 
-def enable(pipe: Pipe, table: Table | str | Path | None = None, parallel: bool = True) -> Pipe:
+def enable(
+    pipe: Pipe,
+    table: Table | str | Path | None = None,
+    parallel: bool = True,
+    answer: PipelineAnswer | None = None,
+    graphs: bool | MakeGraph = False,
+) -> Pipe:
     """Puts a learned solver into a pipeline; its calls stay as they were, `num_inference_steps` is the table's.
 
     The number to pass is that of the network calls, `epd.summary(pipe).depth`: a pipeline's loop counts those, and
@@ -66,13 +75,18 @@ def enable(pipe: Pipe, table: Table | str | Path | None = None, parallel: bool =
         pipe: any pipeline with a `scheduler` and a unet or a transformer.
         table: a Table, or where it is (see `find_table`); by default that of the pipeline's own EPDScheduler.
         parallel: the points of a fan in one call; False: one call each, the same result.
+        answer: the same by the name that it has in `solve`: `batched` or `serial`; none: what `parallel` says.
+        graphs: replay the networks' calls of this pipeline's runs from CUDA graphs, one for each of their shapes: no
+            Python, no launches. What can't be is said once and runs as it is. Or what makes the graphs.
 
     Returns:
         The pipeline itself.
 
     Raises:
-        ValueError: for a table that cannot work here, or a pipeline without a network.
+        ValueError: for a table that cannot work here, an answer that a pipeline cannot give, or a pipeline without a
+            network.
     """
+    parallel = _answered(answer, parallel)
     before = _enabled.get(pipe)
     stock = pipe.scheduler if before is None or pipe.scheduler is not before.scheduler else before.stock
     scheduler = _scheduler(stock, table)
@@ -83,6 +97,8 @@ def enable(pipe: Pipe, table: Table | str | Path | None = None, parallel: bool =
     scheduler.parallel = parallel
     hooked = {} if mixes(pipe) else networks
     releases = tuple(attach(network, FAN, widen, pipe) for network in hooked.values())
+    if graphs:
+        releases += graphed(pipe, None if graphs is True else graphs)
     pipe.scheduler = scheduler
     _enabled[pipe] = Enabled(stock, scheduler, tuple(hooked), releases)
     compare_model(pipe, scheduler)
@@ -172,6 +188,20 @@ def summary(pipe: Pipe) -> Summary:
         name, True, placement, calls[-1].step + 1, len(calls), sum(len(c.slots) for c in calls),
         max(len(c.slots) for c in calls), states, before.networks, note,
     )  # fmt: skip
+
+
+def _answered(answer: str | None, parallel: bool) -> bool:
+    """Whether the points of a fan are evaluated in one call."""
+    if answer is None:
+        return parallel
+    if answer not in get_args(PipelineAnswer):
+        raise ValueError(
+            f"answer = {answer!r}: a pipeline's calls are its own, so that their number is known before a run; give "
+            f"{' or '.join(get_args(PipelineAnswer))}"
+        )
+    if answer == "batched" and not parallel:
+        raise ValueError("answer = 'batched' is parallel = True: give one of the two")
+    return answer == "batched"
 
 
 def _scheduler(stock: Any, table: Table | str | Path | None) -> EPDScheduler:  # noqa: ANN401 - any scheduler

@@ -95,7 +95,7 @@ def _takes_more(config: Any) -> bool:  # noqa: ANN401 - a network's configuratio
 def _keeps_rows(pipe: Pipe, networks: dict[str, Module]) -> str:
     """Why the number of rows may not change from call to call; empty when it may."""
     for network in networks.values():
-        if _caches(network):
+        if caches(network):
             return ONE_BY_ONE + "a cache that is active in the network keeps rows from call to call"
         if takes_lists(network.forward) and (vars(pipe).get("_guidance_scale") or 0) > 0:
             return ONE_BY_ONE + "guidance counts the entries of the network's list"
@@ -113,7 +113,7 @@ def _guides_by_time(arguments: Mapping[str, Any]) -> str:
     return ONE_BY_ONE + f"{in_force[0]} = {arguments[in_force[0]]!r} guides by the time, which differs between them"
 
 
-def _caches(network: Module) -> bool:
+def caches(network: Module) -> bool:
     """Whether diffusers' caches are on, by `enable_cache` or applied to the network directly."""
     if any(isinstance(part, CacheMixin) and part.is_cache_enabled for part in (network, *network.children())):
         return True

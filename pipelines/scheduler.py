@@ -224,8 +224,8 @@ class EPDScheduler(Timetable):
     def _state(self, latents: Tensor) -> Tensor:
         """The first state, from the pipeline's latents."""
         layout, begin = self._required(), self._begin_index or 0
-        at_start = float(self.frame.precondition(layout.levels[0])[2])  # an analytic first call is told another level
-        scale = layout.calls[begin].c_in[0] if begin else at_start
+        # An analytic first call is told another level than that of the start.
+        scale = layout.calls[begin].c_in[0] if begin else self._scale_at_start
         return latents.to(torch.promote_types(latents.dtype, torch.float32)) * (self._first_scale / scale)
 
     @property

@@ -112,6 +112,7 @@ class Timetable(StockConfigured):
             if self._placement == "bare" and self.table.moves_first_call:
                 self._say(MOVED)
         steps, calls = self._layout.steps, self._layout.calls
+        self._scale_at_start = float(self.frame.precondition(self._layout.levels[0])[2])
         # Pipelines that bring their own sigmas or timesteps count the entries of ours afterwards.
         counts_steps = self.table is None and num_inference_steps is not None and not begins_at_a_time()
         self.order = self._layout.order if counts_steps else 1

@@ -1,4 +1,4 @@
-"""How a question is answered by a denoiser: all K points in one network call, or one call for each."""
+"""How a question is answered by a denoiser: its K points in one network call, one after another, or side by side."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def batched(denoiser: Denoiser) -> Answer:
 
     def answer(ask: Ask) -> Tensor:
         k, b = ask.points.shape[:2]
+        if k == 1:  # half of all questions: nothing to lay out
+            return _slopes(ask, _denoised(denoiser, ask.points[0], ask.network_sigma[0].expand(b))[None])
         rows = ask.points.transpose(0, 1).flatten(0, 1)
         sigma = ask.network_sigma
         spread = sigma.expand(b, k) if sigma.ndim == 1 else sigma.T
@@ -49,6 +51,40 @@ def serial(denoiser: Denoiser) -> Answer:
         b = ask.points.shape[1]
         pairs = zip(ask.points, ask.network_sigma, strict=True)
         return _slopes(ask, torch.stack([_denoised(denoiser, x, sigma.expand(b)) for x, sigma in pairs]))
+
+    return answer
+
+
+def streams(denoiser: Denoiser) -> Answer:
+    """An `Answer` that makes one call of B rows for each of the K points, each on a CUDA stream of its own.
+
+    For networks whose calls cannot have more rows: the device overlaps the calls as far as it has room. The first
+    question of a shape is answered serially, because what a denoiser keeps from its first call is used by all streams.
+
+    Raises:
+        ValueError: by the answer, for points on another kind of device.
+    """
+    lanes: list[torch.cuda.Stream] = []
+    seen: set[torch.Size] = set()
+    first = serial(denoiser)
+
+    def answer(ask: Ask) -> Tensor:
+        device, b = ask.points.device, ask.points.shape[1]
+        if device.type != "cuda":
+            raise ValueError(f"the points lie on {device.type}, streams are those of a CUDA device: answer=batched")
+        if ask.points.shape[1:] not in seen:
+            seen.add(ask.points.shape[1:])
+            return first(ask)
+        lanes.extend(torch.cuda.Stream(device) for _ in range(len(ask.points) - len(lanes)))
+        here, denoised = torch.cuda.current_stream(device), []
+        for x, sigma, lane in zip(ask.points, ask.network_sigma, lanes, strict=False):
+            lane.wait_stream(here)
+            with torch.cuda.stream(lane):
+                denoised.append(_denoised(denoiser, x, sigma.expand(b)))
+        # Both waits together make it safe that memory goes back to the stream that it is from.
+        for lane in lanes[: len(ask.points)]:
+            here.wait_stream(lane)
+        return _slopes(ask, torch.stack(denoised))
 
     return answer
 

@@ -34,7 +34,8 @@ def trajectory(
         sigmas: (N+1,), or (N+1, B) when each sample has its own, decreasing. Numbers that lie on an accelerator or
             require gradients are taken as they are; all others are checked.
         detach: each step starts from a detached state and history, so that gradients stay within a step.
-        answer: `batched` (a question is one network call) or `serial` (one call for each of its points).
+        answer: `batched` (a question is one network call), `serial` (one call for each of its points), `streams`,
+            `sharded(group)` or `auto()`: the same states to rounding.
         check: at the end read one number for each step back from the device and raise where a state is not finite;
             without it nothing here waits for the device.
 

@@ -67,6 +67,13 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
     return (yield)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
 def refuse_network(target: object) -> None:
     """Fails the test unless the address or host is this machine (gloo, multiprocessing and TensorBoard talk to it)."""
     host = target[0] if isinstance(target, tuple) and target else target

@@ -13,7 +13,7 @@ from helpers.toy_models import toy_mixture
 from torch import Tensor
 
 import epd
-from epd.denoisers import rows
+from epd.denoisers import row_cost
 from epd.denoisers.digits import digits
 from epd.denoisers.networks import NetworkDenoiser, Rows
 from epd.denoisers.preconditioning import edm
@@ -150,7 +150,7 @@ def test_the_automatic_limit_on_an_accelerator_is_measured(monkeypatch: pytest.M
     """1000 bytes a row, 70,000 free and 10,000 cached: half of them are 40 rows, and 10 where gradients are kept."""
     accelerator = Accelerator(1000, 70_000, 10_000)
     monkeypatch.setattr(torch, "cuda", accelerator)
-    monkeypatch.setattr(rows, "unit_noise", lambda seeds, shape, dtype, device: torch.zeros(len(seeds), *shape))
+    monkeypatch.setattr(row_cost, "unit_noise", lambda seeds, shape, dtype, device: torch.zeros(len(seeds), *shape))
 
     class Placed(RowLimited):
         """The mixture, as if it were on the accelerator."""

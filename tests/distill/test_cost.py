@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from helpers.counting import counting
-from helpers.live_memory import LiveMemory
 from helpers.toy_models import toy_config
 
+from epd.denoisers.live_memory import LiveMemory
 from epd.denoisers.rows import limit_rows
 from epd.distill.cost import Cost, estimate, working_bytes
 from epd.distill.plan import make_plan

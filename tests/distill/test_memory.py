@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.counting import Counting, counting
-from helpers.live_memory import measured
 from helpers.toy_models import toy_config, toy_mixture
 from torch import Tensor
 
 from epd import GaussianMixture
 from epd.denoisers import rows
+from epd.denoisers.live_memory import measured
 from epd.denoisers.noise import unit_noise
 from epd.denoisers.protocol import Denoiser
 from epd.denoisers.rows import limit_rows

@@ -228,10 +228,12 @@ def test_what_is_refused() -> None:
 
 
 def test_counting_counts() -> None:
-    counting = Counting(lambda x, sigma: x)
-    for rows in (3, 6):
-        counting(torch.zeros(rows, 1), torch.zeros(()))
-    assert (counting.calls, counting.rows) == (2, 9)
+    """Sequential calls are those of the solver, also where each point takes a call of its own."""
+    for answer in (epd.batched, epd.serial):
+        counting = Counting(answer(lambda x, sigma: x))
+        for points in (1, 3):
+            counting(epd.Ask(torch.zeros(points, 5, 1), torch.ones(points).double()))
+        assert (counting.calls, counting.points) == (2, 4)
 
 
 def test_without_tables_there_is_no_table_of_evaluations() -> None:

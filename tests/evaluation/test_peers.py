@@ -19,7 +19,7 @@ from epd.denoisers.protocol import Model
 from epd.distill.config import DistillConfig
 from epd.distill.gits import LATER, gits_of
 from epd.evaluation import peers as room
-from epd.evaluation.batches import Counting
+from epd.evaluation.batches import CountingRows
 from epd.evaluation.compare import compare
 from epd.evaluation.comparison import Cell, Comparison, by_evaluations, every_cell, markdown
 from epd.evaluation.handmade import candidate_schedules, handmade
@@ -106,7 +106,7 @@ def test_paradigms_stays_within_its_calls_and_says_how_many_rows_they_hold() -> 
         make = candidate_schedules("ve", model.sigma_min, model.sigma_max)[name]
         parts = []
         for first in range(0, SAMPLES, 8):
-            counting, noise = Counting(model), unit_noise(range(first, first + 8), model.shape, torch.float64)
+            counting, noise = CountingRows(model), unit_noise(range(first, first + 8), model.shape, torch.float64)
             parts.append(picard(counting, noise, make(cell.steps), int(window), float(tolerance), cell.asked))
             assert counting.calls <= cell.calls <= cell.asked and counting.rows // 8 <= cell.evaluations
         assert cell.evaluations > cell.calls and cell.steps in {round(part * cell.asked) for part, _, _ in PICARD}

@@ -25,11 +25,13 @@ class FakeDevices(FakeTensorMode):
 
 
 class Unlinked(TorchFunctionMode):
-    """x[...] and x.to(device) in operations of their own: a build without CUDA asks for the device's guard there."""
+    """x[...], x.copy_(y) and x.to(device) in operations of their own: without CUDA they lack the device's guard."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         if func is Tensor.to and len(args) == 2 and isinstance(args[1], (str, torch.device)):
             return args[0].to(torch.empty(0, dtype=args[0].dtype, device=args[1]))
+        if func is Tensor.copy_:
+            return torch.ops.aten.copy_(args[0], args[1])
         if func is not Tensor.__getitem__:
             return func(*args, **(kwargs or {}))
         x, key = args

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from helpers import tiny_pipelines
-from helpers.live_memory import LiveMemory
 from helpers.pipeline_families import FAMILIES
 from torch import Tensor
 
+from epd.denoisers.live_memory import LiveMemory
 from epd.denoisers.networks import NetworkDenoiser, Rows
 from epd.denoisers.noise import unit_noise
 from epd.denoisers.preconditioning import edm

@@ -13,12 +13,15 @@ from helpers.tables import FAMILIES, SIGMAS
 from torch import Tensor
 
 import epd
-from epd.denoisers.networks import NetworkDenoiser
+from epd.denoisers.networks import NetworkDenoiser, Rows
 from epd.denoisers.preconditioning import edm, epsilon, flow, v_prediction
 from epd.denoisers.protocol import Path
 from epd.denoisers.timesteps import Timesteps, linear_beta
 from epd.pipelines.kdiffusion import sample_epd
 from epd.solvers.answers import MakeAnswer, batched, serial
+from epd.solvers.auto import auto
+from epd.solvers.capture import capture
+from epd.solvers.graphs import EagerGraph, NoHostWork, NotCapturable
 from epd.solvers.parallel import Coefficients, parallel
 
 rules = epd.rules
@@ -107,6 +110,64 @@ def test_no_network_denoiser_does_either(kind: str, guidance: float, device: str
     for family in ("epd", "one call, AFS"):
         x = epd.solve(FAMILIES[family].rule(), bound, torch.empty(5, 2, 3, device=device), SIGMAS, check=False)
         assert x.device.type == device
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_can_be_captured(name: str, fake: None, caplog: pytest.LogCaptureFixture) -> None:
+    """Recording refuses what waits for the device, has no fixed shape, or copies to or from another device."""
+    run = capture(RULES[name](), elementwise, (5, 2, 3), torch.float32, levels("cuda"), make_graph=EagerGraph)
+    assert run.replays.kept == 1 and not caplog.records
+    with torch.no_grad():
+        x = run(torch.empty(5, 2, 3, device="cuda"))
+    assert (x.device.type, x.dtype, x.shape) == ("cuda", torch.float32, (5, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "guidance", "whole"), [*zip(KINDS, (1.0, 2.0) * 2, (False, True, True, False), strict=True)]
+)
+def test_every_network_denoiser_can_be_captured(
+    kind: str, guidance: float, whole: bool, fake: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    def network(x: Tensor, timestep: Tensor, rows: Rows) -> Tensor:
+        return x * timestep[:, None, None] + rows["class_labels"][:, None, None]
+
+    labels = {"class_labels": torch.empty(5, device="cuda")}
+    null = {"class_labels": torch.empty(1, device="cuda")}
+    model = NetworkDenoiser(network, KINDS[kind], (2, 3), 0.1, 40.0, device="cuda", null=null)
+    run = capture(
+        FAMILIES["one call, AFS"].rule(), lambda c: model.bind(c, guidance), (5, 2, 3), torch.float32, SIGMAS, whole,
+        labels, make_graph=EagerGraph,
+    )  # fmt: skip
+    with torch.no_grad():
+        assert run(torch.empty(5, 2, 3, device="cuda"), labels).device.type == "cuda"
+    assert run.replays.kept == 1 and not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda x: x + torch.ones(()).to(x), "copies from cpu to cuda"),
+        (lambda x: x + x.cpu().sum().to(x), "copies from cuda to cpu"),
+        (lambda x: x if x.sum() > 0 else -x, "waits for the device"),
+    ],
+)
+def test_what_no_graph_can_hold_is_named(wrong: Callable[[Tensor], Tensor], said: str, fake: None) -> None:
+    x = torch.empty(3, device="cuda")
+    with pytest.raises(NotCapturable, match=said), NoHostWork():
+        wrong(x)
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x[x > 0], torch.nonzero, torch.unique, lambda x: x.masked_select(x > 0)])
+def test_shapes_that_depend_on_values_are_named(wrong: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(NotCapturable, match="shape depends on values"), NoHostWork():
+        wrong(torch.ones(3))
+
+
+@on_devices
+def test_auto_keeps_to_its_choice_without_waiting(device: str, fake: None) -> None:
+    answer, noise, table = auto(), torch.empty(5, 2, 3, device=device), FAMILIES["anchor and memory"]
+    answer.choices[torch.Size((2, 5, 2, 3)), torch.float32, noise.device] = "serial"
+    assert epd.solve(table.rule(), elementwise, noise, SIGMAS, answer, check=False).device.type == device
 
 
 @on_devices
