@@ -19,7 +19,7 @@ from ..runs.pictures import to_bytes
 from ..runs.progress import progress
 from ..solvers.schedules import checked_sigmas
 from ..solvers.table import Table
-from .batches import Batch, Counting, batches_of
+from .batches import Batch, CountingRows, batches_of
 from .course import ANCHOR, DENSE, UPDATE, Course, Place, follow, places
 from .geometry import Basis, angles, variance_explained
 from .metrics import sample_errors
@@ -177,7 +177,7 @@ def inspect(
     with torch.no_grad():
         parts, spent = [], 0
         for each in progress([*batches_of(model, range(seed, seed + samples), size, dtype)], "inspecting", "batch"):
-            counting = Counting(each.denoiser)
+            counting = CountingRows(each.denoiser)
             parts.append(_numbers(follow(rule, counting, each.noise_on_device(), sigmas, tolerance, table), table))
             spent += counting.rows
         closely: list[Shown] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.recording import Recorder
@@ -231,10 +232,10 @@ def test_figures_name_their_axes_and_units(found: Inspection) -> None:
         for axes in drawn[name].axes:
             assert axes.get_xlabel() and axes.get_ylabel(), name
     learned = next(line for line in drawn["error"].axes[0].lines if line.get_label() == "mean")
-    assert list(learned.get_ydata()) == pytest.approx(found.error[1:].mean(1).tolist())
+    assert np.asarray(learned.get_ydata()).tolist() == pytest.approx(found.error[1:].mean(1).tolist())
     points = [c for c in drawn["projection_seed_5"].axes[0].collections if c.get_label() == "look-ahead point asked"]
     fan = [k for k, place in enumerate(found.places) if place.name != "anchor"]
-    torch.testing.assert_close(torch.tensor(points[0].get_offsets().tolist()).double(), found.shown[0].points[fan, :2])
+    torch.testing.assert_close(torch.from_numpy(np.array(points[0].get_offsets(), np.float64)), found.shown[0].points[fan, :2])
 
 
 def test_heat_maps_hold_the_tables_own_numbers() -> None:
