@@ -235,7 +235,8 @@ def test_figures_name_their_axes_and_units(found: Inspection) -> None:
     assert np.asarray(learned.get_ydata()).tolist() == pytest.approx(found.error[1:].mean(1).tolist())
     points = [c for c in drawn["projection_seed_5"].axes[0].collections if c.get_label() == "look-ahead point asked"]
     fan = [k for k, place in enumerate(found.places) if place.name != "anchor"]
-    torch.testing.assert_close(torch.from_numpy(np.array(points[0].get_offsets(), np.float64)), found.shown[0].points[fan, :2])
+    offsets = torch.from_numpy(np.array(points[0].get_offsets(), np.float64))
+    torch.testing.assert_close(offsets, found.shown[0].points[fan, :2])
 
 
 def test_heat_maps_hold_the_tables_own_numbers() -> None:
