@@ -12,7 +12,7 @@ from torch import Tensor
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
 from ..solvers.answers import batched
-from ..solvers.registry import USUAL, Ends, make_sigmas, most_accurate
+from ..solvers.registry import ADAMS, USUAL, Ends, make_sigmas, most_accurate
 from ..solvers.solve import trajectory
 from ..solvers.walk import Answer, Ask
 from .teacher import POOL_SEEDS
@@ -20,7 +20,6 @@ from .teacher import POOL_SEEDS
 FINE = 60  # steps of the teacher, whose levels a schedule is chosen from
 TRAJECTORIES = 64  # all are close to one plane, and bend at the same places
 NUMBERS = 2**20  # in all samples together: fewer of them where they are large
-TEACHER = "ipndm"  # it asks where it is and nowhere else: the slopes that it takes are those that Euler would
 LATER = (1.0, 1.15)  # the plain sum of errors, and the paper's weight
 
 
@@ -91,7 +90,7 @@ def gits_of(
     noise, slopes = unit_noise(seeds, model.shape, dtype, model.device), []
     with torch.no_grad():
         walked = trajectory(
-            most_accurate(TEACHER), model.for_seeds(seeds), noise, levels, answer=partial(_heard, slopes)
+            most_accurate(ADAMS), model.for_seeds(seeds), noise, levels, answer=partial(_heard, slopes)
         )
         states = torch.stack([x.flatten(1).cpu() for x in walked])
     return Gits(levels, _costs(levels, states, torch.stack(slopes)), count * fine)

@@ -101,9 +101,8 @@ def chosen(
         by_lower = {name.lower(): name for own in known for name in own}
         close = difflib.get_close_matches(missing[0].lower(), by_lower, n=1, cutoff=0.5)
         hint = f"perhaps you meant {by_lower[close[0]]!r}; " if close else ""
-        raise ValueError(
-            f"no solver is named {missing[0]!r}: {hint}groups are {', '.join(groups)}; all are 'hand-made' or 'peers'"
-        )
+        every = "'hand-made' or 'peers'" if others else "'hand-made'"
+        raise ValueError(f"no solver is named {missing[0]!r}: {hint}groups are {', '.join(groups)}; all are {every}")
     return _named(solvers, names), _named(others, names)
 
 

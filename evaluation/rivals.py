@@ -14,8 +14,9 @@ from ..denoisers.protocol import Model
 from ..runs.processes import Workers
 from ..solvers.table import Table
 from ..solvers.walk import Rule
-from .compare import chosen, compare
+from .compare import compare
 from .handmade import HandMade, candidate_schedules, handmade
+from .peers import chosen
 
 TUNING = 256  # samples on which a hand-made solver's schedule is chosen
 
@@ -70,7 +71,7 @@ def rivals_of(
         return []
     if not calls or min(calls) < 1:
         raise ValueError(f"calls = {list(calls)}: hand-made solvers need counts of at least 1")
-    solvers = chosen(handmade(model.path), names)
+    solvers, _ = chosen(handmade(model.path), (), names)
     candidates = candidate_schedules(model.path, model.sigma_min, model.sigma_max, model.alphas_cumprod)
     # Of two counts that are as many steps of a solver, the smaller one.
     fewest = {(number, solver.steps(at)): at for number, solver in enumerate(solvers) for at in sorted(calls)[::-1]}

@@ -75,6 +75,7 @@ RULES: Mapping[str, RuleRow] = {
 
 SIMPLEST = "euler"  # it asks where it is and nowhere else
 MULTISTEP = "dpmpp2"  # second order at one call a step
+ADAMS = "ipndm"  # asks at the state and nowhere else: the slopes that it takes are those that Euler would
 
 # `ipndm3` is `ipndm` of order 3: names for options that hold a name alone.
 NUMBERED: Mapping[str, tuple[str, int]] = {
