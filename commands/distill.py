@@ -12,6 +12,7 @@ from ..denoisers.protocol import Model
 from ..pipelines.find import find_table
 from ..solvers.table import Table
 from .inputs import command_line, model_options
+from .inspect import inspect_run
 from .models import load_model
 from .options import Distill, UsageError
 
@@ -39,6 +40,8 @@ def distill(options: Distill) -> int:
         paths += [] if path is None else [path]
     workers.end()
     if paths:
+        for path in paths if workers.rank == 0 else ():
+            inspect_run(model, path, options.inspect, config.teacher == "exact", config.teacher_tolerance)
         same = options.model + command_line(chosen)  # without its options it may be another model
         last, tables, counts = paths[-1], " ".join(map(str, paths)), " ".join(map(str, options.counts))
         log.info("look:    epd table show %s", last)

@@ -10,32 +10,12 @@ from pydantic import BaseModel, Field, field_validator
 
 from ..distill.config import MOST_CALLS, MOST_POINTS, DistillConfig
 from ..evaluation.tune_config import TuneConfig
-from ..pipelines.options import FROZEN, ModelOptions, UserPath
+from ..pipelines.options import FROZEN, UserPath
 from ..rl.config import RefineConfig
-from ..solvers.registry import NumberedRule, Schedule
+from .model_arguments import ModelArguments, SolverArguments, UsageError  # noqa: F401 - as below
 from .table_options import TableConvert, TableDiff, TableShow  # noqa: F401 - the command looks here for all options
 
 Answer: TypeAlias = Literal["batched", "serial", "auto"]
-
-
-class UsageError(ValueError):
-    """Options that exclude or need each other: exit code 2."""
-
-
-class ModelArguments(ModelOptions):
-    """Which model, and how it is loaded, conditioned and placed."""
-
-    model_config = FROZEN
-
-    config: UserPath | None = None
-    """YAML file with any of these options by name; what the command line says wins."""
-    model: str = "digits"
-    """digits, digits-exact, digits-exact-flow, shapes, shapes-exact, a diffusers pipeline's folder, its hub id, or a
-    function that returns your own model: file.py:function or package.module:function, called with the model options
-    that are given."""
-    rows: int | None = Field(default=None, ge=1)
-    """Most rows of one network call; larger calls are split, which changes rounding only. None: on CUDA measured by one
-    call and the free memory, elsewhere as many as hold 4 million numbers."""
 
 
 def _several(name: str, value: str, most: int, what: str, example: str) -> str:
@@ -66,6 +46,10 @@ class Distill(DistillConfig, ModelArguments):
     """Folder of the run."""
     resume: bool = False
     """Continue the run in --out."""
+    inspect: int | None = Field(default=None, ge=0)
+    """Samples whose trajectories are followed at the end beside the converged ones, for TensorBoard (as epd inspect
+    does), at some 250 evaluations each; 0: none. None: 16 where the teacher is exact, so that the
+    model is known to have converged trajectories, else 0."""
     dry_run: bool = False
     """Print the plan, what it costs and what training keeps in memory, and stop."""
     init: str | None = None
@@ -131,6 +115,9 @@ class Refine(RefineConfig, ModelArguments):
     """Folder of the run."""
     resume: bool = False
     """Continue the run in --out."""
+    inspect: int | None = Field(default=None, ge=0)
+    """Samples whose trajectories are followed at the end beside the converged ones, for TensorBoard (as epd inspect
+    does), at some 250 evaluations each; 0: none. None: 16 where --converged is not 0."""
     dry_run: bool = False
     """Print the plan and what it costs, and stop."""
 
@@ -156,7 +143,7 @@ class Tune(TuneConfig, ModelArguments):
         return TuneConfig(**{name: getattr(self, name) for name in TuneConfig.model_fields})
 
 
-class Sample(ModelArguments):
+class Sample(SolverArguments):
     """Draw samples with a learned table or a hand-made rule; leaves samples.npz, grid.png and samples.json in --out.
 
     What is not a picture (points, latents without a decoder) is kept as states, without a grid.
@@ -164,20 +151,6 @@ class Sample(ModelArguments):
 
     out: UserPath = Path("runs/sample")
     """Folder of the result; what it holds is replaced."""
-    table: str | None = None
-    """Learned solver: a file, a run's folder, a published name, or a hub id. Exactly one of --table and --rule."""
-    rule: NumberedRule | None = None
-    """Hand-made solver."""
-    calls: int = Field(default=10, ge=1)
-    """Sequential network calls of --rule."""
-    schedule: Schedule | None = None
-    """Noise schedule of --rule; none: polynomial, or flow on a flow path."""
-    rho: float = Field(default=7.0, gt=0)
-    """Exponent of the polynomial schedule of --rule; larger: smaller steps near the data."""
-    shift: float = Field(default=1.0, gt=0)
-    """Shift of the flow schedule of --rule; 1: none."""
-    afs: bool = False
-    """Analytic first slope for --rule: one call fewer."""
     count: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = Field(default=None, ge=1)
     """How many samples, seeds 0, 1, 2, ...; none: as many as --seeds, or 64."""
     seeds: str | None = None
@@ -230,6 +203,31 @@ class Compare(ModelArguments):
     answer: Answer = "batched"
     """How the parallel points of a step are evaluated: batched, serial or auto, as in `epd sample`; changes seconds and
     rounding only."""
+
+
+class Inspect(SolverArguments):
+    """Look at what a solver does on its way, beside the converged trajectories: errors of every step, directions,
+    pictures, principal components.
+
+    Leaves a TensorBoard log in --logdir, in place of an earlier inspection's: tensorboard --logdir runs.
+    """
+
+    logdir: UserPath = Path("runs/inspect")
+    """Folder of the log; other logs in it stay."""
+    samples: int = Field(default=256, ge=2)
+    """Samples that all numbers are of. Each takes twice the solver's evaluations and some 200 more."""
+    batch: int | None = Field(default=None, ge=1)
+    """Samples that are solved together; none: as many as memory surely holds, at most 256."""
+    seed: int = Field(default=0, ge=0)
+    """First seed of the samples."""
+    shown: str = "0-3"
+    """Seeds of the samples whose pictures and projections are shown: 0-3, or 1,2,3."""
+    tolerance: float = Field(default=1e-5, gt=0)
+    """Relative and absolute tolerance of the converged trajectories; a float32 network supports 1e-5."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Floating point type of the states."""
+    png: UserPath | None = None
+    """Folder for the figures as PNG, too; none: only in TensorBoard."""
 
 
 class Evaluate(ModelArguments):

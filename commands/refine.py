@@ -12,6 +12,7 @@ from ..pipelines.options import ModelOptions, read_prompts
 from ..rl.learn import score
 from ..rl.task import Task
 from .inputs import command_line, fits, model_options, texts_of
+from .inspect import inspect_run
 from .models import load_model
 from .options import Refine, UsageError
 
@@ -42,6 +43,8 @@ def refine(options: Refine) -> int:
     path = run_refine(task, base, config, options.out, options.resume, options.dry_run, chosen.conditions())
     workers.end()
     if path is not None:
+        if workers.rank == 0:
+            inspect_run(task.model, path, options.inspect, config.converged > 0, config.tolerance)
         same = options.model + command_line(chosen)
         log.info("look:    epd table diff %s %s", options.table, path)
         log.info("sample:  epd sample --model %s --table %s --out %s", same, path, options.out / "samples")

@@ -29,7 +29,7 @@ from ..solvers.solve import solve
 from ..solvers.walk import Rule
 from .inputs import fits, model_options
 from .models import labels_of, load_model
-from .options import Sample, UsageError
+from .options import Sample, SolverArguments, UsageError
 
 log = logging.getLogger("epd")
 
@@ -85,7 +85,7 @@ def seeds_of(options: Sample) -> Sequence[int]:
     return seeds
 
 
-def solver_of(options: Sample, model: Model) -> Solver:
+def solver_of(options: SolverArguments, model: Model) -> Solver:
     """The solver of --table or --rule.
 
     Raises:
@@ -108,7 +108,7 @@ def solver_of(options: Sample, model: Model) -> Solver:
     return Solver(name, rule, sigmas_of(options, model, steps).tolist(), options.calls, options.calls)
 
 
-def sigmas_of(options: Sample, model: Model, steps: int) -> Tensor:
+def sigmas_of(options: SolverArguments, model: Model, steps: int) -> Tensor:
     """The noise levels of a hand-made rule, from the model's first to its last.
 
     Raises:

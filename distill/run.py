@@ -17,6 +17,8 @@ from ..runs.checkpoint import Checkpoint, RunError
 from ..runs.folder import Folder, identity_of
 from ..runs.follow import Entry, follow
 from ..runs.processes import Workers
+from ..runs.records import record_outcome
+from ..runs.table_picture import table_picture
 from ..solvers.table import Table, TableError
 from ..solvers.table_json import dumps
 from .budget import decided, foreseen
@@ -84,7 +86,7 @@ def run_distill(
         state, plan = last.state, last.plan
     assert state is not None, "a plan has an update at least"
     table = table_at(model, plan, state)
-    workers.together(lambda: folder.finish(dumps(table)) if workers.rank == 0 else None)
+    workers.together(lambda: _finish(model, folder, table, plan.total) if workers.rank == 0 else None)
     log.info("learned %s: %s", folder.table, _verdict(table))
     return folder.table
 
@@ -168,6 +170,12 @@ def _begin(model: Model, folder: Folder, checkpoint: Checkpoint | None) -> None:
     folder.begin()
 
 
+def _finish(model: Model, folder: Folder, table: Table, updates: int) -> None:
+    rmse = table.provenance.metrics.get("validation_rmse", math.nan)
+    record_outcome(folder, model.name, table, {"rmse": rmse}, updates)
+    folder.finish(dumps(table))
+
+
 def _resumed(plan: Plan, checkpoint: Checkpoint | None, folder: Folder) -> tuple[Plan, TrainerState | None]:
     """The plan and the state to go on with; a plan that was fitted to a time keeps the lengths that were decided."""
     if checkpoint is None:
@@ -214,11 +222,13 @@ def entry(update: Update) -> Entry:
     scalars = {"losses/train_rmse": update.loss, "charts/seconds": update.seconds}
     if update.plan.config.gauss_newton:
         scalars["charts/damping"] = update.state.damping
+    pictures = {}
     if update.validation is not None:
         scalars["losses/validation_rmse"] = update.validation
         scalars["losses/best_rmse"] = update.state.best_rmse
         # The table's numbers only where it was measured: a hundred scalars an update cost as much as a small model.
         scalars |= numbers_of(update.table)
+        pictures["table"] = table_picture(update.table)
     return Entry(
         iteration=update.iteration,
         total=update.total,
@@ -227,6 +237,7 @@ def entry(update: Update) -> Entry:
               "accepted": update.accepted},
         shown={"loss": f"{update.loss:.4g}", "best": f"{update.state.best_rmse:.4g}"},
         checkpoint=lambda: checkpoint_of(update.state, update.plan),
+        pictures=pictures,
     )  # fmt: skip
 
 

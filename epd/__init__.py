@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .distill.learn import distill, distill_each
     from .evaluation.compare import compare
     from .evaluation.evaluate import evaluate
+    from .evaluation.inspection import inspect
     from .evaluation.tune import tune
     from .evaluation.tune_config import TuneConfig
     from .pipelines.denoiser import from_pipeline
@@ -89,6 +90,7 @@ _HOMES = {
     "refine": "rl.learn",
     "compare": "evaluation.compare",
     "evaluate": "evaluation.evaluate",
+    "inspect": "evaluation.inspection",
     "TuneConfig": "evaluation.tune_config",
     "tune": "evaluation.tune",
 }

@@ -32,6 +32,7 @@ COMMANDS = {
     "tune": Command("Tune", "tune:tune", "find the best learned solver within a budget on this machine"),
     "sample": Command("Sample", "sample:sample", "draw samples with a learned or hand-made solver"),
     "compare": Command("Compare", "compare:compare", "hold learned solvers against all hand-made ones"),
+    "inspect": Command("Inspect", "inspect:inspect", "look at a solver's trajectories in TensorBoard"),
     "evaluate": Command("Evaluate", "evaluate:evaluate", "measure pictures: FID, KID, precision and recall, rewards"),
     "table show": Command("TableShow", "table:show", "print a table"),
     "table convert": Command("TableConvert", "table:convert", "turn a published .pkl or .npz into our JSON"),
@@ -55,6 +56,7 @@ WITH_LESS = {
     "tune": "; give --rows 1",
     "sample": "; give --rows 1, or a smaller --batch",
     "compare": "; give --rows 1, or a smaller --batch",
+    "inspect": "; give --rows 1, or a smaller --batch",
     "evaluate": "; give --rows 1, or a smaller --batch",
 }
 

@@ -191,10 +191,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def learn(out: Path) -> tuple[Table, Model]:
     """The learned table, from this run or an earlier one, and the model."""
-    from ..commands.table import describe
     from ..denoisers.digits import digits
     from ..distill.run import run_distill
     from ..formats.files import write_atomically
+    from ..pipelines.table_description import describe
     from ..solvers.table import Table
 
     model = digits()

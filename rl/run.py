@@ -21,13 +21,14 @@ from ..runs.folder import Folder
 from ..runs.follow import Entry, follow
 from ..runs.pictures import tile
 from ..runs.processes import Workers
+from ..runs.records import record_outcome
+from ..runs.table_picture import table_picture
 from ..solvers.provenance import require_path
 from ..solvers.table import Table
 from ..solvers.table_json import dumps
 from .closeness import Closeness
 from .config import RefineConfig
 from .conservative import Interval
-from .pictures import table_picture
 from .policy_file import save_policy
 from .refine import load_vector, policy_of, refine
 from .state import Passed, RefineState, Update
@@ -137,6 +138,8 @@ def _finish(task: Task, base: Table, config: RefineConfig, state: RefineState, f
         "given": base.digest,
         "table": table.digest,
     }
+    gained = table.provenance.metrics if refined_table else {"gain": 0.0}
+    record_outcome(folder, task.model.name, table, gained, state.iteration)
     save_policy(policy, folder.path / POLICY)
     write_atomically(folder.path / REPORT, (json.dumps(report, indent=2) + "\n").encode())
     folder.finish(dumps(table))

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..formats.files import read_text, write_atomically
+from ..solvers.table import Table
 from .checkpoint import RunError
 from .folder import Folder
 
@@ -53,6 +54,21 @@ class Records:
         """Ends both files."""
         self.writer.close()
         self.file.close()
+
+
+def record_outcome(folder: Folder, model: str, table: Table, metrics: Mapping[str, float], step: int) -> None:
+    """What a finished run came to, in its TensorBoard log: HParams with final metrics, and the table as text.
+
+    Args:
+        metrics: by names out of `outcome.METRICS`.
+        step: the last update.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    from .outcome import write_outcome
+
+    with SummaryWriter(str(folder.tensorboard)) as writer:
+        write_outcome(writer, model, table, metrics, step)
 
 
 def _iteration(line: str) -> float:

@@ -21,7 +21,8 @@ from epd.pipelines.options import ModelOptions
 from epd.runs.processes import Workers
 from epd.solvers.table import Table
 
-QUICK = ["--model", "digits-exact", "--calls", "3", "--pool", "64", "--batch", "64", "--accumulate", "1"]
+QUICK = ["--inspect", "0", "--model", "digits-exact", "--calls", "3", "--pool", "64", "--batch", "64"]
+QUICK += ["--accumulate", "1"]
 QUICK += ["--validation", "64", "--iterations", "2", "--screening", "1", "--schedule", "polynomial"]
 
 

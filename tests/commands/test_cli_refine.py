@@ -22,7 +22,7 @@ from epd.rl.config import RefineConfig
 from epd.solvers.table import Provenance, Table
 
 QUICK = ["--model", "shapes-exact", "--guidance", "5", "--steps", "2", "--evaluate-every", "1", "--held-out", "64"]
-QUICK += ["--groups", "2", "--group-size", "4", "--converged", "0", "--epochs", "1"]
+QUICK += ["--groups", "2", "--group-size", "4", "--converged", "0", "--epochs", "1", "--inspect", "0"]
 TRAIN, HELD_OUT = prompts("train")[20:24], prompts("held-out")[:3]
 
 
@@ -42,7 +42,7 @@ def prompt_files(folder: Path) -> list[object]:
 
 
 def test_no_option_of_the_trainer_hides_one_of_the_model() -> None:
-    own = {"table", "reward", "weights", "watch", "held_out_prompts", "out", "resume", "dry_run"}
+    own = {"table", "reward", "weights", "watch", "held_out_prompts", "out", "resume", "dry_run", "inspect"}
     assert not set(RefineConfig.model_fields) & set(ModelArguments.model_fields)
     assert set(Refine.model_fields) == {*RefineConfig.model_fields, *ModelArguments.model_fields, *own}
 
@@ -86,7 +86,8 @@ def test_rewards_get_the_prompts_that_pictures_were_made_for(
     sigmas = np.geomspace(80.0, 0.002, 41)
     fine = Table(sigmas, np.zeros((40, 0)), np.zeros((40, 0)), anchor=[1.0] * 40, calls=1)
     fine.save(tmp_path / "fine.json")
-    words = [*QUICK[:4], "--steps", "1", "--groups", "4", "--group-size", "2", "--held-out", "64", "--converged", "0"]
+    words = [*QUICK[:4], "--inspect", "0", "--steps", "1", "--groups", "4", "--group-size", "2"]
+    words += ["--held-out", "64", "--converged", "0"]
     files = prompt_files(tmp_path)
     words += ["--table", str(tmp_path / "fine.json"), "--reward", "x", "--out", str(tmp_path / "r")]
     assert run("refine", *words, *files)[0] == cli.OK

@@ -13,7 +13,7 @@ from helpers.command import Run
 from helpers.tables import FAMILIES, PLAIN, dense_table
 
 from epd import cli
-from epd.commands.table import describe, order_of
+from epd.pipelines.table_description import describe, order_of
 from epd.solvers.table import Table
 
 

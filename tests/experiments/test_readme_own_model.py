@@ -19,7 +19,8 @@ from epd.denoisers.gradients import model_has_gradients
 
 SECTION = (Path(__file__).parents[2] / "docs" / "own-model.md").read_text(encoding="utf-8")
 BUDGET = {
-    "distill": ["--pool", "64", "--batch", "64", "--validation", "64", "--iterations", "2", "--schedule", "polynomial"],
+    "distill": ["--pool", "64", "--batch", "64", "--validation", "64", "--iterations", "2", "--inspect", "0",
+                "--schedule", "polynomial"],
     "sample": ["-n", "4"],
     "compare": ["--samples", "16", "--solvers", "Euler"],
 }
