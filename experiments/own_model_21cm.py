@@ -74,14 +74,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/21cm"))
     parser.add_argument("--calls", type=int, nargs="+", default=[5, 7])
-    parser.add_argument("--iterations", type=int, default=80)
+    parser.add_argument("--iterations", type=int, default=160)
     parser.add_argument("--solvers", nargs="+", default=["hand-made"], help="to compare with")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model = make(args.device)
     # A budget of minutes: the defaults would train on 16,384 spectra in 1,200 updates.
-    config = DistillConfig(points=1, pool=96, validation=32, batch=16, screening=10, iterations=args.iterations)
+    config = DistillConfig(points=1, pool=160, validation=32, batch=16, screening=10, iterations=args.iterations)
     tables = distill_each(model, args.calls, config, args.out, resume=True)
     comparison = compare(
         model, {f"dense-1-{calls}": table for calls, table in tables.items()}, args.calls, samples=64, batch=32,

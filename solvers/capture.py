@@ -30,7 +30,7 @@ def capture(
     sigmas: Tensor | ArrayLike,
     whole: bool = False,
     conditions: Conditions | None = None,
-    device: torch.device | str = "cuda",
+    device: torch.device | str | None = None,
     answer: MakeAnswer = batched,
     most: int = 4,
     make_graph: MakeGraph | None = None,
@@ -51,12 +51,13 @@ def capture(
         sigmas: as `solve` takes them.
         whole: one graph for the trajectory; False: one for each step, which shares the memory of the others.
         conditions: tensors by name, an example of those that the callable is given.
-        device: of the noise.
+        device: of the noise; none: CUDA where there is any.
         answer: as `solve` takes it; `auto()` measures before recording.
         most: shapes that are kept; the one that was not used for longest goes.
         make_graph: none: CUDA graphs.
     """
     captured = Captured(rule, denoiser, sigmas, answer, whole, make_graph, most)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with torch.no_grad():
         captured(torch.zeros(*shape, dtype=dtype, device=device), conditions)
     return captured
