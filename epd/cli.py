@@ -34,6 +34,7 @@ COMMANDS = {
     "compare": Command("Compare", "compare:compare", "hold learned solvers against all hand-made ones"),
     "inspect": Command("Inspect", "inspect:inspect", "look at a solver's trajectories in TensorBoard"),
     "evaluate": Command("Evaluate", "evaluate:evaluate", "measure pictures: FID, KID, precision and recall, rewards"),
+    "report": Command("Report", "report:report", "write a page of runs: verdict, plots, tables, samples, commands"),
     "table show": Command("TableShow", "table:show", "print a table"),
     "table convert": Command("TableConvert", "table:convert", "turn a published .pkl or .npz into our JSON"),
     "table diff": Command("TableDiff", "table:diff", "say where two tables differ"),
@@ -58,6 +59,7 @@ WITH_LESS = {
     "compare": "; give --rows 1, or a smaller --batch",
     "inspect": "; give --rows 1, or a smaller --batch",
     "evaluate": "; give --rows 1, or a smaller --batch",
+    "report": "; give --rows 1, or fewer --samples",
 }
 
 HELP = """usage: epd [-h] [--version] [-v | -q] COMMAND ...
