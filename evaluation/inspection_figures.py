@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..solvers.table import Table
 from .course import ANCHOR, UPDATE
 from .inspection import PICTURES, Inspection, Shown
 from .inspection_numbers import blocks_of
@@ -225,13 +226,18 @@ def trajectory(i: Inspection, shown: Shown, pictures: Tensor) -> Figure:
 
 
 def table(i: Inspection) -> Figure:
-    """The table's numbers as heat maps, a row for each step."""
+    """The heat map of an inspected table."""
+    assert i.table is not None, "a hand-made solver has no table"
+    return heat_map(i.table, i.solver)
+
+
+def heat_map(table: Table, name: str) -> Figure:
+    """A table's numbers as heat maps, a row for each step."""
     from matplotlib.colors import TwoSlopeNorm
 
-    assert i.table is not None, "a hand-made solver has no table"
-    blocks = blocks_of(i.table)
+    blocks = blocks_of(table)
     widths = [max(1.4, 0.55 * block.values.shape[1]) for block in blocks]
-    figure = _figure(1.2 + 0.95 * sum(widths), 1.9 + 0.42 * i.num_steps, f"The numbers of {i.solver}")
+    figure = _figure(1.2 + 0.95 * sum(widths), 1.9 + 0.42 * table.num_steps, f"The numbers of {name}")
     row = figure.subplots(1, len(blocks), squeeze=False, width_ratios=widths)[0]
     for axes, block in zip(row, blocks, strict=True):
         reach = max(1e-9, float(np.nanmax(np.abs(block.values - block.centre), initial=0.0)))
@@ -245,7 +251,7 @@ def table(i: Inspection) -> Figure:
                           fontsize=small, color="white" if dark else INK)  # fmt: skip
         axes.set_title(block.title, fontsize=9.5, color=INK)
         axes.set_xticks(range(block.values.shape[1]), block.columns, fontsize=7.5, rotation=90 if small < 7 else 0)
-        axes.set_yticks(range(i.num_steps) if axes is row[0] else [])
+        axes.set_yticks(range(table.num_steps) if axes is row[0] else [])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     row[0].set_ylabel("step", color=INK)

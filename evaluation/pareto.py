@@ -71,6 +71,11 @@ def pareto_plots(c: Comparison, folder: Path) -> list[Path]:
 
 def pareto_plot(c: Comparison, shown: Sequence[CostAxis], path: Path) -> Path:
     """One picture with a panel for each of the costs."""
+    return save_figure(pareto_figure(c, shown), path)
+
+
+def pareto_figure(c: Comparison, shown: Sequence[CostAxis]) -> Figure:
+    """A panel for each of the costs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.6 * len(shown), 5.4), layout="constrained", facecolor="white")
@@ -78,7 +83,7 @@ def pareto_plot(c: Comparison, shown: Sequence[CostAxis], path: Path) -> Path:
         _draw(axes, c, cost)
     _title(figure, f"Error against cost on {c.model}", f"{c.samples:,} samples; hand-made solvers in their best "
            "variant on their best schedule")  # fmt: skip
-    return save_figure(figure, path)
+    return figure
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 160) -> Path:
