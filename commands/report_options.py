@@ -32,7 +32,7 @@ class Report(ModelArguments):
     samples: int = Field(default=32, ge=0)
     """Samples whose trajectories are followed for the figures, at some 250 evaluations each; fewer than 2: none."""
     gallery: str = "0-7"
-    """Seeds of the samples that all solvers draw: 0-7, or 1,2,3. The trajectories of the first two are shown."""
+    """Seeds that all solvers draw: 0-7, or 1,2,3. The trajectories of the first two are shown."""
     tolerance: float = Field(default=1e-5, gt=0)
     """Relative and absolute tolerance of the converged trajectories and samples."""
     dtype: Literal["float32", "float64"] = "float32"

@@ -187,6 +187,10 @@ def compared(comparison: Comparison, cell: Cell) -> str:
     unsure = [where.rival.solver for where in (calls, total) if where is not None and where.certain is False]
     if unsure:
         text += "; 95 % intervals overlap with that of " + " and ".join(dict.fromkeys(unsure))
+    peers = [other for other in comparison.cells if other.peer and other.asked == cell.asked and other.rmse < cell.rmse]
+    if peers:
+        ahead = min(peers, key=lambda other: other.rmse)
+        text += f"; {ahead.solver}, a learned peer, is ahead of it at equal calls ({ahead.rmse:.4g} to {cell.rmse:.4g})"
     return f"{text}."
 
 
