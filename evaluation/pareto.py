@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LEARNED = ("#c8102e", "#e8731a", "#8e2f8f", "#b8860b", "#d4507a")
 HANDMADE = "#8a93a0"
+PEER = "#3f72af"
 INK = "#20252c"
 FEATURED = 5  # hand-made methods that are drawn in full; the others are paler
 
@@ -38,6 +39,7 @@ class Curve:
 
     group: str
     learned: bool
+    peer: bool
     points: list[tuple[float, float]]
 
 
@@ -59,7 +61,7 @@ def curves(c: Comparison, cost: CostAxis) -> list[Curve]:
         for at, error in sorted((cost.of(cell), cell.rmse) for cell in cells):
             if not points or error < points[-1][1]:
                 points.append((at, error))
-        out.append(Curve(group, any(cell.learned for cell in cells), points))
+        out.append(Curve(group, any(cell.learned for cell in cells), any(cell.peer for cell in cells), points))
     return out
 
 
@@ -105,7 +107,7 @@ def _title(figure: Figure, title: str, subtitle: str) -> None:
 def _draw(axes: Axes, c: Comparison, cost: CostAxis) -> None:
     shown = [curve for curve in curves(c, cost) if curve.points]
     learned = [curve for curve in shown if curve.learned]
-    handmade = [curve for curve in shown if not curve.learned]
+    handmade = [curve for curve in shown if not curve.learned and not curve.peer]
     _axes(axes, shown, cost)
     ends = []
     for i, curve in enumerate(reversed(handmade)):
@@ -113,6 +115,9 @@ def _draw(axes: Axes, c: Comparison, cost: CostAxis) -> None:
         grey = HANDMADE if featured else "#cdd2d9"
         axes.plot(*zip(*curve.points, strict=True), "-o", color=grey, lw=1.3, ms=3.2, zorder=2 + i / 100)
         ends.append((curve, "#5b6470" if featured else "#9aa2ad", False))
+    for curve in (curve for curve in shown if curve.peer):
+        axes.plot(*zip(*curve.points, strict=True), "--o", color=PEER, lw=1.1, ms=2.6, zorder=3)
+        ends.append((curve, PEER, False))
     for i, curve in enumerate(learned):
         color = LEARNED[i % len(LEARNED)]
         axes.plot(*zip(*curve.points, strict=True), "-o", color=color, lw=2.6, ms=6.5, zorder=5, mec="white", mew=1)
