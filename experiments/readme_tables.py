@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.comparison import Comparison, errors_markdown
 from ..formats.files import write_atomically
 from . import learned_results, refined_results
 from .markdown import MISSING, markdown_table, measured_in
@@ -61,11 +62,18 @@ def pipeline(result: Mapping[str, Any]) -> str:
     return f"{heading}\n\n{table}\n\n{measured_in(result['environment'])}"
 
 
+def own_model(result: Mapping[str, Any]) -> str:
+    """What `own_model_21cm` has measured of a published score network."""
+    comparison = Comparison.from_json(json.dumps(result))
+    return errors_markdown(comparison).strip() + "\n\n" + measured_in(comparison.environment)
+
+
 # Marker -> (result file, or folder of them, how it is shown).
 RENDERERS: dict[str, tuple[str, Render]] = {
     "digits": ("digits_training.json", digits),
     "overhead": ("overhead.json", overhead),
     "pipeline": ("digits_pipeline.json", pipeline),
+    "own-model": ("own_model_21cm.json", own_model),
     **{name: ("learned", render) for name, render in learned_results.RENDERERS.items()},
     **{name: ("refined", render) for name, render in refined_results.RENDERERS.items()},
 }
