@@ -113,6 +113,6 @@ def _costs(levels: Tensor, states: Tensor, slopes: Tensor) -> Tensor:
     costs = torch.full((len(levels), len(levels)), math.inf, dtype=torch.float64)
     for i, slope in enumerate(slopes):
         strides = (levels[i + 1 :] - levels[i]).to(states.dtype)[:, None, None]
-        errors = states[i] + strides * slope - states[i + 1 :]
+        errors = strides * slope - (states[i + 1 :] - states[i])
         costs[i, i + 1 :] = errors.norm(dim=2).double().mean(1)
     return costs

@@ -172,7 +172,8 @@ class Refiner:
                 rows = slice(first, min(first + together, (i + 1) * size))
                 rollout = self.task.roll_out(samples[rows].coefficients(), draws[rows], dtype, check=False)
                 lost = rollout.states.flatten(1).isfinite().all(1).logical_not()
-                seen = replace(rollout, states=rollout.states.index_fill(0, lost.nonzero().flatten(), 0.0))
+                beside = lost.reshape(-1, *[1] * (rollout.states.ndim - 1))
+                seen = replace(rollout, states=rollout.states.masked_fill(beside, 0.0))
                 for row, score in zip(out, self.task.scores.values(), strict=True):
                     row[rows] = score(seen).masked_fill(lost.cpu(), math.nan)
             return out.flatten()

@@ -16,6 +16,7 @@ from epd.commands.yaml_config import ConfigError, load_config, read_yaml
 from epd.distill.config import DistillConfig, Learned
 
 CONFIGS = sorted((Path(epd.__file__).parent / "experiments" / "configs").glob("*.yaml"))
+CONFIGS = [path for path in CONFIGS if not path.stem.startswith("evaluate-")]  # of another command
 
 
 def written(folder: Path, text: str | bytes) -> Path:

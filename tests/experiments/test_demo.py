@@ -86,4 +86,4 @@ def test_compare_measures_what_it_is_given(run: Run, saved: Path, tmp_path: Path
     assert [c["asked"] for c in found["cells"] if c["learned"]] == [table().depth]
     assert {c["asked"] for c in found["cells"] if not c["learned"]} == {3, 5, table().nfe}
     code, _, err = run("compare", *words, "--solvers", "Eulr", "--out", tmp_path / "d")
-    assert code == cli.FAILED and "no hand-made solver is named 'Eulr'" in err and not (tmp_path / "d").exists()
+    assert code == cli.FAILED and "no solver is named 'Eulr'" in err and not (tmp_path / "d").exists()

@@ -115,7 +115,9 @@ def test_no_network_denoiser_does_either(kind: str, guidance: float, device: str
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_can_be_captured(name: str, fake: None, caplog: pytest.LogCaptureFixture) -> None:
     """Recording refuses what waits for the device, has no fixed shape, or copies to or from another device."""
-    run = capture(RULES[name](), elementwise, (5, 2, 3), torch.float32, levels("cuda"), make_graph=EagerGraph)
+    run = capture(
+        RULES[name](), elementwise, (5, 2, 3), torch.float32, levels("cuda"), device="cuda", make_graph=EagerGraph
+    )
     assert run.replays.kept == 1 and not caplog.records
     with torch.no_grad():
         x = run(torch.empty(5, 2, 3, device="cuda"))
@@ -136,7 +138,7 @@ def test_every_network_denoiser_can_be_captured(
     model = NetworkDenoiser(network, KINDS[kind], (2, 3), 0.1, 40.0, device="cuda", null=null)
     run = capture(
         FAMILIES["one call, AFS"].rule(), lambda c: model.bind(c, guidance), (5, 2, 3), torch.float32, SIGMAS, whole,
-        labels, make_graph=EagerGraph,
+        labels, "cuda", make_graph=EagerGraph,
     )  # fmt: skip
     with torch.no_grad():
         assert run(torch.empty(5, 2, 3, device="cuda"), labels).device.type == "cuda"
