@@ -14,11 +14,14 @@ import torch
 from ..denoisers.checks import checked
 from ..denoisers.protocol import Model
 from ..distill.config import DistillConfig
+from ..distill.families import FAMILIES
 from ..distill.initial import initial_table
+from ..distill.parameters import Parameters
 from ..distill.run import run_distill
 from ..formats.files import write_atomically
 from ..runs.environment import environment
 from ..runs.folder import Folder
+from ..solvers.parallel import parallel
 from ..solvers.registry import MULTISTEP, USUAL, Ends, RuleSettings, make_rule, make_sigmas
 from ..solvers.table import Table
 from ..solvers.walk import Rule
@@ -37,7 +40,8 @@ def tune(model: Model, config: TuneConfig, out: Path | str, conditions: Mapping[
     """The best learned solver within a budget, with the evidence, in `out`: solver.json, tune.json, tune.md.
 
     What a request costs is measured here, structure by structure (C sequential calls of K points each); a structure is
-    learned where no other has at least as many calls and as many evaluations in the same budget. The choice is made on
+    learned where no other has at least as many calls and as many evaluations in the same budget, and that of the fewest
+    points, which is learned fastest. The choice is made on
     held-out noise; then the table stands beside every hand-made solver at the calls that fit, on fresh noise. The same
     call again goes on where it was stopped.
 
@@ -82,6 +86,7 @@ class _Search:
         if self.config.quality is not None:
             return self._fastest(structures, self.config.quality)
         learn = undominated(structures)
+        learn += [t for t in structures if t.points == min(s.points for s in structures) and t not in learn]
         self.tried = [self._learned(t, 1 / len(learn)) if t in learn else t for t in structures]
         return min((t for t in self.tried if t.rmse is not None), key=lambda t: t.rmse or 0.0)
 
@@ -149,12 +154,21 @@ class _Search:
                 best, bound = (found, bound) if found.latency_ms <= limit else (best, found.calls)
             if best.latency_ms <= limit:
                 yield best
+            if best.calls == self.config.most_calls and best.points == min(self.config.points):
+                log.warning(
+                    "%d calls of %d points take %.4g ms here: more than most_calls = %d would fit, give a larger one",
+                    best.calls, best.points, best.latency_ms, self.config.most_calls,
+                )  # fmt: skip
 
     def _timed(self, wanted: Sequence[tuple[int, int]]) -> list[Tried]:
-        """Structures (calls, points) with their latencies: a table's numbers do not change how long it takes."""
-        structures = [self._config_of(calls, k).model_copy(update={"schedule": USUAL[self.model.path]})
-                      for calls, k in wanted]  # fmt: skip
-        found = self._latencies([of_table(initial_table(structure, self.model)) for structure in structures])
+        """Structures (calls, points) with their latencies, as of learned tables, in which no weight is zero."""
+        solvers = []
+        for calls, k in wanted:
+            config = self._config_of(calls, k).model_copy(update={"schedule": USUAL[self.model.path]})
+            whole = Parameters.of(initial_table(config, self.model), FAMILIES[config.family].learn)
+            coefficients = whole.coefficients(whole.start)
+            solvers.append((parallel(coefficients), coefficients.sigmas))
+        found = self._latencies(solvers)
         return [Tried(calls, k, ms) for (calls, k), ms in zip(wanted, found, strict=True)]
 
     def _latencies(self, solvers: Sequence[tuple[Rule, torch.Tensor]]) -> list[float]:

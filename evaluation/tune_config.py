@@ -24,7 +24,7 @@ class TuneConfig(BaseModel):
     """Samples that are drawn at once."""
     points: tuple[int, ...] = (1, 2, 3, 4)
     """Points of a call that are tried, where they pay."""
-    most_calls: int = Field(default=12, ge=2, le=MOST_CALLS)
+    most_calls: int = Field(default=16, ge=2, le=MOST_CALLS)
     """Calls up to which a quality is looked for, and the most that are learned within a latency."""
     minutes: float = Field(default=10.0, gt=0)
     """Time for all training together, teachers included."""

@@ -68,10 +68,11 @@ class Tuned:
         gives = f"It gives up {cell.rmse:.4g} (RMSE{typical}) to the converged end"
         if more is not None and more.rmse is not None:
             gives += f"; {more.calls} calls of {more.points} would come to {more.rmse:.4g} in {more.latency_ms:.4g} ms"
+        worth = f"{ratio:.2f} times the error" if ratio >= 1 else f"{ratio:.2f} times the error, so take that one"
         return (
             f"{cell.calls} sequential calls, {cell.evaluations} evaluations, {self.latency_ms:.4g} ms a request. In as "
             f"much time the best hand-made solver, {rival.solver} at {rival.calls} calls, comes to {rival.rmse:.4g}: "
-            f"{ratio:.2f} times the error. {gives}."
+            f"{worth}. {gives}."
         )
 
 
