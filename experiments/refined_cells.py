@@ -104,7 +104,7 @@ SUBJECTS: dict[str, Subject] = {
         efficiency={"steps": 60, "evaluate_every": 5, "converged": 0, "entropy": 0.0},
     ),
     "shapes": Subject(
-        "shapes", 3.0, (3, 4, 5), ("Euler", "shift 1", 50), distilling=SHORTER,
+        "shapes", 3.0, (3, 4, 5), ("Euler", "shift 1", 50), 1024, distilling=SHORTER,
         refining={**REFINING, "steps": 120, "evaluate_every": 20},
     ),
 }  # fmt: skip
