@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..denoisers.checks import check_model
+from ..denoisers.checks import checked
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
-from ..denoisers.rows import limit_rows, samples_together
+from ..denoisers.rows import samples_together
 from ..formats.files import write_atomically
 from ..pipelines.find import find_table
 from ..runs.progress import bar
@@ -191,8 +191,7 @@ def draw(
 def sample(options: Sample) -> int:
     """Draws the samples and writes them, a grid of them and a record of the run to `options.out`."""
     settings, seeds = model_options(options), seeds_of(options)
-    model = limit_rows(load_model(options.model, settings), options.rows)
-    check_model(model, getattr(torch, options.dtype), decode=True)
+    model = checked(load_model(options.model, settings), getattr(torch, options.dtype), options.rows, decode=True)
     solver = solver_of(options, model)
     log.info("%d samples of %s: %s, %d sequential calls, %d evaluations", len(seeds), model.name, solver.name,
              solver.depth, solver.nfe)  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .noise import unit_noise
-from .protocol import Model
+from .protocol import Model, coefficient_device
 from .rows import RowLimited, limit_rows
 
 log = logging.getLogger("epd")
@@ -55,11 +55,13 @@ def check_model(model: Model, dtype: torch.dtype = torch.float32, decode: bool =
         log.warning("%s: there is no memory for 4 rows at once, so not everything is checked", model.name)
 
 
-def checked(model: Model, dtype: torch.dtype = torch.float32, rows: int | None = None) -> RowLimited:
+def checked(
+    model: Model, dtype: torch.dtype = torch.float32, rows: int | None = None, decode: bool = False
+) -> RowLimited:
     """The model with calls of at most so many rows (see `limit_rows`), once `check_model` has let it pass."""
     check_members(model)
     limited = limit_rows(model, rows)
-    check_model(limited, dtype)
+    check_model(limited, dtype, decode)
     return limited
 
 
@@ -103,7 +105,7 @@ def _check_calls(model: Model, dtype: torch.dtype) -> Tensor:
     """The two denoised samples of the middle noise level, after every check that needs a call."""
     seeds, sigma = [0, 1], middle_sigma(model)
     noise = unit_noise(seeds, model.shape, dtype, model.device)
-    x, level = noise * sigma, torch.tensor(sigma, dtype=torch.float64, device=noise.device)
+    x, level = noise * sigma, torch.tensor(sigma, dtype=torch.float64, device=coefficient_device(noise.device))
     both = _denoised(model, seeds, x, level, "sigma 0-d")
     each = _denoised(model, seeds, x, level.expand(2), "sigma of shape (2,), a noise level for each row")
     if _apart(both, each, x):
@@ -132,7 +134,8 @@ def _check_points(model: Model, noise: Tensor, x: Tensor, both: Tensor) -> None:
     low, high = model.sigma_min, model.sigma_max
     last = both[1] * (1 - low if model.path == "flow" else 1) + noise[1] * low  # near the data
     rows = torch.stack([noise[0] * high, x[0], x[1], last])
-    levels = torch.tensor([high, *[middle_sigma(model)] * 2, low], dtype=torch.float64, device=x.device)
+    sigmas = [high, *[middle_sigma(model)] * 2, low]
+    levels = torch.tensor(sigmas, dtype=torch.float64, device=coefficient_device(x.device))
     points = _denoised(model, [0, 1], rows, levels, "two points of each of two samples (four rows, sample by sample)")
     if _apart(points[1:3], both, x):
         raise ModelError(

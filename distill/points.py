@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 
 import torch
 
@@ -12,6 +11,7 @@ from ..denoisers.checks import middle_sigma
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model, coefficient_device
 from ..denoisers.rows import limit_rows
+from ..solvers.auto import seconds_of
 from .config import DistillConfig
 from .families import FAMILIES, USUAL_POINTS, looks_ahead
 
@@ -64,9 +64,6 @@ def _ratio(model: Model, samples: int, config: DistillConfig) -> float:
         for _ in range(1 + REPEATS):  # the first warms up
             for points in fastest:
                 x = noise.repeat_interleave(points, 0)
-                began = time.perf_counter()
-                denoiser(x, sigma.expand(len(x)))
-                if x.is_cuda:
-                    torch.cuda.synchronize(x.device)
-                fastest[points] = min(fastest[points], time.perf_counter() - began)
+                took = seconds_of(lambda x=x: denoiser(x, sigma.expand(len(x))), x.device)
+                fastest[points] = min(fastest[points], took)
     return fastest[2] / fastest[1]

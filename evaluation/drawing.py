@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..denoisers.checks import middle_sigma
 from ..denoisers.noise import unit_noise
+from ..denoisers.protocol import coefficient_device
 from ..denoisers.rows import RowLimited
 from ..rl.reward import Reward, measured
 from ..solvers.answers import batched
@@ -66,7 +67,8 @@ class Drawing:
 
     def probe(self) -> dict[str, Tensor]:
         """One evaluation of the network and one of the extractor: others under the same names answer otherwise."""
-        level = torch.tensor(middle_sigma(self.model), dtype=torch.float64, device=self.model.device)
+        home = coefficient_device(self.model.device)
+        level = torch.tensor(middle_sigma(self.model), dtype=torch.float64, device=home)
         noise = unit_noise([self.seed], self.model.shape, self.dtype, self.model.device)
         denoised = self.model.for_seeds([self.seed])(noise * level.to(noise.dtype), level)
         return {"denoised": denoised.float().cpu(), "features": self.extractor(fixed_picture(self.picture))}

@@ -19,9 +19,7 @@ from ..denoisers.protocol import Model
 from ..denoisers.rows import limit_rows, samples_together
 from ..distill.teacher import POOL_SEEDS
 from ..formats.files import write_atomically
-from ..rl.learn import RewardLike
-from ..rl.reward import Reward
-from ..rl.rewards import FunctionReward, load_reward
+from ..rl.learn import RewardLike, reward_of
 from ..rl.task import Prompted, no_text
 from ..runs.environment import environment
 from ..runs.processes import Workers
@@ -103,7 +101,7 @@ def evaluate(
     def prepared() -> Drawing:
         check_model(model, dtype, decode=True)
         extractor = load_features(features, model.device)
-        named = {name: _reward(name, reward, model.device) for name, reward in (rewards or {}).items()}
+        named = {name: reward_of(reward, model.device, name) for name, reward in (rewards or {}).items()}
         picture = pictures_of(model.decode(unit_noise([seed], model.shape, dtype, model.device))).shape[1:]
         size = min(SHARD, batch or samples_together(model.shape, SHARD))
         return Drawing(model, extractor, named, texts or own, seed, size, dtype, tuple(picture), conditions or {})
@@ -167,10 +165,6 @@ def _check_counts(samples: int, batch: int | None, manifold: int, seed: int) -> 
         )
     if seed + samples > POOL_SEEDS:
         raise ValueError(f"seed = {seed} with samples = {samples}: tables are learned on seeds from {POOL_SEEDS} on")
-
-
-def _reward(name: str, reward: RewardLike, device: str) -> Reward:
-    return load_reward(reward, device) if isinstance(reward, str) else FunctionReward(name, reward)
 
 
 def _row(

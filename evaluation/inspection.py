@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..denoisers.checks import check_model
+from ..denoisers.checks import checked
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
-from ..denoisers.rows import limit_rows, samples_together
+from ..denoisers.rows import samples_together
 from ..runs.pictures import to_bytes
 from ..runs.progress import progress
 from ..solvers.schedules import checked_sigmas
@@ -164,8 +164,7 @@ def inspect(
     """
     if samples < 2 or (batch is not None and batch < 1):
         raise ValueError(f"samples = {samples}, batch = {batch}: at least 2 samples, 1 in a batch")
-    model = limit_rows(model)
-    check_model(model, dtype)
+    model = checked(model, dtype)
     table = solver if isinstance(solver, Table) else None
     rule = solver.rule(model.device) if isinstance(solver, Table) else solver.rule
     sigmas = checked_sigmas(torch.tensor(solver.sigmas) if isinstance(solver, Table) else solver.sigmas)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..denoisers.protocol import Denoiser
+from ..denoisers.protocol import Denoiser, coefficient_device
 from ..formats.files import MAX_TEXT, read_text, write_atomically
 from ..runs.folder import difference
 from .comparison import Cell
@@ -64,7 +64,7 @@ class Kept:
         if self.ends is None:
             return solve()
         path = self.ends / f"end-{number}-{len(noise)}.safetensors"
-        level = torch.tensor(sigma, dtype=torch.float64, device=noise.device)
+        level = torch.tensor(sigma, dtype=torch.float64, device=coefficient_device(noise.device))
         probe = denoiser(noise * sigma, level).cpu()
         end = self._read_end(path, probe)
         if end is None:

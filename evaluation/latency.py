@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
+from ..solvers.auto import seconds_of
 from ..solvers.solve import solve
 from ..solvers.walk import Rule
 
@@ -32,9 +33,6 @@ def latencies(
     with torch.no_grad():
         for _ in range(1 + REPEATS):  # the first warms up
             for times, (rule, sigmas) in zip(taken, solvers, strict=True):
-                began = time.perf_counter()
-                solve(rule, denoiser, noise, sigmas, check=False)
-                if noise.is_cuda:
-                    torch.cuda.synchronize(noise.device)
-                times.append(1000 * (time.perf_counter() - began))
+                solving = partial(solve, rule, denoiser, noise, sigmas, check=False)
+                times.append(1000 * seconds_of(solving, noise.device))
     return [statistics.median(times[1:]) for times in taken]

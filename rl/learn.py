@@ -14,6 +14,7 @@ from ..solvers.table import Table
 from . import refine as trainer
 from .closeness import Closeness
 from .config import RefineConfig
+from .reward import Reward
 from .rewards import FunctionReward, load_reward
 from .run import refined, run_refine
 from .task import Prompted, Score, Task, no_text, score_of
@@ -89,6 +90,11 @@ def _name(reward: RewardLike) -> str:
     return reward if isinstance(reward, str) else getattr(reward, "__name__", type(reward).__name__)
 
 
+def reward_of(reward: RewardLike, device: str, name: str = "") -> Reward:
+    """A reward by its name, or a function as one; `name` is the function's, for errors."""
+    return load_reward(reward, device) if isinstance(reward, str) else FunctionReward(name, reward)
+
+
 def score(reward: RewardLike, model: Model, tolerance: float, name: str = "") -> Score:
     """What a reward, its name or `closeness` is as a score of rollouts.
 
@@ -98,4 +104,4 @@ def score(reward: RewardLike, model: Model, tolerance: float, name: str = "") ->
     """
     if reward == Closeness.name:
         return Closeness(model, tolerance)
-    return score_of(load_reward(reward, model.device) if isinstance(reward, str) else FunctionReward(name, reward))
+    return score_of(reward_of(reward, model.device, name))

@@ -174,8 +174,9 @@ class Refiner:
                 lost = rollout.states.flatten(1).isfinite().all(1).logical_not()
                 beside = lost.reshape(-1, *[1] * (rollout.states.ndim - 1))
                 seen = replace(rollout, states=rollout.states.masked_fill(beside, 0.0))
+                nowhere = lost.cpu()
                 for row, score in zip(out, self.task.scores.values(), strict=True):
-                    row[rows] = score(seen).masked_fill(lost.cpu(), math.nan)
+                    row[rows] = score(seen).masked_fill(nowhere, math.nan)
             return out.flatten()
 
         parts = self.config.accumulate

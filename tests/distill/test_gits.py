@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import pytest
 import torch
+from helpers.counting import Counted
 from helpers.toy_models import toy_mixture
 from torch import Tensor
 
-import epd
 from epd.denoisers.noise import unit_noise
 from epd.denoisers.protocol import Path
 from epd.distill.gits import Gits, gits_of
@@ -21,19 +20,6 @@ from epd.solvers.exact import converged
 from epd.solvers.registry import Ends
 
 PATHS: tuple[Path, ...] = ("ve", "flow")
-
-
-class Counted(epd.GaussianMixture):
-    """Counts the rows that it evaluates."""
-
-    rows = 0
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        self.rows += len(x)
-        return super().__call__(x, sigma)
-
-    def for_seeds(self, seeds: Sequence[int]) -> Counted:
-        return self
 
 
 def ends(path: Path) -> tuple[float, float]:

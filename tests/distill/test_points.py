@@ -11,6 +11,7 @@ from helpers.toy_models import toy_config
 from epd import limit_rows
 from epd.distill import points
 from epd.distill.points import samples_timed, settled
+from epd.solvers import auto
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(1.0, 2), (1.2, 2), (1.3, 1), (2.0, 1)])
@@ -42,7 +43,7 @@ def test_the_calls_are_taken_in_turn_and_the_fastest_count(monkeypatch: pytest.M
         ticks[0] += 0.5 * rows + (1000 if 2 < len(model.calls) < 8 else 0)
         return ticks[0]
 
-    monkeypatch.setattr(points.time, "perf_counter", clock)
+    monkeypatch.setattr(auto.time, "perf_counter", clock)
     assert settled(model, toy_config(family="dense")).points == 1
     assert model.calls == [64, 128] * 6
 

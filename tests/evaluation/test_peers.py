@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.counting import Counted
 from helpers.toy_models import toy_config, toy_mixture
 from torch import Tensor
 
@@ -30,19 +31,6 @@ from epd.solvers.registry import Ends
 
 SAMPLES, TUNING = 24, 8
 TABLE = epd.Table([20.0, 2.0, 0.02], [[0.3, 0.7]] * 2, [[0.5, 0.5]] * 2)
-
-
-class Counted(epd.GaussianMixture):
-    """Counts its rows."""
-
-    rows = 0
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        self.rows += len(x)
-        return super().__call__(x, sigma)
-
-    def for_seeds(self, seeds: Sequence[int]) -> Counted:
-        return self
 
 
 def counted() -> Counted:

@@ -18,7 +18,7 @@ from epd.distill.initial import initial_table
 from epd.evaluation import latency, tune
 from epd.evaluation.tune_config import TuneConfig
 from epd.evaluation.tuned import Tried
-from epd.solvers import rules
+from epd.solvers import auto, rules
 from epd.solvers.walk import plan
 
 # KDPM2 wraps a tensor in numpy in a way that numpy 2 calls old; the warning is raised in numpy's own module.
@@ -145,7 +145,7 @@ def test_latencies_are_those_of_whole_samplers_taken_in_turn(monkeypatch: pytest
         return noise
 
     monkeypatch.setattr(latency, "solve", solve)
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(auto.time, "perf_counter", lambda: clock[0])
     solvers = [(rules.euler(), torch.tensor([3.0, 2.0, 1.0])), (rules.euler(), torch.tensor([3.0, 1.0]))]
     assert latency.latencies(toy_mixture(), solvers, 2, torch.float64) == [3000.0, 2000.0]
     assert order == [3, 2] * (1 + latency.REPEATS)

@@ -1,4 +1,4 @@
-"""The toy mixture, remembering how many rows its calls had."""
+"""Mixtures that count: rows of each call, or all of them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ class Counting(GaussianMixture):
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         self.calls.append(len(x))
         return x / 2 if self.plain else super().__call__(x, sigma)
+
+
+class Counted(GaussianMixture):
+    """Counts the rows that it evaluates, whatever its seeds."""
+
+    rows = 0
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        self.rows += len(x)
+        return super().__call__(x, sigma)
+
+    def for_seeds(self, seeds: Sequence[int]) -> Counted:
+        return self
 
 
 def counting(shape: tuple[int, ...] = (1, 2, 2), plain: bool = False) -> Counting:
