@@ -24,7 +24,7 @@ from .contract import Accelerator
 from .cost import Cost, together
 from .gate import Gate
 from .measure import Measurement
-from .names import EXCLUDE, name_of, spelt
+from .names import EXCLUDE, label, spelt
 from .planned import of_scheduler
 from .site import FORWARD
 
@@ -161,7 +161,7 @@ def _require_open(name: str, network: Module) -> None:
 
 
 def _require_together(accelerators: tuple[Accelerator, ...]) -> None:
-    names = [name_of(a) for a in accelerators]
+    names = [label(a) for a in accelerators]
     for group, why in EXCLUDE:
         found = [name for name in names if name in group]
         if len(found) > 1:

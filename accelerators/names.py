@@ -24,10 +24,16 @@ def name_of(accelerator: Accelerator) -> str:
     Raises:
         ValueError: for an object of another class.
     """
-    for name, kind in ACCELERATORS.items():
-        if type(accelerator) is kind:
-            return name
-    raise ValueError(f"{type(accelerator).__name__} is no accelerator: give one of {', '.join(ACCELERATORS)}")
+    name = label(accelerator)
+    if name not in ACCELERATORS:
+        raise ValueError(f"{name} is no accelerator that a file can name: give one of {', '.join(ACCELERATORS)}")
+    return name
+
+
+def label(accelerator: Accelerator) -> str:
+    """The registered name, or that of the class of one that is not registered: it works, but no file can name it."""
+    found = (name for name, kind in ACCELERATORS.items() if type(accelerator) is kind)
+    return next(found, type(accelerator).__name__)
 
 
 def to_json(accelerators: Sequence[Accelerator]) -> list[dict[str, Any]]:
@@ -61,7 +67,9 @@ def parse(text: str) -> Accelerator:
 
 
 def spelt(accelerator: Accelerator) -> str:
-    """What `parse` reads: the numbers that are not left at their defaults."""
+    """What `parse` reads: the numbers that are not left at their defaults; the repr of one that is not registered."""
+    if label(accelerator) not in ACCELERATORS:
+        return repr(accelerator)
     own = {f.name: f for f in dataclasses.fields(accelerator)}  # type: ignore[arg-type]
     values = _plain(dataclasses.asdict(accelerator))  # type: ignore[call-overload]
     chosen = [f"{n}={_word(v)}" for n, v in values.items() if v != _plain_value(own[n].default)]

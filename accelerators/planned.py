@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..pipelines.layout import table_layout
@@ -50,14 +51,13 @@ def of_scheduler(
         return []
     layout = table_layout(scheduler.table, scheduler.frame, placed(pipe, scheduler.parallel)[0])
     out, run = [], layout.run(begin)
-    for index in range(begin, len(layout.calls)):
-        call = layout.calls[index]
-        run.index = index
-        moment = Moment(
-            call.step, layout.steps, call.ask, call.slots[: run.rows], 0, copies, samples, call.sigma[: run.rows],
-            run.at_state,
-        )  # fmt: skip
+    while not run.finished:  # a dry run on a state of zeros: the calls do not depend on it
+        call, slots = run.call, run.call.slots[: run.rows]
+        sigma = call.sigma[: run.rows]
+        moment = Moment(call.step, layout.steps, call.ask, slots, 0, copies, samples, sigma, run.at_state)
         out += _branched(moment, branches)
+        points = run.open(torch.zeros(1, 1)) if run.points is None else run.points
+        run.advance(points, torch.zeros_like(points))
     return out
 
 
