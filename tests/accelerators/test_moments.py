@@ -11,8 +11,8 @@ import torch
 from helpers import tiny_pipelines
 from helpers.accelerating import COPIES, drivers, moments, told, without_sigma
 from helpers.pipeline_families import FAMILIES
-from helpers.pipeline_tables import picture, states_and_rows, table_for, variant
-from helpers.tiny_pipelines import build, diffusers
+from helpers.pipeline_tables import picture, table_for, variant
+from helpers.tiny_pipelines import build, diffusers, run
 
 import epd
 from epd.accelerators.moment import Moment
@@ -31,26 +31,26 @@ def of_stock(steps: int, begin: int = 0, order: int = 1, **counts: int) -> list[
 @pytest.mark.parametrize("name", tiny_pipelines.BUILDERS)
 def test_recorded_moments_are_the_plan(name: str) -> None:
     pipe = build(name)
-    for driver, run in drivers(name, pipe):
+    for driver, made in drivers(name, pipe):
         if driver == "stock":
-            recorded = moments(pipe, run)
+            recorded = moments(pipe, made)
             assert without_sigma(recorded) == of_stock(3, **told(name))
             assert all(a.sigma > b.sigma for a, b in zip(recorded, recorded[told(name)["branches"] :], strict=False))
         elif isinstance(pipe.scheduler, epd.EPDScheduler):
             plan = of_scheduler(pipe, **told(name))
-            assert plan and moments(pipe, run) == plan
+            assert plan and moments(pipe, made) == plan
         else:  # the model's samples are two, and a guided call is doubled whoever steps it
             guided = {**told(name), "samples": 2, "copies": 2 if name == "dit" else COPIES.get(name, 2)}
             table = table_for(name, "mixed")
-            plan = of_solve(table.rule(), table.sigmas, batched=run.__defaults__[0] is epd.batched, **guided)
-            assert moments(pipe, run) == plan
+            plan = of_solve(table.rule(), table.sigmas, batched=made.__defaults__[0] is epd.batched, **guided)
+            assert moments(pipe, made) == plan
 
 
 @pytest.mark.parametrize("parallel", [True, False])
 @pytest.mark.parametrize("kind", ["epd", "plugin with afs", "memory", "one-call with afs", "dense", "dense fan"])
 def test_every_kind_of_table(kind: str, parallel: bool) -> None:
     pipe = epd.enable(build("sd"), table_for("sd", kind), parallel=parallel)
-    recorded = moments(pipe, lambda: states_and_rows(pipe, "sd", 4))
+    recorded = moments(pipe, lambda: run(pipe, "sd", 4))
     assert recorded == of_scheduler(pipe, **told("sd"))
     layout = [call for step in range(4) for call in recorded if call.step == step]
     assert layout == recorded and {call.steps for call in recorded} == {4}
@@ -73,35 +73,35 @@ def img2img(steps: int, strength: float) -> tuple[Any, Any]:
     ("scheduler", "order"), [("DDIMScheduler", 1), ("EulerDiscreteScheduler", 1), ("HeunDiscreteScheduler", 2)]
 )
 def test_an_image_to_image_run_begins_in_the_middle(scheduler: str, order: int) -> None:
-    pipe, run = img2img(6, 0.5)
+    pipe, made = img2img(6, 0.5)
     kept = {key: pipe.scheduler.config[key] for key in ("beta_start", "beta_end", "beta_schedule")}
     pipe.scheduler = getattr(diffusers, scheduler)(**kept)
-    assert without_sigma(moments(pipe, run)) == of_stock(6, 3 * order, order, **told("sd"))
+    assert without_sigma(moments(pipe, made)) == of_stock(6, 3 * order, order, **told("sd"))
 
 
 @pytest.mark.parametrize(("strength", "begin"), [(0.99, 1), (0.8, 2), (0.5, 4)])
 def test_a_learned_run_that_begins_in_the_middle(strength: float, begin: int) -> None:
-    pipe, run = img2img(8, strength)
+    pipe, made = img2img(8, strength)
     epd.enable(pipe, table_for("sd", "epd"))
     plan = of_scheduler(pipe, begin, **told("sd"))
-    assert plan and moments(pipe, run) == plan
+    assert plan and moments(pipe, made) == plan
     assert plan[0].slots == (0,)
 
 
 def test_moments_with_custom_sigmas_another_count_and_a_second_request() -> None:
     pipe = build("sd3")
     for sigmas in ([1.0, 0.5], [0.9, 0.6, 0.3]):
-        recorded = moments(pipe, lambda sigmas=sigmas: states_and_rows(pipe, "sd3", len(sigmas), sigmas=sigmas))
+        recorded = moments(pipe, lambda sigmas=sigmas: run(pipe, "sd3", len(sigmas), sigmas=sigmas))
         assert without_sigma(recorded) == of_stock(len(sigmas), **told("sd3"))
     for steps in (4, 2, 4):
-        recorded = moments(pipe, lambda steps=steps: states_and_rows(pipe, "sd3", steps))
+        recorded = moments(pipe, lambda steps=steps: run(pipe, "sd3", steps))
         assert without_sigma(recorded) == of_stock(steps, **told("sd3"))
 
 
 def test_guidance_off_is_one_copy_and_a_wan_of_one_branch() -> None:
     for name in ("sd", "wan"):
         pipe = build(name)
-        recorded = moments(pipe, lambda pipe=pipe, name=name: states_and_rows(pipe, name, 2, guidance_scale=1.0))
+        recorded = moments(pipe, lambda pipe=pipe, name=name: run(pipe, name, 2, guidance_scale=1.0))
         assert without_sigma(recorded) == of_stock(2, samples=2, copies=1, branches=1)
 
 

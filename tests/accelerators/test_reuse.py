@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_pipelines
-from helpers.accelerating import drivers
 from helpers.pipeline_families import FAMILIES, SEEDS
-from helpers.pipeline_tables import assert_same, states_and_rows, table_for
-from helpers.tiny_pipelines import build
+from helpers.pipeline_tables import assert_same, table_for
+from helpers.tiny_pipelines import build, run
 
 import epd
 from epd.denoisers.digits import digits
@@ -30,12 +29,12 @@ def anchors_only(table: epd.Table) -> epd.Table:
 def test_every_fan_reused_is_the_table_of_anchors(name: str, parallel: bool) -> None:
     pipe, table = build(name), dataclasses.replace(table_for(name, "epd"), slope_scale=None)
     epd.enable(pipe, table, parallel=parallel)
-    full = states_and_rows(pipe, name, 4)[0]
+    full = run(pipe, name, 4)
     epd.accelerate(pipe, epd.Reuse(STEPS, "fan"))
-    reused = states_and_rows(pipe, name, 4)[0]
+    reused = run(pipe, name, 4)
     epd.decelerate(pipe)
     epd.enable(pipe, anchors_only(table), parallel=parallel)
-    assert_same(reused, states_and_rows(pipe, name, 4)[0], 1e-6)
+    assert_same(reused, run(pipe, name, 4), 1e-6)
     assert not torch.allclose(reused, full, rtol=1e-4)
 
 
@@ -77,9 +76,9 @@ def test_a_reused_step_of_the_stock_euler_is_a_larger_step(name: str) -> None:
     else:
         pipe.scheduler = tiny_pipelines.diffusers.FlowMatchEulerDiscreteScheduler()
         full, jump = {"sigmas": [1.0, 0.8, 0.6, 0.4, 0.2]}, {"sigmas": [1.0, 0.8, 0.4, 0.2]}
-    expected = states_and_rows(pipe, name, 4, **jump)[0]
+    expected = run(pipe, name, 4, **jump)
     epd.accelerate(pipe, epd.Reuse((2,)))
-    assert_same(states_and_rows(pipe, name, 5, **full)[0], expected, 1e-6)
+    assert_same(run(pipe, name, 5, **full), expected, 1e-6)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -96,9 +95,9 @@ def test_the_slope_is_reused_whatever_is_predicted(prediction: str, kind: str) -
     )
     stock = pipe.scheduler
     epd.accelerate(pipe, epd.Reuse((1, 3)))
-    made = states_and_rows(pipe, "sd", 5)[0]
+    made = run(pipe, "sd", 5)
     pipe.scheduler = epd.EPDScheduler.from_config(stock.config, timestep_spacing="trailing")
-    again = states_and_rows(pipe, "sd", 5)[0]
+    again = run(pipe, "sd", 5)
     assert_same(made, again, 2e-3 if kind != "DDIMScheduler" else 1e-4)
 
 
@@ -121,7 +120,9 @@ def test_the_plan_of_digits_and_what_is_saved() -> None:
     assert measured.store == noise.nbytes and dense.store == 0
 
 
-@pytest.mark.parametrize(("steps", "where", "text"), [((), "all", "give one"), ((-1,), "all", "from 0"), ((1,), "x", "'fan'")])
+@pytest.mark.parametrize(
+    ("steps", "where", "text"), [((), "all", "give one"), ((-1,), "all", "from 0"), ((1,), "x", "'fan'")]
+)
 def test_settings_are_checked(steps: tuple[int, ...], where: str, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         epd.Reuse(steps, where)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from epd.accelerators.site import Site
 from epd.denoisers.noise import unit_noise
 from helpers import tiny_pipelines
 from helpers.pipeline_families import FAMILIES, SEEDS
-from helpers.pipeline_tables import states_and_rows, table_for
+from helpers.pipeline_tables import table_for
 
 COPIES = {"flux": 1, "ddpm": 1, "dit": 1, "wan": 1}  # 2 elsewhere: guidance doubles the call
 BRANCHES = {"wan": 2}
@@ -37,12 +37,11 @@ def traces(pipe: Any) -> list[Any]:  # noqa: ANN401
 
 
 def drivers(name: str, pipe: Any, kind: str = "mixed") -> Iterator[tuple[str, Callable[[], Tensor]]]:  # noqa: ANN401
-    """Every way to a trajectory: stock, enabled in both placements, and solved by us; the pipeline is bare afterwards.
-    """
-    yield "stock", lambda: states_and_rows(pipe, name, 3)[0]
+    """Every way to a trajectory: stock, enabled in both placements, solved by us; the pipeline is bare afterwards."""
+    yield "stock", lambda: tiny_pipelines.run(pipe, name, 3)
     for parallel in (True, False):
         epd.enable(pipe, table_for(name, kind), parallel=parallel)
-        yield ("batched" if parallel else "serial"), lambda: states_and_rows(pipe, name, 4)[0]
+        yield ("batched" if parallel else "serial"), lambda: tiny_pipelines.run(pipe, name, 4)
     epd.disable(pipe)
     guidance = None if name in ("flux", "ddpm") else 3.0
     model, table = FAMILIES[name].model(pipe, guidance), table_for(name, kind)
