@@ -96,7 +96,7 @@ class Refiner:
                 state, evaluation = self.tester.test(state, self.policy)
             yield Update(state.iteration, state.total, scalars, evaluation, state, time.perf_counter() - tick)
 
-    def _first(self, start: int) -> RefineState:
+    def _first(self, start: int = 0) -> RefineState:
         vector = parameters_to_vector(self.policy.parameters()).detach()
         return RefineState(
             iteration=0, total=self.config.steps, vector=vector, moments=vector.new_zeros(2, len(vector)), steps=0,
