@@ -126,6 +126,7 @@ def test_another_pipeline_on_the_same_network_is_not_accelerated() -> None:
         **{**pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)}, requires_safety_checker=False
     )
     other.set_progress_bar_config(disable=True)
+    run(pipe, "sd", 4)
     expected, before = run(other, "sd", 4), traces(pipe)
     epd.accelerate(pipe, REUSE)
     first = run(pipe, "sd", 4)
