@@ -86,6 +86,15 @@ def accelerators_of(target: object) -> tuple[Accelerator, ...]:
     return () if gate is None else gate.accelerators
 
 
+def networks_of(target: object) -> Mapping[str, Module]:
+    """The denoising networks of a pipeline or model by name.
+
+    Raises:
+        ValueError: for what has none that is known.
+    """
+    return _parts(target)[2]
+
+
 def recorded(target: object) -> tuple[dict[str, Any], ...]:
     """Those at work in a pipeline or model as plain data, for what is learned or measured with them.
 

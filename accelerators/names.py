@@ -8,14 +8,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .contract import Accelerator
+from .ilf import ILF
 from .reuse import Reuse
 
 # Another one is one line here.
 ACCELERATORS: dict[str, type[Any]] = {
+    "ilf": ILF,
     "reuse": Reuse,
 }
 # Those of one group cannot be together: who keeps whole slopes, who keeps features, who changes which tokens there are.
-EXCLUDE: tuple[tuple[frozenset[str], str], ...] = ((frozenset({"reuse"}), "two of them reuse slopes"),)
+EXCLUDE: tuple[tuple[frozenset[str], str], ...] = (
+    (frozenset({"reuse"}), "two of them reuse slopes"),
+    (frozenset({"first_block", "ilf", "native", "ras", "teacache"}), "a block that runs twice a call has two outputs"),
+)
 
 
 def name_of(accelerator: Accelerator) -> str:

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .accelerators.accelerate import accelerate, decelerate, measure, summary
     from .accelerators.contract import Accelerator
+    from .accelerators.ilf import ILF
     from .accelerators.moment import Moment
     from .accelerators.reuse import Reuse
     from .denoisers.digits import digits_pipeline
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from .denoisers.protocol import Denoiser, Model
     from .denoisers.rows import limit_rows
     from .distill.config import DistillConfig
+    from .distill.feedback_config import FeedbackConfig
+    from .distill.feedback_run import distill_feedback
     from .distill.learn import distill, distill_each
     from .evaluation.compare import compare
     from .evaluation.evaluate import evaluate
@@ -64,6 +67,7 @@ _HOMES = {
     "measure": "accelerators.accelerate",
     "summary": "accelerators.accelerate",
     "Accelerator": "accelerators.contract",
+    "ILF": "accelerators.ilf",
     "Moment": "accelerators.moment",
     "Reuse": "accelerators.reuse",
     "EPDScheduler": "pipelines.scheduler",
@@ -93,6 +97,8 @@ _HOMES = {
     "Table": "solvers.table",
     "TableError": "solvers.table",
     "DistillConfig": "distill.config",
+    "FeedbackConfig": "distill.feedback_config",
+    "distill_feedback": "distill.feedback_run",
     "distill": "distill.learn",
     "distill_each": "distill.learn",
     "RefineConfig": "rl.config",
