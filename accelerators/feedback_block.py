@@ -127,7 +127,7 @@ class Feedback(nn.Module):
         """float32, of the same shape: what M is told where the network is told this; beyond the ends the last value."""
         told, times, ahead = timestep.float(), self.timesteps.to(timestep.device), self.ahead.to(timestep.device)
         if len(times) == 1:
-            return ahead.expand_as(told)
+            return ahead[0].expand_as(told)
         right = torch.searchsorted(times, told.contiguous()).clamp(1, len(times) - 1)
         share = ((told - times[right - 1]) / (times[right] - times[right - 1])).clamp(0, 1)
         return torch.lerp(ahead[right - 1], ahead[right], share)

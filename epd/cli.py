@@ -28,6 +28,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "distill": Command("Distill", "distill:distill", "learn a solver for a frozen model"),
+    "distill-feedback": Command(
+        "DistillFeedback", "distill_feedback:distill_feedback", "learn inner-loop feedback for a frozen network"
+    ),
     "refine": Command("Refine", "refine:refine", "refine a learned solver by rewards"),
     "tune": Command("Tune", "tune:tune", "find the best learned solver within a budget on this machine"),
     "sample": Command("Sample", "sample:sample", "draw samples with a learned or hand-made solver"),
@@ -44,6 +47,7 @@ COMMANDS = {
 # How a command that was interrupted is continued.
 GO_ON = {
     "distill": "; add --resume to continue the run",
+    "distill-feedback": "; add --resume to continue the run",
     "refine": "; add --resume to continue the run",
     "tune": "; the same command again continues it",
     "compare": "; the same command again continues it",
@@ -53,6 +57,7 @@ GO_ON = {
 # What a command that ran out of memory can do with less.
 WITH_LESS = {
     "distill": "; give --rows 1, a smaller --batch, a larger --accumulate, or with Adam --checkpointing",
+    "distill-feedback": "; give a smaller --batch, or --objective steps",
     "refine": "; give --rows 1, or a larger --accumulate",
     "tune": "; give --rows 1",
     "sample": "; give --rows 1, or a smaller --batch",

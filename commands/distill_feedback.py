@@ -1,0 +1,31 @@
+"""`epd distill-feedback`."""
+
+from __future__ import annotations
+
+import logging
+
+from ..denoisers.rows import limit_rows
+from .inputs import command_line, model_options
+from .models import load_model
+from .options import DistillFeedback
+
+log = logging.getLogger("epd")
+
+
+def distill_feedback(options: DistillFeedback) -> int:
+    """Learns feedback and writes the run to `options.out`; with `options.dry_run` prints what it would be."""
+    from ..distill.feedback_run import distill_feedback as learn
+    from ..distill.feedback_run import forecast
+
+    config, chosen = options.feedback_config(), model_options(options)
+    model = limit_rows(load_model(options.model, chosen), options.rows)
+    if options.dry_run:
+        print(forecast(model, config))
+        return 0
+    path = learn(model, config, options.out, resume=options.resume, conditions=chosen.conditions())
+    log.info(
+        "sample:  epd sample --model %s --table %s --accelerate ilf:module=%s --out %s",
+        options.model + command_line(chosen), options.out / "solver.json", path, options.out / "samples",
+    )  # fmt: skip
+    log.info("watch:   tensorboard --logdir %s", options.out / "tb")
+    return 0
