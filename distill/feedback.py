@@ -14,21 +14,22 @@ from torch import Tensor, nn
 
 from ..accelerators.accelerate import accelerate, accelerators_of, networks_of
 from ..accelerators.contract import Live
-from ..accelerators.feedback_block import Feedback, Loop, Trained, default_loop, own_copy
-from ..accelerators.ilf import TIMES, Feeding, blocks_of
+from ..accelerators.feedback_block import Feedback, Loop, Trained, own_copy
+from ..accelerators.ilf import Feeding, blocks_of
 from ..accelerators.moment import Moment, Work
 from ..accelerators.site import Site
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
-from ..solvers.questions import unannounced
-from ..solvers.registry import SIMPLEST, Ends, make_rule, make_sigmas
+from ..solvers.registry import SIMPLEST, make_rule
 from ..solvers.solve import solve
 from .feedback_config import FeedbackConfig
+from .feedback_plan import loop_of, sigmas_of, times_at
 from .teacher import POOL_SEEDS, VALIDATION_SEEDS, Teacher, cache_folder
 
 CLIP = 1.0  # largest gradient norm
 WARM = 0.05  # share of the updates in which the learning rate rises
 TOGETHER = 256  # held-out samples that are solved at once
+ADAM = ("exp_avg", "exp_avg_sq")  # how torch calls its moments
 Parts = dict[str, Tensor]  # parameters, or what Adam keeps of them, by name
 
 
@@ -201,7 +202,7 @@ class FeedbackTrainer:
         """One update of the optimiser; the loss before it."""
         loss = self.loss(iteration)
         if not bool(loss.isfinite()):
-            text = f"the loss is {float(loss)} in update {iteration + 1}: give a smaller lr or scale_lr"
+            text = f"the loss is {float(loss.detach())} in update {iteration + 1}: give a smaller lr or scale_lr"
             raise FloatingPointError(text)
         # Of these alone: weights of the network that were not frozen get no gradient.
         gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
@@ -238,56 +239,6 @@ class FeedbackTrainer:
                 ADAM, (state.first, state.second), strict=True)}  # fmt: skip
             optimizer.state[parameter] = {"step": torch.tensor(float(state.iteration)), **moments}
         return optimizer
-
-
-ADAM = ("exp_avg", "exp_avg_sq")
-
-
-def loop_of(model: Model, config: FeedbackConfig) -> Loop:
-    """The loop that a config asks for in a model's network.
-
-    Raises:
-        ValueError: for a network that cannot have it, or a model of several.
-    """
-    networks = networks_of(model)
-    if len(networks) != 1:
-        raise ValueError(f"{', '.join(networks)} share the work: feedback is learned in one network")
-    network = next(iter(networks.values()))
-    depth = len(blocks_of(network))
-    begin, count = default_loop(depth)
-    return Loop(
-        type(network).__name__, depth, begin if config.begin is None else config.begin,
-        count if config.count is None else config.count, config.steps, config.feedback or tuple(range(config.steps)),
-    )  # fmt: skip
-
-
-def sigmas_of(model: Model, config: FeedbackConfig, steps: int) -> Tensor:
-    """(N+1,) noise levels of so many steps."""
-    name, number = config.of_schedule(model.path)
-    return make_sigmas(name, steps, Ends.of(model, config.sigma_min, config.sigma_max), number)
-
-
-def times_at(model: Model, network: nn.Module, sigmas: Tensor) -> Tensor:
-    """(N,) float32: what the network is told at these noise levels."""
-    time_of, told = TIMES[type(network).__name__], list[Tensor]()
-    if time_of.embedder:
-        place = network.get_submodule(time_of.embedder)
-    else:
-        place = blocks_of(network).modules[0]
-
-    def look(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        value = args[0] if time_of.embedder and args else kwargs["timestep"]
-        assert isinstance(value, Tensor)
-        told.append(value.detach().float().flatten()[:1].cpu())
-
-    handle, denoiser = place.register_forward_pre_hook(look, with_kwargs=True), model.for_seeds([0])
-    try:
-        with torch.no_grad(), unannounced():
-            for sigma in sigmas:
-                denoiser(torch.zeros(1, *model.shape, device=model.device), sigma.to(model.device))
-    finally:
-        handle.remove()
-    return torch.cat(told[:: max(1, len(told) // len(sigmas))])
 
 
 def rate(iteration: int, total: int) -> float:

@@ -24,8 +24,9 @@ from ..runs.processes import Workers
 from ..solvers.provenance import Provenance
 from ..solvers.table import Table
 from ..solvers.table_json import dumps
-from .feedback import FeedbackState, FeedbackTrainer, FeedbackUpdate, loop_of
+from .feedback import FeedbackState, FeedbackTrainer, FeedbackUpdate
 from .feedback_config import FeedbackConfig
+from .feedback_plan import loop_of
 from .teacher import POOL_SEEDS
 
 log = logging.getLogger("epd")

@@ -18,8 +18,9 @@ from epd.accelerators.accelerate import accelerators_of
 from epd.accelerators.feedback_block import load_feedback, read_trained
 from epd.denoisers.digits import digits
 from epd.denoisers.fingerprint import weights_digest
-from epd.distill.feedback import FeedbackTrainer, times_at
+from epd.distill.feedback import FeedbackTrainer
 from epd.distill.feedback_config import FeedbackConfig
+from epd.distill.feedback_plan import times_at
 from epd.distill.feedback_run import checkpoint_of, state_of
 from epd.distill.teacher import VALIDATION_SEEDS
 from epd.runs.checkpoint import RunError, load_checkpoint, save_checkpoint
@@ -71,9 +72,9 @@ def test_it_learns_and_the_best_on_held_out_noise_is_kept(objective: str) -> Non
     trainer = FeedbackTrainer(model, config)
     plain = trainer.first().best_rmse
     assert plain == trainer.rmse(None)  # scales of 0
-    before_training = float(trainer.loss(0))
+    before_training = trainer.loss(0).detach()
     *_, last = updates = list(trainer.updates())
-    assert float(trainer.loss(0)) < 0.8 * before_training  # on the few samples that it saw
+    assert trainer.loss(0).detach() < 0.8 * before_training  # on the few samples that it saw
     measured = [update.validation for update in updates if update.validation is not None]
     assert len(measured) == 4 and last.state.best_rmse == min([plain, *measured])
     fed, trained = trainer.finished(last.state)
