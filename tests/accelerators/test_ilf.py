@@ -19,7 +19,7 @@ from torch import Tensor
 import epd
 from epd.accelerators import planned
 from epd.accelerators.cost import together
-from epd.accelerators.feedback_block import KEY, Feedback, Loop, load_feedback, read_trained
+from epd.accelerators.feedback_block import KEY, Feedback, Loop, load_feedback, read_trained, save_feedback
 from epd.accelerators.names import from_json, parse, spelt, to_json
 from epd.denoisers.digits import digits
 from epd.solvers.rules import euler
@@ -118,7 +118,7 @@ def test_the_answer_is_that_of_the_formula(file: Path) -> None:
     fed = feedback.write(net, file, begin=1, count=2, steps=(0,))
     with torch.no_grad():
         fed.scale.copy_(torch.tensor([0.3, -0.2]))
-    epd.accelerators.feedback_block.save_feedback(file, fed, read_trained(file))
+    save_feedback(file, fed, read_trained(file))
     told: list[Tensor] = []
 
     def call(x: Tensor, timestep: Tensor, rows: Any) -> Tensor:  # noqa: ANN401
