@@ -81,7 +81,7 @@ ABLATIONS: dict[str, Ablation] = {
     "memory-0": Ablation("memory", "no earlier slope", {**DENSE, "memory": 0}),
     "memory-1": Ablation("memory", "those of one step", {**DENSE, "memory": 1}),
     "fixed-sigmas": Ablation("schedule", "the best of four usual ones", FIXED),
-    "one-grid": Ablation("schedule", "polynomial", ONE_GRID),
+    "one-grid": Ablation("schedule", "the polynomial one", ONE_GRID, "fixed-sigmas"),
     "steps": Ablation("objective", "the state after every step", {**ONE_GRID, "objective": "steps"}, "one-grid"),
     "both": Ablation("objective", "end point and every step", {**ONE_GRID, "objective": "both"}, "one-grid"),
     **{f"pool-{n}": Ablation("training samples", f"{n:,}", {**DENSE, "pool": n}) for n in (64, 256, 1024, 4096)},
@@ -187,9 +187,9 @@ class Transfer:
     """The table of a run, measured on another world.
 
     Args:
-        subject: that world.
         family, calls, seed: of the run.
         source: where it was learned.
+        target: where it is used.
     """
 
     subject: str
@@ -197,6 +197,7 @@ class Transfer:
     calls: int
     seed: int
     source: str
+    target: str
 
     def run(self) -> Run:
         """The run."""
@@ -204,7 +205,7 @@ class Transfer:
 
     def path(self, results: Path) -> Path:
         """The cell's file in the folder of all results."""
-        return results / "transfer" / f"{self.source}--{self.subject}-{self.family}-{self.calls}-{self.seed}.json"
+        return results / "transfer" / f"{self.source}--{self.target}-{self.family}-{self.calls}-{self.seed}.json"
 
 
 Cell = Run | Begin | Untrained | Transfer
@@ -233,14 +234,14 @@ def cells(only: Sequence[str] = ()) -> list[Cell]:
     every += [Run("ablations", name, ABLATED_CALLS, seed) for seed in ABLATION_SEEDS for name in ABLATIONS]
     every += [Begin(guided), *headline(guided, (0,), TRANSFERRED_CALLS, [*OURS])]
     every += [
-        Transfer(used, family, at, 0, learned)
+        Transfer("transfer", family, at, 0, learned, used)
         for learned, used in TRANSFERS for family in OURS for at in TRANSFERRED_CALLS
     ]  # fmt: skip
     for text in only:
         if not any(fits(text, cell) for cell in every):
             raise ValueError(
-                f"no cell is {text!r}: give SUBJECT,FAMILY,CALLS,SEED, of subjects {', '.join(WORLDS)}; families "
-                f"teacher, hand-made, {', '.join((*OURS, *PEERS, *ABLATIONS))}; an empty one is any"
+                f"no cell is {text!r}: give SUBJECT,FAMILY,CALLS,SEED, of subjects {', '.join(WORLDS)}, transfer; "
+                f"families teacher, hand-made, {', '.join((*OURS, *PEERS, *ABLATIONS))}; an empty one is any"
             )
     return [cell for cell in every if not only or any(fits(text, cell) for text in only)]
 

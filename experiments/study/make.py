@@ -50,7 +50,7 @@ def begin(cell: Begin, results: Path, work: Path) -> None:
 
 def transfer(cell: Transfer, results: Path, work: Path) -> None:
     """Measures a table of another world, which is learned where it is missing."""
-    world, source = WORLDS[cell.subject], cell_of(cell.run(), results, work)
+    world, source = WORLDS[cell.target], cell_of(cell.run(), results, work)
     settings: dict[str, Any] = {"digest": source["digest"], "judged": world.judged()}
     if read(cell.path(results)).get("settings") != settings:
         began, table = time.process_time(), table_in(source)
