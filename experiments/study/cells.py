@@ -16,9 +16,9 @@ from ..learned_cells import Subject, settings_of
 
 CALLS = (3, 5, 7, 9)
 # Every family gets as many updates of as many samples as the others of its world: what fits into an hour on two cores.
-SHORT = {"pool": 8192, "batch": 64, "screening": 40, "iterations": 360}
+SHORT = {"pool": 8192, "batch": 64, "screening": 30, "iterations": 300}
 # An evaluation costs 20 to 60 times as much there.
-SHORTER = {"pool": 512, "validation": 128, "batch": 16, "screening": 15, "iterations": 120, "validate_every": 40}
+SHORTER = {"pool": 512, "validation": 128, "batch": 16, "screening": 10, "iterations": 100, "validate_every": 50}
 EXACT = Subject("digits-exact", 8192, 256, torch.float64, 1e-6, training=SHORT)
 SHAPES = Subject("shapes-exact", 1024, 64, torch.float32, 1e-4, 64, 5.0, SHORTER)
 WORLDS: dict[str, Subject] = {
