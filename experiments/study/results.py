@@ -141,7 +141,13 @@ def solvers(name: str, files: Files) -> str:
         ]  # fmt: skip
         parts += [f"At most so many **{what}**:", markdown_table([what, *map(str, CALLS)], table)]
     environments = [run.environment for run in results.runs]
-    return "\n\n".join([*parts, measured_in(*environments)])
+    plot = f"![Error against sequential calls and against evaluations on {name}]({picture(name)})"
+    return "\n\n".join([*parts, plot, measured_in(*environments)])
+
+
+def picture(name: str) -> str:
+    """The file of a picture, beside the page."""
+    return f"study_{name.replace('-', '_')}.png"
 
 
 def _rank(row: tuple[str, Sequence[Entry | None]]) -> tuple[bool, float]:
