@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..learned_results import of_model
 from ..markdown import MISSING, markdown_table
 from .cells import ABLATIONS, OURS, TRANSFERRED_CALLS, TRANSFERS
-from .results import Entry, Files, entries
+from .results import Entry, Files, entries, picture
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def ablations(files: Files) -> str:
         against = "" if row.name == what.against else ABLATIONS[what.against].says
         table.append([what.about, what.says, str(row.entry.evaluations), row.entry.text(), ratio, against])
     head = ["what", "how", "evaluations", "RMSE", "times that of the run beside it", "which is"]
-    return markdown_table(head, table)
+    plot = f"![What each part is worth, seed by seed]({picture('ablations')})"
+    return f"{markdown_table(head, table)}\n\n{plot}"
 
 
 def failures(files: Files) -> str:

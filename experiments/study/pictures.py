@@ -10,7 +10,7 @@ from ...evaluation.pareto import INK, LEARNED, costs, pareto_plot, save_figure
 from ..learned_results import contents
 from .cells import ABLATIONS, HEADLINE
 from .parts import Row, ablation_rows
-from .results import comparison
+from .results import comparison, picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,10 +22,10 @@ def drawn(results: Path, docs: Path) -> Iterator[Path]:
     for name in HEADLINE:
         compared = comparison(files, name)
         if compared is not None:
-            yield pareto_plot(compared, costs(compared)[:2], docs / f"study_{name.replace('-', '_')}.png")
+            yield pareto_plot(compared, costs(compared)[:2], docs / picture(name))
     rows = [row for row in ablation_rows(files) if row.name != ABLATIONS[row.name].against]
     if rows:
-        yield save_figure(ablation_figure(rows), docs / "study_ablations.png")
+        yield save_figure(ablation_figure(rows), docs / picture("ablations"))
 
 
 def ablation_figure(rows: Sequence[Row]) -> Figure:
