@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from ..denoisers.protocol import Denoiser, beside, coefficient_device
+from ..denoisers.protocol import Denoiser, beside, coefficient_device, denoised_at
 from .walk import Answer, Ask
 
 MakeAnswer: TypeAlias = Callable[[Denoiser], Answer]
@@ -30,11 +30,12 @@ def batched(denoiser: Denoiser) -> Answer:
     def answer(ask: Ask) -> Tensor:
         k, b = ask.points.shape[:2]
         if k == 1:  # half of all questions: nothing to lay out
-            return _slopes(ask, _denoised(denoiser, ask.points[0], ask.network_sigma[0].expand(b))[None])
+            factor = None if ask.guidance is None else ask.guidance[0].expand(b)
+            return _slopes(ask, _denoised(denoiser, ask.points[0], ask.network_sigma[0].expand(b), factor)[None])
         rows = ask.points.transpose(0, 1).flatten(0, 1)
-        sigma = ask.network_sigma
-        spread = sigma.expand(b, k) if sigma.ndim == 1 else sigma.T
-        denoised = _denoised(denoiser, rows, spread.flatten())
+        sigma, factor = (_of_rows(values, b) for values in (ask.network_sigma, ask.guidance))
+        assert sigma is not None
+        denoised = _denoised(denoiser, rows, sigma, factor)
         return _slopes(ask, denoised.reshape(b, k, *denoised.shape[1:]).transpose(0, 1))
 
     return answer
@@ -48,9 +49,7 @@ def serial(denoiser: Denoiser) -> Answer:
     """
 
     def answer(ask: Ask) -> Tensor:
-        b = ask.points.shape[1]
-        pairs = zip(ask.points, ask.network_sigma, strict=True)
-        return _slopes(ask, torch.stack([_denoised(denoiser, x, sigma.expand(b)) for x, sigma in pairs]))
+        return _slopes(ask, torch.stack([_denoised(denoiser, *point) for point in _points(ask)]))
 
     return answer
 
@@ -69,7 +68,7 @@ def streams(denoiser: Denoiser) -> Answer:
     first = serial(denoiser)
 
     def answer(ask: Ask) -> Tensor:
-        device, b = ask.points.device, ask.points.shape[1]
+        device = ask.points.device
         if device.type != "cuda":
             raise ValueError(f"the points lie on {device.type}, streams are those of a CUDA device: answer=batched")
         if ask.points.shape[1:] not in seen:
@@ -77,10 +76,10 @@ def streams(denoiser: Denoiser) -> Answer:
             return first(ask)
         lanes.extend(torch.cuda.Stream(device) for _ in range(len(ask.points) - len(lanes)))
         here, denoised = torch.cuda.current_stream(device), []
-        for x, sigma, lane in zip(ask.points, ask.network_sigma, lanes, strict=False):
+        for point, lane in zip(_points(ask), lanes, strict=False):
             lane.wait_stream(here)
             with torch.cuda.stream(lane):
-                denoised.append(_denoised(denoiser, x, sigma.expand(b)))
+                denoised.append(_denoised(denoiser, *point))
         # Both waits together make it safe that memory goes back to the stream that it is from.
         for lane in lanes[: len(ask.points)]:
             here.wait_stream(lane)
@@ -89,13 +88,28 @@ def streams(denoiser: Denoiser) -> Answer:
     return answer
 
 
-def _denoised(denoiser: Denoiser, rows: Tensor, sigma: Tensor) -> Tensor:
+def _of_rows(values: Tensor | None, samples: int) -> Tensor | None:
+    """(B x K,) sample-major, of (K,) or (K, B)."""
+    if values is None:
+        return None
+    return (values.expand(samples, len(values)) if values.ndim == 1 else values.T).flatten()
+
+
+def _points(ask: Ask) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """State, noise levels and factors of the guidance of each point, one of each for every sample."""
+    b = ask.points.shape[1]
+    factors = [None] * len(ask.points) if ask.guidance is None else [factor.expand(b) for factor in ask.guidance]
+    levels = [sigma.expand(b) for sigma in ask.network_sigma]
+    return zip(ask.points, levels, factors, strict=True)
+
+
+def _denoised(denoiser: Denoiser, rows: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
     """D at these rows, checked.
 
     Raises:
-        ValueError: when the denoiser returns another shape than that of its rows.
+        ValueError: when the denoiser returns another shape than that of its rows, or has no guidance to scale.
     """
-    denoised = denoiser(rows, sigma)
+    denoised = denoised_at(denoiser, rows, sigma, factor)
     if denoised.shape != rows.shape:
         raise ValueError(
             f"the denoiser returned shape {tuple(denoised.shape)} for a state of shape {tuple(rows.shape)}: "
