@@ -220,7 +220,8 @@ def test_order_of_nodes_does_not_matter(name: str) -> None:
 def test_a_node_may_be_split_in_two_halves() -> None:
     table = epd_table(order=3)
     split = [0, 1, 1, 2]
-    changes = {k: getattr(table, k)[:, split] for k in ("nodes", "weights", "slope_scale", "sigma_scale", "guidance_scale")}
+    rows = ("nodes", "weights", "slope_scale", "sigma_scale", "guidance_scale")
+    changes = {k: getattr(table, k)[:, split] for k in rows}
     changes["weights"] = changes["weights"] * [1, 0.5, 0.5, 1]
     other = dataclasses.replace(table, **changes)
     assert other.num_parallel == 4
