@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -143,6 +143,14 @@ class EPDScheduler(Timetable):
             return None
         return WideCall(run.rows, times, first, retold)
 
+    @property
+    def listener(self) -> Callable[[Any], Any] | None:
+        """What has to hear the output of the next network call; None where its guidance is the pipeline's own."""
+        if self._placement == "bare" or self._layout is None:
+            return None
+        run = self._upcoming()
+        return None if run.finished or run.call.guidance is None else self._guiding.hear
+
     def spread(self, rows: Tensor) -> Tensor:
         """The rows of a wide call, R x K sample-major, of the R that the pipeline has, one per sample and copy."""
         run = self._upcoming()
@@ -195,7 +203,11 @@ class EPDScheduler(Timetable):
             points = run.points
         else:
             points = moved_points(sample, run.points, call.c_in)
-        denoised, slopes = evaluated(call, points, unmarked(model_output))
+        output = unmarked(model_output)
+        if call.guidance is not None:
+            factors = torch.tensor(call.guidance[: len(points)], dtype=torch.float64)
+            output = self._guiding.scaled(output, factors, points.shape[2])
+        denoised, slopes = evaluated(call, points, output)
         after = run.advance(points, slopes)
         rows = rows_of(after[:1], self._last_scale if run.finished else run.call.c_in, sample.dtype)
         self._handed = None if rows.is_inference() or run.finished else (rows, rows._version)
