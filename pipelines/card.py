@@ -144,8 +144,8 @@ def _guidance(table: Table) -> list[str]:
     rows = []
     for n, used in enumerate(table.used):
         anchor = "-" if has_analytic_anchor(table, n) else f"{table.anchor_guidance[n]:.4f}"
-        points = (f"{f:.4f}" if inside else "-" for f, inside in zip(table.guidance_scale[n], used.lookahead, strict=True))
-        rows.append((str(n + 1), anchor, *points))
+        pairs = zip(table.guidance_scale[n], used.lookahead, strict=True)
+        rows.append((str(n + 1), anchor, *(f"{f:.4f}" if inside else "-" for f, inside in pairs)))
     head = ["step", "anchor", *(f"point {j + 1}" for j in range(table.num_nodes))]
     return ["Guidance: factors of the guidance scale that the pipeline is called with.", _columns(head, rows)]
 

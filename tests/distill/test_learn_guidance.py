@@ -22,6 +22,7 @@ from epd.distill.parameters import Parameters
 from epd.distill.plan import make_plan
 from epd.distill.run import numbers_of, table_at
 from epd.distill.train import distill
+from epd.runs.table_picture import table_picture
 from epd.solvers.exact import converged
 from epd.solvers.parallel import parallel
 
@@ -52,6 +53,9 @@ def test_a_table_is_its_own_start_and_comes_back(name: str) -> None:
     assert float(bounds.anchor_guidance.max()) <= float(np.e) * (1 + 1e-9)  # type: ignore[union-attr]
     assert ("guidance_scale/step0/0" in numbers_of(scaled(table))) == bool(table.num_nodes)
     assert not any("guidance" in tag for tag in numbers_of(table))
+    # 24 pixels for each factor, and the gap before them.
+    wider = table_picture(scaled(table)).shape[1] - table_picture(table).shape[1]
+    assert wider == 24 * (2 + table.num_nodes)
 
 
 def test_gradients_are_differences_through_a_whole_trajectory() -> None:
