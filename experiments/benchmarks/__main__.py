@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, (name, cell) in enumerate(missing.items(), 1):
         log.info("cell %d of %d: %s", number, len(missing), name)
         assert machine is not None
-        report.save(args.out, *name.split("."), machine, cell(settings, machine))
+        suite, _, own = name.partition(".")
+        report.save(args.out, suite, own, machine, cell(settings, machine))
     print(*report.write(args.out), sep="\n")
     return 0
 

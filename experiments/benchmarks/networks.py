@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
@@ -73,13 +74,13 @@ def subject(name: str, settings: Settings, dtype: torch.dtype = torch.float32) -
 
 
 def around(
-    name: str, network: DiTTransformer2DModel, device: torch.device, dtype: torch.dtype = torch.float32
+    name: str, network: Any, device: torch.device, dtype: torch.dtype = torch.float32  # noqa: ANN401
 ) -> Subject:
     """A network of this kind, on the device."""
-    network = network.to(device)
+    network.to(device)
     if network.dtype != dtype:
         network.to(dtype)
-    return Subject(name, network, dit(network, linear_beta(), "v_prediction", name))  # type: ignore[arg-type]
+    return Subject(name, network, dit(network, linear_beta(), "v_prediction", name))
 
 
 def plain_table(steps: int, points: int, sigma_max: float = 40.0, sigma_min: float = 0.02) -> Table:

@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteSchedu
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from ...pipelines.enable import enable, summary
+from ...solvers.graphs import MakeGraph
 from ..bench_interleaved import network
 from .networks import plain_table
 from .timing import Machine, Settings, Times, bare, bound, recorded
@@ -38,11 +39,9 @@ def cells(settings: Settings) -> dict[str, Any]:
 
 def pipeline(unet: Any) -> Pipe:  # noqa: ANN401
     """Stable Diffusion's around this network, given encoded prompts, without a decoder."""
-    parts: dict[str, Any] = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker"))
-    scheduler = DDIMScheduler(**BETAS, clip_sample=False, steps_offset=1)
-    pipe = StableDiffusionPipeline(
-        **parts, feature_extractor=None, unet=unet, scheduler=scheduler, requires_safety_checker=False
-    )  # type: ignore[arg-type]
+    parts: dict[str, Any] = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    parts["scheduler"] = DDIMScheduler(**BETAS, clip_sample=False, steps_offset=1)
+    pipe = StableDiffusionPipeline(**parts, unet=unet, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -63,7 +62,9 @@ def run_of(pipe: Pipe, steps: int, size: int, words: int = 3) -> Callable[[], An
     return run
 
 
-def contenders(unet: Any, size: int, words: int = 3, graphs: bool = False) -> dict[str, Callable[[], Any]]:  # noqa: ANN401
+def contenders(
+    unet: Any, size: int, words: int = 3, graphs: bool | MakeGraph = False  # noqa: ANN401
+) -> dict[str, Callable[[], Any]]:
     """Runs of pipelines that share a network, by solver."""
     found = {}
     for name, (scheduler, steps) in STOCK.items():
@@ -78,7 +79,8 @@ def contenders(unet: Any, size: int, words: int = 3, graphs: bool = False) -> di
 
 def measure(size: int, settings: Settings, machine: Machine) -> list[dict[str, Any]]:
     """A row for each solver."""
-    unet = network().to(settings.device)
+    unet: Any = network()
+    unet.to(settings.device)
     runs = contenders(unet, size)
     with torch.no_grad():
         calls = {name: recorded(unet, run) for name, run in runs.items()}

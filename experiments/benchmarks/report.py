@@ -64,9 +64,9 @@ def table(cells: Cells) -> str:
     rows = [row for cell in cells.values() if not isinstance(cell["rows"], str) for row in cell["rows"]]
     texts = list(said)
     if rows:
-        columns = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in SPREADS]
+        columns: list[str] = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in SPREADS]
         lines = [[_shown(row, name) for name in columns] for row in rows]
-        texts.append(markdown_table([HEADS.get(name, name) for name in columns], lines))
+        texts.append(markdown_table([HEADS[name] if name in HEADS else name for name in columns], lines))
     texts.append(measured_in(*(cell["environment"] for cell in cells.values())))
     return "\n\n".join(texts)
 

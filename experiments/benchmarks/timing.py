@@ -104,17 +104,16 @@ class Times:
 
     def _round(self, works: Mapping[str, Work], device: torch.device) -> dict[str, float]:
         found = dict.fromkeys(works, 0.0)
-        for name in [*works, *reversed(works)]:
+        for name in [*works, *reversed([*works])]:
             found[name] += seconds_of(works[name], device) / 2
         return found
 
     def row(self, name: str, floor: str | None = None) -> dict[str, float]:
         """Median and quartiles of a work in milliseconds, and of its ratio to its floor, round by round."""
-        out = dict(zip(("ms", "ms_low", "ms_high"), _spread([1e3 * s for s in self.seconds[name]]), strict=True))
+        out = _spread("ms", [1e3 * s for s in self.seconds[name]])
         if floor is not None:
-            ratios = self.ratios(name, floor)
             out["floor_ms"] = round(1e3 * statistics.median(self.seconds[floor]), 4)
-            out |= dict(zip(("ratio", "ratio_low", "ratio_high"), _spread(ratios), strict=True))
+            out |= _spread("ratio", self.ratios(name, floor))
         return {**out, "rounds": len(self.seconds[name])}
 
     def ratios(self, name: str, floor: str) -> list[float]:
@@ -126,10 +125,10 @@ class Times:
         return round(statistics.median(self.ratios(name, floor)), 4)
 
 
-def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
     """Median and quartiles."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
-    return round(middle, 4), round(low, 4), round(high, 4)
+    return {name: round(middle, 4), f"{name}_low": round(low, 4), f"{name}_high": round(high, 4)}
 
 
 def recorded(network: nn.Module, work: Work) -> list[Call]:

@@ -54,10 +54,10 @@ def network_of(at: dict[str, int], settings: Settings) -> Subject:
     if at["resolution"] == BASE["resolution"]:
         it = subject("digits", settings)
     else:
-        own = subject("digits", settings).network.config
+        own: Any = subject("digits", settings).network.config
         made = transformer(
             own.num_attention_heads, own.num_layers, at["resolution"], own.in_channels, own.patch_size
-        )  # type: ignore[arg-type]
+        )
         it = around("digits", made, settings.device)
     return it
 
