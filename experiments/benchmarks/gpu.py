@@ -29,7 +29,7 @@ from torch import Tensor
 from ...denoisers.networks import NetworkDenoiser, Rows
 from ...denoisers.preconditioning import edm
 from ...solvers.answers import batched
-from ...solvers.graphs import CudaGraph, EagerGraph, MakeGraph
+from ...solvers.graphs import EagerGraph, MakeGraph
 from ...solvers.walk import Ask
 from . import graphed, report
 from .networks import Subject, subject
@@ -105,8 +105,9 @@ class Run:
         self.machine = Machine.measured(self.settings, self.dtype)
 
     @property
-    def make_graph(self) -> MakeGraph:
-        return EagerGraph if self.dry else partial(CudaGraph, self.device)
+    def make_graph(self) -> MakeGraph | None:
+        """None: CUDA graphs."""
+        return EagerGraph if self.dry else None
 
     def parts(self) -> dict[str, Callable[[], Any]]:
         """By name, the telling ones first."""
@@ -159,7 +160,7 @@ class Run:
         runs = contenders(unet, 16 if self.dry else 512, 77)
         calls = {name: recorded(unet, run) for name, run in runs.items()}
         floors = {f"{name}, bare": bare(unet, made) for name, made in calls.items()}
-        replaying = contenders(unet, 16 if self.dry else 512, 77, graphs=self.make_graph)
+        replaying = contenders(unet, 16 if self.dry else 512, 77, graphs=self.make_graph or True)
         graphs = {"EPD, K = 2, graphs": replaying["EPD, K = 2"]}
         times = Times({**runs, **graphs, **floors}, self.settings)
         return [
