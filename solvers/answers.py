@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers.protocol import Denoiser, beside, coefficient_device
+from .questions import announced
 from .walk import Answer, Ask
 
 MakeAnswer: TypeAlias = Callable[[Denoiser], Answer]
@@ -27,17 +28,7 @@ def batched(denoiser: Denoiser) -> Answer:
         ValueError: by the answer, when the denoiser returns another shape than that of its rows.
     """
 
-    def answer(ask: Ask) -> Tensor:
-        k, b = ask.points.shape[:2]
-        if k == 1:  # half of all questions: nothing to lay out
-            return _slopes(ask, _denoised(denoiser, ask.points[0], ask.network_sigma[0].expand(b))[None])
-        rows = ask.points.transpose(0, 1).flatten(0, 1)
-        sigma = ask.network_sigma
-        spread = sigma.expand(b, k) if sigma.ndim == 1 else sigma.T
-        denoised = _denoised(denoiser, rows, spread.flatten())
-        return _slopes(ask, denoised.reshape(b, k, *denoised.shape[1:]).transpose(0, 1))
-
-    return answer
+    return lambda ask: _evaluated(denoiser, ask, tuple(range(len(ask.points))))
 
 
 def serial(denoiser: Denoiser) -> Answer:
@@ -48,9 +39,7 @@ def serial(denoiser: Denoiser) -> Answer:
     """
 
     def answer(ask: Ask) -> Tensor:
-        b = ask.points.shape[1]
-        pairs = zip(ask.points, ask.network_sigma, strict=True)
-        return _slopes(ask, torch.stack([_denoised(denoiser, x, sigma.expand(b)) for x, sigma in pairs]))
+        return torch.cat([_evaluated(denoiser, ask, (k,)) for k in range(len(ask.points))])
 
     return answer
 
@@ -69,24 +58,42 @@ def streams(denoiser: Denoiser) -> Answer:
     first = serial(denoiser)
 
     def answer(ask: Ask) -> Tensor:
-        device, b = ask.points.device, ask.points.shape[1]
+        device = ask.points.device
         if device.type != "cuda":
             raise ValueError(f"the points lie on {device.type}, streams are those of a CUDA device: answer=batched")
         if ask.points.shape[1:] not in seen:
             seen.add(ask.points.shape[1:])
             return first(ask)
         lanes.extend(torch.cuda.Stream(device) for _ in range(len(ask.points) - len(lanes)))
-        here, denoised = torch.cuda.current_stream(device), []
-        for x, sigma, lane in zip(ask.points, ask.network_sigma, lanes, strict=False):
+        here, slopes = torch.cuda.current_stream(device), []
+        for k, lane in zip(range(len(ask.points)), lanes, strict=False):
             lane.wait_stream(here)
             with torch.cuda.stream(lane):
-                denoised.append(_denoised(denoiser, x, sigma.expand(b)))
+                slopes.append(_evaluated(denoiser, ask, (k,)))
         # Both waits together make it safe that memory goes back to the stream that it is from.
         for lane in lanes[: len(ask.points)]:
             here.wait_stream(lane)
-        return _slopes(ask, torch.stack(denoised))
+        return torch.cat(slopes)
 
     return answer
+
+
+def _evaluated(denoiser: Denoiser, ask: Ask, slots: tuple[int, ...]) -> Tensor:
+    """The slopes at these points of a question, (K, B, *S), by one call of K x B rows, sample-major."""
+    points, sigma, told = ask.points, ask.sigma, ask.network_sigma
+    if len(slots) < len(points):  # a slice of all would cost an operation going back, too
+        points, sigma, told = (part[slots[0] : slots[-1] + 1] for part in (points, sigma, told))
+    k, b = points.shape[:2]
+    with announced(ask, slots) as asked:
+        if k == 1:  # half of all questions: nothing to lay out
+            denoised = _denoised(denoiser, points[0], told[0].expand(b))[None]
+        else:
+            rows = points.transpose(0, 1).flatten(0, 1)
+            spread = told.expand(b, k) if told.ndim == 1 else told.T
+            denoised = _denoised(denoiser, rows, spread.flatten())
+            denoised = denoised.reshape(b, k, *denoised.shape[1:]).transpose(0, 1)
+    away = points - denoised
+    return asked.settled(away / beside(sigma, away).reshape(len(away), -1, *[1] * (away.ndim - 2)))
 
 
 def _denoised(denoiser: Denoiser, rows: Tensor, sigma: Tensor) -> Tensor:
@@ -102,9 +109,3 @@ def _denoised(denoiser: Denoiser, rows: Tensor, sigma: Tensor) -> Tensor:
             "it must return E[x0 | x] of the same shape (drop learned-variance channels in its adapter)"
         )
     return denoised
-
-
-def _slopes(ask: Ask, denoised: Tensor) -> Tensor:
-    """(x - D) / sigma, all (K, B, *S)."""
-    away = ask.points - denoised
-    return away / beside(ask.sigma, away).reshape(len(away), -1, *[1] * (away.ndim - 2))
