@@ -98,7 +98,8 @@ SHORTER = {**SHORT, "pool": 768, "validation": 192, "batch": 32, "screening": 10
 # Without entropy the policy narrows to one table long before the best one is found.
 REFINING = {"lr": 5e-3, "std": 0.1, "entropy": 0.03, "held_out": 512, "shared_noise": False}
 # Where samples cost more, the same noise for all tables of a prompt tells more of them; many prompts, few tables each.
-COSTLY = {"lr": 1e-2, "std": 0.1, "held_out": 512, "groups": 64, "group_size": 4, "start": "best", "learn_guidance": True}
+COSTLY = {"lr": 1e-2, "std": 0.1, "held_out": 512, "groups": 64, "group_size": 4, "start": "best",
+          "learn_guidance": True}  # fmt: skip
 SUBJECTS: dict[str, Subject] = {
     "shapes-exact": Subject(
         "shapes-exact", 5.0, (2, 3), ("DPM-Solver++ 2M", "time uniform", 50), 4096, distilling=SHORT,
