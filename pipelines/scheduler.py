@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401 -
 from torch import Tensor
 
 from ..solvers import registry
+from ..solvers.questions import Question
 from ..solvers.table import Table
 from .exchange import EPDSchedulerOutput, WideCall, evaluated, moved_points, position, rows_of, spread
 from .fan_rows import unmarked
@@ -143,6 +144,32 @@ class EPDScheduler(Timetable):
             return None
         return WideCall(run.rows, times, first, retold)
 
+    @property
+    def question(self) -> Question | None:
+        """What the next network call answers, for who makes it cheaper; None before `set_timesteps` and after the last.
+
+        Whoever watches it sees the guided slopes of that call, and says which ones hold.
+        """
+        if self._question is None and self._layout is not None:
+            run = self._upcoming()
+            if run.finished:
+                return None
+            call, samples = run.call, None if run.points is None else run.points.shape[1]
+            slots, steps = call.slots[: run.rows], self._layout.steps
+            sigma = call.sigma[: run.rows]
+            self._question = Question(
+                self._trajectory, call.step, steps, call.ask, slots, sigma, run.at_state, samples
+            )
+        return self._question
+
+    @property
+    def listener(self) -> Callable[[Any], Any] | None:
+        """What has to hear the output of the next network call; None where its guidance is the pipeline's own."""
+        if self._placement == "bare" or self._layout is None:
+            return None
+        run = self._upcoming()
+        return None if run.finished or run.call.guidance is None else self._guiding.hear
+
     def spread(self, rows: Tensor) -> Tensor:
         """The rows of a wide call, R x K sample-major, of the R that the pipeline has, one per sample and copy."""
         run = self._upcoming()
@@ -195,7 +222,16 @@ class EPDScheduler(Timetable):
             points = run.points
         else:
             points = moved_points(sample, run.points, call.c_in)
-        denoised, slopes = evaluated(call, points, unmarked(model_output))
+        output = unmarked(model_output)
+        if call.guidance is not None:
+            factors = torch.tensor(call.guidance[: len(points)], dtype=torch.float64)
+            output = self._guiding.scaled(output, factors, points.shape[2])
+        denoised, slopes = evaluated(call, points, output)
+        question, self._question = self._question, None
+        if question is not None and (settled := question.settled(slopes)) is not slopes:
+            slopes = settled
+            levels = zip(points, slopes, call.sigma, strict=False)
+            denoised = torch.stack([x - sigma * d for x, d, sigma in levels])
         after = run.advance(points, slopes)
         rows = rows_of(after[:1], self._last_scale if run.finished else run.call.c_in, sample.dtype)
         self._handed = None if rows.is_inference() or run.finished else (rows, rows._version)

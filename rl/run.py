@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from ..accelerators.accelerate import recorded
+from ..denoisers.checks import require_guided
 from ..denoisers.fingerprint import conditions_digest, model_identity
 from ..distill.cost import rows_per_second
 from ..distill.run import numbers_of
@@ -68,6 +70,8 @@ def run_refine(
     first, remedy = float(base.sigmas[0]), "take one that was learned for it"
     require_path(base.provenance.path, first, task.model.path, task.model.name, remedy)
     policy_of(base, config, task.context_size)  # refuses a table that it does not fit, before anything is written
+    if config.learn_guidance or base.scales_guidance:
+        require_guided(task.model)
     if dry_run:
         workers.together(lambda: print(forecast(task, base, config)) if workers.rank == 0 else None)
         return None
@@ -108,6 +112,7 @@ def refined(task: Task, base: Table, config: RefineConfig, state: RefineState) -
         parent=base.digest,
         model=task.model.name,
         guidance=task.model.guidance,
+        accelerators=recorded(task.model),
         seed=config.seed,
         config=config.model_dump(mode="json"),
         metrics={"gain": interval.mean, "gain_low": interval.low, "gain_high": interval.high},
@@ -159,6 +164,7 @@ def _identity(task: Task, base: Table, config: RefineConfig) -> dict[str, object
     texts = task.texts(asked)
     return {
         **model_identity(model),
+        **({"accelerators": list(recorded(model))} if recorded(model) else {}),
         "rewards": [[name, task.weights.get(name, 1.0)] for name in task.scores],  # their order is that of `given`
         "watched": list(task.watched),
         "conditions of training": list(task.train),
