@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .accelerators.accelerate import accelerate, decelerate, measure, summary
+    from .accelerators.contract import Accelerator
+    from .accelerators.moment import Moment
+    from .accelerators.reuse import Reuse
     from .denoisers.digits import digits_pipeline
     from .denoisers.mixture import GaussianMixture
     from .denoisers.networks import NetworkDenoiser
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from .evaluation.tune import tune
     from .evaluation.tune_config import TuneConfig
     from .pipelines.denoiser import from_pipeline
-    from .pipelines.enable import disable, enable, on_states, summary
+    from .pipelines.enable import disable, enable, on_states
     from .pipelines.find import find_table
     from .pipelines.scheduler import EPDScheduler
     from .pipelines.shapes import shapes_pipeline
@@ -54,8 +58,14 @@ _HOMES = {
     "from_pipeline": "pipelines.denoiser",
     "enable": "pipelines.enable",
     "disable": "pipelines.enable",
-    "summary": "pipelines.enable",
     "on_states": "pipelines.enable",
+    "accelerate": "accelerators.accelerate",
+    "decelerate": "accelerators.accelerate",
+    "measure": "accelerators.accelerate",
+    "summary": "accelerators.accelerate",
+    "Accelerator": "accelerators.contract",
+    "Moment": "accelerators.moment",
+    "Reuse": "accelerators.reuse",
     "EPDScheduler": "pipelines.scheduler",
     "shapes_pipeline": "pipelines.shapes",
     "find_table": "pipelines.find",
@@ -95,7 +105,8 @@ _HOMES = {
     "tune": "evaluation.tune",
 }
 _ROOMS = (
-    "formats", "denoisers", "solvers", "pipelines", "runs", "distill", "rl", "evaluation", "commands", "experiments",
+    "formats", "denoisers", "solvers", "pipelines", "accelerators", "runs", "distill", "rl", "evaluation", "commands",
+    "experiments",
 )  # fmt: skip
 _MODULES = {
     "rules": "solvers.rules",

@@ -14,8 +14,10 @@ from typing import Any
 
 from diffusers.modular_pipelines.modular_pipeline import ModularPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor
 
 LIBRARIES = ("torch", "diffusers", "accelerate", "peft")
+LATENTS = ("latents", "image")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class PipelineCall:
         code, values = self.frame.f_code, self.frame.f_locals
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         return {name: values[name] for name in names if name in values}
+
+    def latents(self) -> Tensor | None:
+        """What it holds between its network calls, under the name that pipelines give it; None under another name."""
+        held = (self.frame.f_locals.get(name) for name in LATENTS)
+        return next((value for value in held if isinstance(value, Tensor)), None)
 
 
 def pipeline_call() -> PipelineCall | None:

@@ -158,6 +158,7 @@ class Summary:
         states: indices of `callback_on_step_end` whose latents are states; the last is the result.
         networks: hooked.
         note: why a fan is not evaluated in one call, where it is not.
+        accelerated: what `epd.accelerate` put in, and what that costs; lines.
     """
 
     scheduler: str
@@ -170,16 +171,17 @@ class Summary:
     states: tuple[int, ...] = ()
     networks: tuple[str, ...] = ()
     note: str = ""
+    accelerated: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.enabled:
-            return f"{self.scheduler}; no learned solver is enabled"
+            return "\n".join([f"{self.scheduler}; no learned solver is enabled", *self.accelerated])
         lines = [
             f"{self.scheduler}, {self.placement}: {self.steps} steps, {self.depth} sequential network calls of up to "
             f"{self.width} rows per sample, {self.nfe} evaluations; call with num_inference_steps = {self.depth}",
             f"hooked: {', '.join(self.networks) or 'nothing'}; callbacks see states at {list(self.states)}",
         ]
-        return "\n".join([*lines, self.note] if self.note else lines)
+        return "\n".join([*lines, *([self.note] if self.note else []), *self.accelerated])
 
 
 def summary(pipe: Pipe) -> Summary:

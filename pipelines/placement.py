@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,8 @@ COMBINING = frozenset((
     "SanaSprintImg2ImgPipeline", "StableDiffusionLatentUpscalePipeline", "LTX2DFRPipeline",
     "LTX2DFRTemporalRefinePipeline", "RFD4ProteinaPipeline",
 ))  # fmt: skip
+# Networks whose caches somebody tells the points of a fan apart.
+FAN_AWARE: weakref.WeakSet[Module] = weakref.WeakSet()
 ONE_BY_ONE = "the points of a fan are evaluated one after another: "
 
 
@@ -95,7 +98,7 @@ def _takes_more(config: Any) -> bool:  # noqa: ANN401 - a network's configuratio
 def _keeps_rows(pipe: Pipe, networks: dict[str, Module]) -> str:
     """Why the number of rows may not change from call to call; empty when it may."""
     for network in networks.values():
-        if caches(network):
+        if caches(network) and network not in FAN_AWARE:
             return ONE_BY_ONE + "a cache that is active in the network keeps rows from call to call"
         if takes_lists(network.forward) and (vars(pipe).get("_guidance_scale") or 0) > 0:
             return ONE_BY_ONE + "guidance counts the entries of the network's list"

@@ -55,7 +55,8 @@ class ProbeScheduler:
     step_index = 0
 
     def __init__(self, stock: Any, timesteps: Tensor) -> None:  # noqa: ANN401 - any scheduler of diffusers
-        vars(self).update(vars(stock))  # a pipeline may read betas, alphas_cumprod and the like
+        own = vars(type(self))  # a pipeline may read betas, alphas_cumprod and the like; covered methods are ours
+        vars(self).update({name: value for name, value in vars(stock).items() if name not in own})
         self.config = stock.config
         self.timesteps = timesteps
         self.sigmas = torch.cat([timesteps / 1000, timesteps.new_zeros(1)])

@@ -175,6 +175,11 @@ class PipelineWalk:
         only_state = self._at_state(self.call) and len(self.call.slots) == 1 and not self._callless
         return self.points is None and not self._alone and not only_state
 
+    @property
+    def at_state(self) -> bool:
+        """Whether the first point of the next call is the solver's own state."""
+        return self._at_state(self.call)
+
     def _at_state(self, call: Call) -> bool:
         """Whether the call's first point is the state itself."""
         return self._midway == call.step or (call.opens and call.sigma[0] == self._starts_of_steps[call.step])

@@ -11,6 +11,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401 -
 from torch import Tensor
 
 from ..solvers import registry
+from ..solvers.questions import Question
 from ..solvers.table import Table
 from .exchange import EPDSchedulerOutput, WideCall, evaluated, moved_points, position, rows_of, spread
 from .fan_rows import unmarked
@@ -144,6 +145,24 @@ class EPDScheduler(Timetable):
         return WideCall(run.rows, times, first, retold)
 
     @property
+    def question(self) -> Question | None:
+        """What the next network call answers, for who makes it cheaper; None before `set_timesteps` and after the last.
+
+        Whoever watches it sees the guided slopes of that call, and says which ones hold.
+        """
+        if self._question is None and self._layout is not None:
+            run = self._upcoming()
+            if run.finished:
+                return None
+            call, samples = run.call, None if run.points is None else run.points.shape[1]
+            slots, steps = call.slots[: run.rows], self._layout.steps
+            sigma = call.sigma[: run.rows]
+            self._question = Question(
+                self._trajectory, call.step, steps, call.ask, slots, sigma, run.at_state, samples
+            )
+        return self._question
+
+    @property
     def listener(self) -> Callable[[Any], Any] | None:
         """What has to hear the output of the next network call; None where its guidance is the pipeline's own."""
         if self._placement == "bare" or self._layout is None:
@@ -208,6 +227,11 @@ class EPDScheduler(Timetable):
             factors = torch.tensor(call.guidance[: len(points)], dtype=torch.float64)
             output = self._guiding.scaled(output, factors, points.shape[2])
         denoised, slopes = evaluated(call, points, output)
+        question, self._question = self._question, None
+        if question is not None and (settled := question.settled(slopes)) is not slopes:
+            slopes = settled
+            levels = zip(points, slopes, call.sigma, strict=False)
+            denoised = torch.stack([x - sigma * d for x, d, sigma in levels])
         after = run.advance(points, slopes)
         rows = rows_of(after[:1], self._last_scale if run.finished else run.call.c_in, sample.dtype)
         self._handed = None if rows.is_inference() or run.finished else (rows, rows._version)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..solvers.questions import Question
 from ..solvers.table import Table
 from .calls_in_progress import pipeline_call
 from .configured import StockConfigured
@@ -50,6 +51,8 @@ class Timetable(StockConfigured):
     def _forget(self) -> None:
         """No run has begun."""
         self._run: PipelineWalk | None = None
+        self._trajectory = object()  # not that of any run before
+        self._question: Question | None = None
         self._handed: tuple[Tensor, int] | None = None
         self._begin_index: int | None = None
         self._noised = False
@@ -138,7 +141,8 @@ class Timetable(StockConfigured):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy begins a run of its own: one that is under way cannot be copied, nor continued by two."""
-        return {**vars(self), "_run": None, "_handed": None, "_guiding": GuidanceScaling(), "laid_out_in": None}
+        fresh = {"_run": None, "_question": None, "_handed": None, "_guiding": GuidanceScaling(), "laid_out_in": None}
+        return {**vars(self), **fresh}
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The latents at these timesteps, (1,) or (B,), of clean ones: alpha x0 + sigma eps in the pipeline's frame.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..accelerators.accelerate import recorded
 from ..denoisers.checks import require_guided
 from ..denoisers.fingerprint import conditions_digest, model_identity
 from ..distill.cost import rows_per_second
@@ -111,6 +112,7 @@ def refined(task: Task, base: Table, config: RefineConfig, state: RefineState) -
         parent=base.digest,
         model=task.model.name,
         guidance=task.model.guidance,
+        accelerators=recorded(task.model),
         seed=config.seed,
         config=config.model_dump(mode="json"),
         metrics={"gain": interval.mean, "gain_low": interval.low, "gain_high": interval.high},
@@ -162,6 +164,7 @@ def _identity(task: Task, base: Table, config: RefineConfig) -> dict[str, object
     texts = task.texts(asked)
     return {
         **model_identity(model),
+        **({"accelerators": list(recorded(model))} if recorded(model) else {}),
         "rewards": [[name, task.weights.get(name, 1.0)] for name in task.scores],  # their order is that of `given`
         "watched": list(task.watched),
         "conditions of training": list(task.train),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..denoisers.protocol import Denoiser, beside, coefficient_device, denoised_at
+from .questions import announced
 from .walk import Answer, Ask
 
 MakeAnswer: TypeAlias = Callable[[Denoiser], Answer]
@@ -27,18 +28,7 @@ def batched(denoiser: Denoiser) -> Answer:
         ValueError: by the answer, when the denoiser returns another shape than that of its rows.
     """
 
-    def answer(ask: Ask) -> Tensor:
-        k, b = ask.points.shape[:2]
-        if k == 1:  # half of all questions: nothing to lay out
-            factor = None if ask.guidance is None else ask.guidance[0].expand(b)
-            return _slopes(ask, _denoised(denoiser, ask.points[0], ask.network_sigma[0].expand(b), factor)[None])
-        rows = ask.points.transpose(0, 1).flatten(0, 1)
-        sigma, factor = (_of_rows(values, b) for values in (ask.network_sigma, ask.guidance))
-        assert sigma is not None
-        denoised = _denoised(denoiser, rows, sigma, factor)
-        return _slopes(ask, denoised.reshape(b, k, *denoised.shape[1:]).transpose(0, 1))
-
-    return answer
+    return lambda ask: _evaluated(denoiser, ask, tuple(range(len(ask.points))))
 
 
 def serial(denoiser: Denoiser) -> Answer:
@@ -49,7 +39,7 @@ def serial(denoiser: Denoiser) -> Answer:
     """
 
     def answer(ask: Ask) -> Tensor:
-        return _slopes(ask, torch.stack([_denoised(denoiser, *point) for point in _points(ask)]))
+        return torch.cat([_evaluated(denoiser, ask, (k,)) for k in range(len(ask.points))])
 
     return answer
 
@@ -75,32 +65,42 @@ def streams(denoiser: Denoiser) -> Answer:
             seen.add(ask.points.shape[1:])
             return first(ask)
         lanes.extend(torch.cuda.Stream(device) for _ in range(len(ask.points) - len(lanes)))
-        here, denoised = torch.cuda.current_stream(device), []
-        for point, lane in zip(_points(ask), lanes, strict=False):
+        here, slopes = torch.cuda.current_stream(device), []
+        for k, lane in zip(range(len(ask.points)), lanes, strict=False):
             lane.wait_stream(here)
             with torch.cuda.stream(lane):
-                denoised.append(_denoised(denoiser, *point))
+                slopes.append(_evaluated(denoiser, ask, (k,)))
         # Both waits together make it safe that memory goes back to the stream that it is from.
         for lane in lanes[: len(ask.points)]:
             here.wait_stream(lane)
-        return _slopes(ask, torch.stack(denoised))
+        return torch.cat(slopes)
 
     return answer
 
 
-def _of_rows(values: Tensor | None, samples: int) -> Tensor | None:
+def _evaluated(denoiser: Denoiser, ask: Ask, slots: tuple[int, ...]) -> Tensor:
+    """The slopes at these points of a question, (K, B, *S), by one call of K x B rows, sample-major."""
+    points, sigma, told, factor = ask.points, ask.sigma, ask.network_sigma, ask.guidance
+    if len(slots) < len(points):  # a slice of all would cost an operation going back, too
+        some = slice(slots[0], slots[-1] + 1)
+        points, sigma, told, factor = points[some], sigma[some], told[some], None if factor is None else factor[some]
+    k, b = points.shape[:2]
+    with announced(ask, slots) as asked:
+        if k == 1:  # half of all questions: nothing to lay out
+            of_row = None if factor is None else factor[0].expand(b)
+            denoised = _denoised(denoiser, points[0], told[0].expand(b), of_row)[None]
+        else:
+            rows = points.transpose(0, 1).flatten(0, 1)
+            of_rows = None if factor is None else _of_rows(factor, b)
+            denoised = _denoised(denoiser, rows, _of_rows(told, b), of_rows)
+            denoised = denoised.reshape(b, k, *denoised.shape[1:]).transpose(0, 1)
+    away = points - denoised
+    return asked.settled(away / beside(sigma, away).reshape(len(away), -1, *[1] * (away.ndim - 2)))
+
+
+def _of_rows(values: Tensor, samples: int) -> Tensor:
     """(B x K,) sample-major, of (K,) or (K, B)."""
-    if values is None:
-        return None
     return (values.expand(samples, len(values)) if values.ndim == 1 else values.T).flatten()
-
-
-def _points(ask: Ask) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """State, noise levels and factors of the guidance of each point, one of each for every sample."""
-    b = ask.points.shape[1]
-    factors = [None] * len(ask.points) if ask.guidance is None else [factor.expand(b) for factor in ask.guidance]
-    levels = [sigma.expand(b) for sigma in ask.network_sigma]
-    return zip(ask.points, levels, factors, strict=True)
 
 
 def _denoised(denoiser: Denoiser, rows: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
@@ -116,9 +116,3 @@ def _denoised(denoiser: Denoiser, rows: Tensor, sigma: Tensor, factor: Tensor | 
             "it must return E[x0 | x] of the same shape (drop learned-variance channels in its adapter)"
         )
     return denoised
-
-
-def _slopes(ask: Ask, denoised: Tensor) -> Tensor:
-    """(x - D) / sigma, all (K, B, *S)."""
-    away = ask.points - denoised
-    return away / beside(ask.sigma, away).reshape(len(away), -1, *[1] * (away.ndim - 2))

@@ -6,8 +6,9 @@ the k-diffusion sampler with a k-diffusion model, `plan` with zeros. The state i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -18,6 +19,28 @@ from ..denoisers.protocol import beside
 from .schedules import checked_sigmas
 
 
+class Run:
+    """One walk, told apart from every other one by being another object.
+
+    Args:
+        sigmas: (N+1,) or (N+1, B).
+    """
+
+    def __init__(self, sigmas: Tensor) -> None:
+        self._sigmas = sigmas
+
+    @property
+    def steps(self) -> int:
+        """N."""
+        return len(self._sigmas) - 1
+
+    @functools.cached_property
+    def levels(self) -> list[float]:
+        """N+1 noise levels, the first sample's where each has its own. Reading them waits for the device, once."""
+        first = self._sigmas if self._sigmas.ndim == 1 else self._sigmas[:, 0]
+        return first.detach().tolist()
+
+
 @dataclass(frozen=True)
 class Site:
     """Where on a trajectory a question is asked; the point index is the row axis of the question itself.
@@ -25,10 +48,12 @@ class Site:
     Args:
         step: solver step, 0 to N - 1.
         stage: which of the step's questions, from 0.
+        run: whose question it is; none outside of a walk. Equal places of two runs are equal.
     """
 
     step: int
     stage: int
+    run: Run | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -118,9 +143,9 @@ def walk(rule: Rule, x: Tensor, sigmas: Tensor, begin: int = 0, history: History
         begin: the first step.
         history: what the rule remembers of the steps before `begin`.
     """
-    levels, strides = sigmas.unbind(), sigmas.diff(dim=0).unbind()
+    levels, strides, run = sigmas.unbind(), sigmas.diff(dim=0).unbind(), Run(sigmas)
     for n in range(begin, len(strides)):
-        x, mean_slope, history = yield from _step(rule, x, levels[n], levels[n + 1], n, history)
+        x, mean_slope, history = yield from _step(rule, x, levels[n], levels[n + 1], n, history, run)
         x = x + expand(strides[n], x) * mean_slope
         reply = yield State(n + 1, x)
         if isinstance(reply, Restart):
@@ -129,7 +154,7 @@ def walk(rule: Rule, x: Tensor, sigmas: Tensor, begin: int = 0, history: History
 
 
 def _step(
-    rule: Rule, x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History
+    rule: Rule, x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History, run: Run
 ) -> Generator[Ask, Tensor | Restart | None, tuple[Tensor, Tensor, History]]:
     """One step's questions: the state that it began from, the mean slope and the rule's new history."""
     while True:  # once, and again from every state that somebody puts in the place of ours
@@ -137,7 +162,7 @@ def _step(
         try:
             ask = next(asking)
             while True:
-                reply = yield replace(ask, site=Site(n, stage))
+                reply = yield replace(ask, site=Site(n, stage, run))
                 if isinstance(reply, Restart):
                     x = reply.x
                     break

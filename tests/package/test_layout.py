@@ -10,7 +10,9 @@ import pytest
 from epd.solvers.registry import NUMBERED, RULES
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("formats", "denoisers", "solvers", "pipelines", "runs", "distill", "rl", "evaluation", "commands")
+ROOMS = (
+    "formats", "denoisers", "solvers", "pipelines", "accelerators", "runs", "distill", "rl", "evaluation", "commands",
+)  # fmt: skip
 # Where a rule is written, and where it gets its name. Formats keep the names that others' files use.
 NAMED_IN = {"solvers/rules.py", "solvers/registry.py"}
 

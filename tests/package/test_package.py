@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # From the lowest to the highest: each may import those before it, and nobody imports experiments.
 ROOMS = (
-    "formats", "denoisers", "solvers", "pipelines", "runs", "distill", "rl", "evaluation", "commands", "experiments",
+    "formats", "denoisers", "solvers", "pipelines", "accelerators", "runs", "distill", "rl", "evaluation", "commands",
+    "experiments",
 )  # fmt: skip
 # What each room may import; `epd/` itself, on top, may import all of them.
 BELOW = {room: set(ROOMS[: place + 1]) for place, room in enumerate(ROOMS)} | {"formats": {"formats"}}
