@@ -19,6 +19,7 @@ from ..formats.files import write_atomically
 from . import learned_results, refined_results
 from .benchmarks import report, sharding
 from .markdown import MISSING, markdown_table, measured_in
+from .study import page as study
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -67,6 +68,7 @@ RENDERERS: dict[str, tuple[str, Render]] = {
     "own-model": ("own_model_21cm.json", own_model),
     **{name: ("learned", render) for name, render in learned_results.RENDERERS.items()},
     **{name: ("refined", render) for name, render in refined_results.RENDERERS.items()},
+    **{name: ("study", render) for name, render in study.RENDERERS.items()},
     **report.RENDERERS,
     **sharding.RENDERERS,
 }
