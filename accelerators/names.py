@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .contract import Accelerator
+from .first_block import FirstBlock
 from .reuse import Reuse
+from .teacache import TeaCache
 
 # Another one is one line here.
 ACCELERATORS: dict[str, type[Any]] = {
+    "first_block": FirstBlock,
     "reuse": Reuse,
+    "teacache": TeaCache,
 }
 # Those of one group cannot be together: who keeps whole slopes, who keeps features, who changes which tokens there are.
 EXCLUDE: tuple[tuple[frozenset[str], str], ...] = ((frozenset({"reuse"}), "two of them reuse slopes"),)

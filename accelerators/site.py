@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MethodType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 
 from .moment import Moment, Work
@@ -98,6 +99,11 @@ class Site:
     def now(self) -> Moment | None:
         """The call of this thread that is under way; None where it is not one of an accelerated run."""
         return self._under.now
+
+    @property
+    def rows(self) -> Tensor | Sequence[int] | None:
+        """Which rows of this call are computed, as `Work.rows`; None: all."""
+        return self._under.work.rows
 
     @property
     def only(self) -> Module:

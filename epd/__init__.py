@@ -10,8 +10,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .accelerators.accelerate import accelerate, decelerate, measure, summary
     from .accelerators.contract import Accelerator
+    from .accelerators.first_block import FirstBlock
     from .accelerators.moment import Moment
     from .accelerators.reuse import Reuse
+    from .accelerators.teacache import TeaCache
     from .denoisers.digits import digits_pipeline
     from .denoisers.mixture import GaussianMixture
     from .denoisers.networks import NetworkDenoiser
@@ -64,8 +66,10 @@ _HOMES = {
     "measure": "accelerators.accelerate",
     "summary": "accelerators.accelerate",
     "Accelerator": "accelerators.contract",
+    "FirstBlock": "accelerators.first_block",
     "Moment": "accelerators.moment",
     "Reuse": "accelerators.reuse",
+    "TeaCache": "accelerators.teacache",
     "EPDScheduler": "pipelines.scheduler",
     "shapes_pipeline": "pipelines.shapes",
     "find_table": "pipelines.find",
