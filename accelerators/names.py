@@ -9,12 +9,14 @@ from typing import Any
 
 from .contract import Accelerator
 from .first_block import FirstBlock
+from .native import Native
 from .reuse import Reuse
 from .teacache import TeaCache
 
 # Another one is one line here.
 ACCELERATORS: dict[str, type[Any]] = {
     "first_block": FirstBlock,
+    "native": Native,
     "reuse": Reuse,
     "teacache": TeaCache,
 }

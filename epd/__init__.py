@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .accelerators.contract import Accelerator
     from .accelerators.first_block import FirstBlock
     from .accelerators.moment import Moment
+    from .accelerators.native import Native
     from .accelerators.reuse import Reuse
     from .accelerators.teacache import TeaCache
     from .denoisers.digits import digits_pipeline
@@ -68,6 +69,7 @@ _HOMES = {
     "Accelerator": "accelerators.contract",
     "FirstBlock": "accelerators.first_block",
     "Moment": "accelerators.moment",
+    "Native": "accelerators.native",
     "Reuse": "accelerators.reuse",
     "TeaCache": "accelerators.teacache",
     "EPDScheduler": "pipelines.scheduler",
