@@ -10,6 +10,7 @@ from typing import Any
 from .contract import Accelerator
 from .first_block import FirstBlock
 from .native import Native
+from .rehash import Rehash
 from .reuse import Reuse
 from .teacache import TeaCache
 
@@ -17,11 +18,15 @@ from .teacache import TeaCache
 ACCELERATORS: dict[str, type[Any]] = {
     "first_block": FirstBlock,
     "native": Native,
+    "rehash": Rehash,
     "reuse": Reuse,
     "teacache": TeaCache,
 }
 # Those of one group cannot be together: who keeps whole slopes, who keeps features, who changes which tokens there are.
-EXCLUDE: tuple[tuple[frozenset[str], str], ...] = ((frozenset({"reuse"}), "two of them reuse slopes"),)
+EXCLUDE: tuple[tuple[frozenset[str], str], ...] = (
+    (frozenset({"reuse", "rehash"}), "two of them reuse slopes"),
+    (frozenset({"first_block", "native", "rehash", "teacache"}), "each leaves out what another keeps features of"),
+)
 
 
 def name_of(accelerator: Accelerator) -> str:

@@ -23,6 +23,7 @@ from .native_config import CLOCK, CONFIGS, config_of, retimed, texts_of
 from .native_hooks import Hooked, applied
 from .site import Site
 from .skipping import require_no_cache
+
 HALVED = "uncond_cond_input_kwargs_identifiers"  # FasterCache's arguments with a row per sample
 
 
@@ -70,7 +71,7 @@ class Native:
 
     def plan(self, calls: Sequence[Moment]) -> None:
         """It depends on the network, and mostly on the sample."""
-        return None
+        return
 
 
 class Cached:
@@ -104,6 +105,8 @@ class Cached:
         self._hooked += hooked
         for one in hooked:
             self._managers += [v for v in vars(one.hook).values() if isinstance(v, StateManager)]
+            if CLOCK in vars(one.hook):
+                vars(one.hook)[CLOCK] = functools.partial(self._asked, one.hook)
             self._site.cover(one.module, functools.partial(self._module, one))
         self._site.cover(network, functools.partial(self._network, network))
         if network not in FAN_AWARE:
@@ -184,6 +187,11 @@ class Cached:
     def _timestep(self) -> float:
         assert self._time is not None, "asked during a network call"
         return self._time
+
+    def _asked(self, hook: Any) -> float:  # noqa: ANN401
+        """The timestep; outside of every range where nothing is kept, which FasterCache does not ask by itself."""
+        empty = "cache" in vars(hook.state) and hook.state.cache is None
+        return math.inf if empty else self._timestep()
 
 
 def _by_name(network: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

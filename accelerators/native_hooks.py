@@ -132,7 +132,7 @@ def _forget_children(network: Module) -> None:
 
 
 def _require_fit(network: Module, apply: str, config: Any) -> None:  # noqa: ANN401
-    """Raises a ValueError where a cache of diffusers fails in its first run, or takes one half of a call for the other."""
+    """Raises a ValueError where a cache of diffusers fails in its first run, or confuses guidance's halves."""
     kind = type(network).__name__
     if vars(config).get("is_guidance_distilled") is False and kind in CONDITIONAL_FIRST:
         raise ValueError(

@@ -173,6 +173,11 @@ class Site:
         Raises:
             ValueError: naming the network.
         """
+        if module._compiled_call_impl is not None:
+            raise ValueError(
+                f"a {type(module).__name__} was compiled in place (compile_repeated_blocks), and nothing can stand "
+                "before it: put torch.compile(block) in the place of each block of the list"
+            )
         for name, network in self.networks.items():
             if isinstance(network, torch._dynamo.OptimizedModule) and any(m is module for m in network.modules()):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Blocks left out: what they added in an earlier step is added again, row by row, while something else changes little."""
+"""Blocks left out: what they added in an earlier step is added again, row by row, while something changes little."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class TeaCache:
 
     threshold: float
     coefficients: tuple[float, ...] = (1.0, 0.0)
-    order: int = 0
+    order: int = 1
     each: Literal["sample", "call"] = "sample"
 
     def __post_init__(self) -> None:
@@ -73,7 +73,9 @@ def fit_polynomial(x: Sequence[float], y: Sequence[float], degree: int = 4) -> t
     """
     points, values = (torch.as_tensor(v, dtype=torch.float64) for v in (x, y))
     if points.ndim != 1 or points.shape != values.shape or len(set(points.tolist())) <= degree:
-        raise ValueError(f"a polynomial of degree {degree} needs more than {degree} different points, each with a value")
+        raise ValueError(
+            f"a polynomial of degree {degree} needs more than {degree} different points, each with a value"
+        )
     if not (points.isfinite().all() and values.isfinite().all()):
         raise ValueError("points and values must be finite: leave those out that are not")
     scale = points.abs().max()  # powers of one size

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from .accelerators.accelerate import accelerate, decelerate, measure, summary
     from .accelerators.contract import Accelerator
     from .accelerators.first_block import FirstBlock
+    from .accelerators.fitting import fit_teacache, step_similarity
     from .accelerators.moment import Moment
     from .accelerators.native import Native
+    from .accelerators.rehash import Rehash, key_steps
     from .accelerators.reuse import Reuse
     from .accelerators.teacache import TeaCache
     from .denoisers.digits import digits_pipeline
@@ -68,8 +70,12 @@ _HOMES = {
     "summary": "accelerators.accelerate",
     "Accelerator": "accelerators.contract",
     "FirstBlock": "accelerators.first_block",
+    "fit_teacache": "accelerators.fitting",
+    "step_similarity": "accelerators.fitting",
     "Moment": "accelerators.moment",
     "Native": "accelerators.native",
+    "Rehash": "accelerators.rehash",
+    "key_steps": "accelerators.rehash",
     "Reuse": "accelerators.reuse",
     "TeaCache": "accelerators.teacache",
     "EPDScheduler": "pipelines.scheduler",
