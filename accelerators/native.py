@@ -63,8 +63,7 @@ class Native:
         Raises:
             ValueError: where another cache is on, or where it finds nothing to cache.
         """
-        given = vars(self).get("_given")
-        live = Cached(site, lambda: config_of(self.cache, self.settings, given))
+        live = Cached(site, self.config)
         for network in site.networks.values():
             live.put_in(network, CONFIGS[self.cache])
         return live
@@ -72,6 +71,10 @@ class Native:
     def plan(self, calls: Sequence[Moment]) -> None:
         """It depends on the network, and mostly on the sample."""
         return
+
+    def config(self) -> Any:  # noqa: ANN401 - one of diffusers
+        """The configuration, made anew."""
+        return config_of(self.cache, self.settings, vars(self).get("_given"))
 
 
 class Cached:
