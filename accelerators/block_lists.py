@@ -79,6 +79,7 @@ class Blocks:
     """
 
     def __init__(self, network: Module) -> None:
+        network = plain(network)
         found = [LISTS[kind.__name__] for kind in type(network).__mro__ if kind.__name__ in LISTS]
         if not found:
             raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
+from .block_lists import plain
 from .moment import Moment, Work
 from .site import Site
 from .skipping import require_no_cache
@@ -34,8 +35,8 @@ def cut_of(network: Module, reuse: str) -> Cut:
     Raises:
         ValueError: for a network that has no such point.
     """
-    parts = dict(network.named_children())
-    kind = type(network).__name__
+    network = plain(network)
+    parts, kind = dict(network.named_children()), type(network).__name__
     if not {"down_blocks", "mid_block", "up_blocks"} <= set(parts):
         raise ValueError(
             f"reuse = {reuse!r} needs a UNet, whose last block sees the state beside what is kept, and {kind} is none: "

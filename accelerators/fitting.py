@@ -156,7 +156,7 @@ class Changing(Computing):
         self._before: dict[Any, tuple[Tensor, Tensor]] = {}
         self._seen = torch.empty(0)
         site.cover(self._blocks.modules[0], self._first)
-        site.after(site.only, self._last)
+        site.cover(site.only, self._whole)  # a hook of the network itself would run outside of the call
 
     def begin(self) -> None:
         self._before.clear()
@@ -166,15 +166,16 @@ class Changing(Computing):
             self._seen = self._blocks.modulated(self._blocks.arguments(0, args, kwargs)).detach()
         return original(*args, **kwargs)
 
-    def _last(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: ANN401
-        now = self._site.now
+    def _whole(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        output, now = original(*args, **kwargs), self._site.now
         if now is None:
-            return
+            return output
         key, pair = (now.state, now.slots, now.branch), (self._seen, output[0].detach())
         before, self._before[key] = self._before.get(key), pair
         if before is not None and before[0].shape == pair[0].shape:
             for values, old, new in zip((self._settings.inputs, self._settings.outputs), before, pair, strict=True):
                 values += change_of(old, new).tolist()
+        return output
 
 
 def change_of(old: Tensor, new: Tensor) -> Tensor:
