@@ -228,6 +228,7 @@ def test_nothing_of_another_run_is_left(member: Any) -> None:  # noqa: ANN401
     assert torch.equal(run(pipe, "sd3", 4), first)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_have_two_graphs_and_no_more_in_a_second_run() -> None:
     graphs: list[int] = []
 

@@ -59,7 +59,7 @@ def test_a_table_records_what_it_was_learned_with(tmp_path: Path, optimizer: str
 
 def test_the_teacher_is_the_network_as_it_is(tmp_path: Path) -> None:
     model, sigmas = toy(), torch.tensor([20.0, 5.0, 1.0, 0.1], dtype=torch.float64)
-    config = toy_config(teacher="dpmpp-3", teacher_multiplier=4)
+    config = toy_config(teacher="dpmpp", teacher_multiplier=4)
     dense = Teacher(model, config, sigmas, tmp_path / "dense").states([2**30, 2**30 + 1])
     epd.accelerate(model, epd.Reuse((1, 2, 3)))
     assert torch.equal(Teacher(model, config, sigmas, tmp_path / "on").states([2**30, 2**30 + 1]), dense)

@@ -134,6 +134,7 @@ def test_as_many_calls_as_key_steps_in_every_driver(name: str) -> None:
         epd.decelerate(pipe)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_has_two_graphs_and_no_more_in_a_second_run() -> None:
     graphs: list[int] = []
 
