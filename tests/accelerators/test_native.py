@@ -7,16 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.hooks import (
-    FasterCacheConfig,
-    FirstBlockCacheConfig,
-    MagCacheConfig,
-    PyramidAttentionBroadcastConfig,
-    TaylorSeerCacheConfig,
-    TextKVCacheConfig,
-    apply_taylorseer_cache,
-)
+from diffusers.hooks.faster_cache import FasterCacheConfig
+from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
 from diffusers.hooks.hooks import CacheContext, _set_cache_context
+from diffusers.hooks.mag_cache import MagCacheConfig
+from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastConfig
+from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig, apply_taylorseer_cache
+from diffusers.hooks.text_kv_cache import TextKVCacheConfig
 from helpers.accelerating import fails_in, traces
 from helpers.pipeline_tables import assert_same, table_for
 from helpers.tiny_pipelines import build, network, run
@@ -72,7 +69,7 @@ def test_under_a_fan_of_two_the_points_are_told_apart(name: str, cache: str) -> 
         assert torch.equal(quiet(pipe, name), made[-1]), "a second run"
         assert max(c.now.points for c in measured.calls) == (2 if parallel else 1)
         assert measured.cost.share < 1 and measured.store > 0
-    assert_same(*made, 1e-5)
+    assert_same(made[0], made[1], 1e-5)
     assert not torch.equal(made[0], dense)
     epd.enable(pipe, table_for(name, "memory"))
     epd.decelerate(pipe)
@@ -185,7 +182,7 @@ def test_what_is_on_already_is_refused() -> None:
 def test_as_text_and_as_json(config: Any) -> None:  # noqa: ANN401
     native = epd.Native(config)
     assert from_json(to_json([native])) == (native,)
-    again = from_json(to_json([native]))[0]
+    again: Any = from_json(to_json([native]))[0]
     assert epd.Native(again.config()) == native
     plain = epd.Native(taylor(cache_identifiers=["transformer_blocks.*(attn.?|ff)"]))
     assert parse(spelt(plain)) == plain
