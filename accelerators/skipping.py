@@ -28,6 +28,7 @@ class Kept:
         level: log sigma then.
         before: residual and level of the time before that.
         change: since then.
+        size: sum |seen|, once it was asked for.
     """
 
     seen: Tensor
@@ -35,6 +36,7 @@ class Kept:
     level: Tensor
     before: tuple[Tensor, Tensor] | None
     change: list[float]
+    size: Tensor | None = None
 
     def stored(self) -> int:
         """Bytes."""
@@ -164,14 +166,15 @@ class Skipping:
         done = set(computed)
         change = [0.0 if row in done else value for row, value in enumerate(change)]
         if not self._probing:  # the blocks may be left out from here on, and this is what comes before the next call
-            kept.seen, kept.change = seen, change
+            kept.seen, kept.change, kept.size = seen, change, None
         return Running(key, base, levels, kept, seen, change, index)
 
     def _changes(self, kept: Kept, seen: Tensor, copies: int) -> list[float]:
         """Of every row: sum |new - old| / sum |old|, over guidance's copies, or over all rows."""
-        inner = tuple(range(1, seen.ndim))
-        new = (seen.detach() - kept.seen.detach()).abs().mean(inner, dtype=torch.float32)
-        old = kept.seen.detach().abs().mean(inner, dtype=torch.float32)
+        new = _sizes(seen.detach() - kept.seen.detach())
+        if kept.size is None:
+            kept.size = _sizes(kept.seen.detach())
+        old = kept.size
         if self._settings.each == "sample":
             ratio = (new.view(copies, -1).sum(0) / old.view(copies, -1).sum(0)).repeat(copies)
         else:
@@ -205,7 +208,7 @@ class Skipping:
         kept.residual = kept.residual.index_copy(0, index, added)
         kept.level = torch.where(where, running.level, kept.level)
         if self._probing:
-            kept.seen = torch.where(mask, running.seen, kept.seen)
+            kept.seen, kept.size = torch.where(mask, running.seen, kept.seen), None
 
 
 def require_no_cache(network: Module) -> None:
@@ -230,6 +233,12 @@ def require_settings(threshold: float, order: int, each: str) -> None:
 def unplanned(calls: Sequence[Moment], threshold: float) -> list[Work] | None:
     """What is known beforehand: all, where nothing is left out."""
     return [Work()] * len(calls) if threshold == 0 else None
+
+
+def _sizes(values: Tensor) -> Tensor:
+    """(R,) sums of absolute values."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return torch.linalg.vector_norm(values, 1, tuple(range(1, values.ndim)), dtype=dtype)
 
 
 def _like(values: Tensor, tensor: Tensor) -> Tensor:
