@@ -8,14 +8,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .contract import Accelerator
+from .ras import RAS
 from .reuse import Reuse
 
 # Another one is one line here.
 ACCELERATORS: dict[str, type[Any]] = {
+    "ras": RAS,
     "reuse": Reuse,
 }
 # Those of one group cannot be together: who keeps whole slopes, who keeps features, who changes which tokens there are.
-EXCLUDE: tuple[tuple[frozenset[str], str], ...] = ((frozenset({"reuse"}), "two of them reuse slopes"),)
+EXCLUDE: tuple[tuple[frozenset[str], str], ...] = (
+    (frozenset({"reuse"}), "two of them reuse slopes"),
+    (frozenset({"ras"}), "two of them choose tokens"),
+)
 
 
 def name_of(accelerator: Accelerator) -> str:

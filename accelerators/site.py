@@ -100,6 +100,11 @@ class Site:
         return self._under.now
 
     @property
+    def work(self) -> Work:
+        """What of that call is computed, by all accelerators together: its rows are those that the network is given."""
+        return self._under.work
+
+    @property
     def only(self) -> Module:
         """The network, where there is one.
 

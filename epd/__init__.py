@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .accelerators.accelerate import accelerate, decelerate, measure, summary
     from .accelerators.contract import Accelerator
     from .accelerators.moment import Moment
+    from .accelerators.ras import RAS
     from .accelerators.reuse import Reuse
     from .denoisers.digits import digits_pipeline
     from .denoisers.mixture import GaussianMixture
@@ -65,6 +66,7 @@ _HOMES = {
     "summary": "accelerators.accelerate",
     "Accelerator": "accelerators.contract",
     "Moment": "accelerators.moment",
+    "RAS": "accelerators.ras",
     "Reuse": "accelerators.reuse",
     "EPDScheduler": "pipelines.scheduler",
     "shapes_pipeline": "pipelines.shapes",
