@@ -24,7 +24,7 @@ from .contract import Accelerator
 from .cost import Cost, together
 from .gate import Gate
 from .measure import Measurement
-from .names import EXCLUDE, label, spelt
+from .names import EXCLUDE, label, spelt, to_json
 from .planned import of_scheduler
 from .site import FORWARD
 
@@ -84,6 +84,15 @@ def accelerators_of(target: object) -> tuple[Accelerator, ...]:
     except ValueError:
         return ()
     return () if gate is None else gate.accelerators
+
+
+def recorded(target: object) -> tuple[dict[str, Any], ...]:
+    """Those at work in a pipeline or model as plain data, for what is learned or measured with them.
+
+    Raises:
+        ValueError: for one that is not registered, which no file can name.
+    """
+    return tuple(to_json(accelerators_of(target)))
 
 
 def summary(target: object) -> Summary:

@@ -49,7 +49,8 @@ class Cover:
         self._had, self._before = name in values, values.get(name)  # offload and compiled modules keep their own
         self._original: Callable[..., Any] = getattr(owner, name)
         self._instead: Callable[..., Any] | None = instead
-        functools.update_wrapper(self, self._original)  # pipelines read signatures
+        # Pipelines read signatures. Not the other attributes: of another cover they would be its state.
+        functools.update_wrapper(self, self._original, updated=())
         values[name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the method's own signature

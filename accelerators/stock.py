@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,10 +52,10 @@ class StockRun:
         """What the next network call answers."""
         if self._question is None:
             index, order = self._index(), int(self._scheduler.order)
-            steps = math.ceil(len(self._times()) / order)
-            sigma = float(noise_level(self._frame, torch.tensor(self._times()[index])))
+            table = self._table()
+            steps, sigma = math.ceil(len(table.timesteps) / order), (table.sigma[index],)
             self._question = Question(
-                self._run, index // order, steps, index % order, (0,), (sigma,), index % order == 0, self._samples
+                self._run, index // order, steps, index % order, (0,), sigma, index % order == 0, self._samples
             )
         return self._question
 
@@ -65,16 +66,16 @@ class StockRun:
         self._told: Any = None
         self._begin: int | None = None
         self._done = 0
-        self._kept: list[float] = []
+        self._kept: Coefficients | None = None
 
-    def _times(self) -> list[float]:
-        if not self._kept:  # once a run, as it waits for the device
-            self._kept = self._scheduler.timesteps.tolist()
+    def _table(self) -> Coefficients:
+        if self._kept is None:  # once a run, as it waits for the device
+            self._kept = Coefficients.of(self._frame, self._scheduler.timesteps)
         return self._kept
 
     def _index(self) -> int:
         """Of the next call in `timesteps`."""
-        times, begin = self._times(), self._begin
+        times, begin = self._table().timesteps, self._begin
         if begin is None:
             begin = self._scheduler.begin_index if "begin_index" in dir(self._scheduler) else None
             if begin is None and self._told is not None:  # DDIM and the like are not told where a run begins
@@ -96,7 +97,7 @@ class StockRun:
         call = inspect.signature(original).bind(*args, **kwargs)
         output, timestep, sample = (call.arguments[name] for name in READ)
         self._samples = len(sample)
-        if question is not None:
+        if question is not None and question.calls:
             call.arguments["model_output"] = self._settled(question, output, timestep, sample)
         out = original(*call.args, **call.kwargs)
         self._done += 1
@@ -106,7 +107,7 @@ class StockRun:
         """The output whose slopes are those that hold; the same one where nobody changes them."""
         seen = sample if self._scale is None else self._scale(sample, timestep)
         values = output[:, : sample.shape[1]]  # a learned variance may stand behind them
-        conversion = Conversion(self._frame, timestep, seen)
+        conversion = Conversion(self._table(), self._index(), seen)
         slopes = conversion.slopes(values)
         settled = question.settled(slopes[None])[0]
         if settled is slopes or (settled.data_ptr() == slopes.data_ptr() and settled.shape == slopes.shape):
@@ -116,20 +117,35 @@ class StockRun:
         return torch.cat([changed, output[:, sample.shape[1] :]], dim=1)
 
 
+@dataclass(frozen=True)
+class Coefficients:
+    """What a network's output is at each of a run's timesteps: D = c_skip x + c_out F(c_in x)."""
+
+    timesteps: list[float]
+    sigma: list[float]
+    c_skip: list[float]
+    c_out: list[float]
+    c_in: list[float]
+
+    @classmethod
+    def of(cls, frame: Frame, timesteps: Tensor) -> Coefficients:
+        """At these timesteps of a scheduler."""
+        sigma = noise_level(frame, timesteps)
+        return cls(timesteps.tolist(), sigma.tolist(), *(c.tolist() for c in frame.precondition(sigma)[:3]))
+
+
 class Conversion:
     """Between a network's output F and the slope: d = ((1 - c_skip) x - c_out F) / sigma.
 
     Args:
-        timestep: the scheduler's.
+        table, index: of the call.
         seen: (B, *S) c_in x, what the network is given.
     """
 
-    def __init__(self, frame: Frame, timestep: Any, seen: Tensor) -> None:  # noqa: ANN401 - a tensor or a number
-        sigma = noise_level(frame, torch.as_tensor(timestep).reshape(-1)[:1])[0]
-        c_skip, c_out, c_in, _ = (float(c) for c in frame.precondition(sigma))
+    def __init__(self, table: Coefficients, index: int, seen: Tensor) -> None:
         work = seen.to(torch.promote_types(seen.dtype, torch.float32))
-        self._rest = work * ((1 - c_skip) / c_in)  # 0 where the network predicts the slope itself
-        self._c_out, self._sigma = c_out, float(sigma)
+        self._rest = work * ((1 - table.c_skip[index]) / table.c_in[index])  # 0 where the slope itself is predicted
+        self._c_out, self._sigma = table.c_out[index], table.sigma[index]
 
     def slopes(self, output: Tensor) -> Tensor:
         """(B, *S)."""

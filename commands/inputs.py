@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..accelerators.accelerate import recorded
 from ..denoisers.digits import EMBEDDED
 from ..denoisers.protocol import Model
 from ..denoisers.rows import RowLimited
@@ -63,6 +64,9 @@ def fits(table: Table, model: Model, source: str) -> None:
     if provenance.path and provenance.path != model.path:
         text = f"{source} is for a {provenance.path} path, but {model.name} is {model.path}: learn one for it"
         raise TableError(text)
+    if provenance.accelerators != (here := recorded(model)):
+        text = "%s was learned with the accelerators %s, here are %s: its weights weigh what those leave of the slopes"
+        log.warning(text, source, list(provenance.accelerators), list(here))
     if provenance.model and provenance.model != model.name:
         text = "%s was learned for %s, not for %s: expect worse than its metrics say"
         log.warning(text, source, provenance.model, model.name)

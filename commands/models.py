@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..accelerators.accelerate import accelerate
+from ..accelerators.names import parse
 from ..denoisers.digits import EMBEDDED, classes_of, digits, digits_exact
 from ..denoisers.own_function import is_own_function
 from ..denoisers.protocol import Denoiser, Model, Path
@@ -85,18 +87,25 @@ def labels_of(name: str, options: ModelOptions, seeds: Sequence[int]) -> list[in
 
 
 def load_model(name: str, options: ModelOptions = ModelOptions()) -> Model:  # noqa: B008 - frozen
-    """The model of this name: `digits`, `digits-exact`, `digits-exact-flow`, `shapes`, `shapes-exact`, a folder
-    (pipeline or EDM), a hub id, or what a function of yours returns (`file.py:function`, `package.module:function`).
+    """The model of this name, accelerated as its options say.
+
+    `digits`, `digits-exact`, `digits-exact-flow`, `shapes`, `shapes-exact`, a folder (pipeline or EDM), a hub id, or
+    what a function of yours returns (`file.py:function`, `package.module:function`).
 
     Raises:
-        ValueError: for an unknown name, or options that the model has no use for.
+        ValueError: for an unknown name, options that the model has no use for, or accelerators that do not fit it.
     """
+    model = _loaded(name, options)
+    return accelerate(model, *map(parse, options.accelerate)) if options.accelerate else model
+
+
+def _loaded(name: str, options: ModelOptions) -> Model:
     if is_own_function(name):
         return load_own_model(name, options.keywords())
     if name not in NAMES:
         return _pipeline(name, options)
     conditions = {"labels"} if name in EMBEDDED else {"prompts", "prompt"}
-    allowed = {*conditions, "guidance", *(["device"] if options.device in (None, "cpu") else [])}
+    allowed = {*conditions, "guidance", "accelerate", *(["device"] if options.device in (None, "cpu") else [])}
     useless = [item for item in options.chosen() if item not in allowed]
     if useless:
         value = getattr(options, useless[0])

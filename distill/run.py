@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..accelerators.accelerate import recorded
 from ..denoisers.fingerprint import conditions_digest, model_identity, weights_digest
 from ..denoisers.protocol import Model
 from ..runs.checkpoint import Checkpoint, RunError
@@ -189,6 +190,7 @@ def _identity(model: Model, plan: Plan, features: nn.Module | None) -> dict[str,
     first = range(POOL_SEEDS, POOL_SEEDS + min(64, plan.config.pool))
     return {
         **model_identity(model),
+        **({"accelerators": list(recorded(model))} if recorded(model) else {}),
         "bound conditions": conditions_digest(model, first),
         "features": "" if features is None else weights_digest([features]),
         "config": plan.config.model_dump(mode="json"),  # before the starts: it names the option that they differ by

@@ -24,6 +24,7 @@ from ..formats.files import require_regular, user_path, write_atomically
 from ..runs.progress import progress
 from ..solvers import schedules
 from ..solvers.exact import converged
+from ..solvers.questions import unannounced
 from ..solvers.registry import most_accurate
 from ..solvers.solve import solve, trajectory
 from ..solvers.walk import Rule, plan
@@ -157,7 +158,7 @@ class Teacher:
     def _solve(self, seeds: list[int]) -> Tensor:
         denoiser, noise = self.model.for_seeds(seeds), self.noise(seeds)
         tolerance = self.config.teacher_tolerance
-        with torch.no_grad():
+        with torch.no_grad(), unannounced():  # the network as it is, whatever the table is learned with
             if self.config.teacher == "exact":
                 in_dtype = _in_dtype(denoiser, noise.dtype)
                 levels = self.sigmas[[0, -1]] if self.ends else self.sigmas

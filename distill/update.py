@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..accelerators.accelerate import recorded
 from ..denoisers.protocol import Described, Model
 from ..denoisers.rows import RowLimited
 from ..solvers.table import Provenance, Table
@@ -63,6 +64,7 @@ def table_at(model: Model, plan: Plan, state: TrainerState) -> Table:
         config=config.model_dump(mode="json"),
         metrics={"validation_rmse": state.best_rmse} if measured and math.isfinite(state.best_rmse) else {},
         parent=plan.parent or base.provenance.parent,
+        accelerators=recorded(model),
         citation=base.provenance.citation,
     )
     return Parameters.of(base, plan.learn).table(state.vector, provenance)

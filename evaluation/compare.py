@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..accelerators.accelerate import recorded
 from ..denoisers.checks import checked
 from ..denoisers.fingerprint import model_identity
 from ..denoisers.protocol import Model
@@ -98,6 +99,7 @@ def compare(
     ends = {"batch": batch, "seed": seed, "tolerance": tolerance, "conditions": dict(conditions or {})}
     cells_of = {"samples": samples, "tuning": tuning} | views | _measured_by(alphas_cumprod)
     cells_of |= {} if answer == "batched" else {"answer": answer}
+    cells_of |= {"accelerators": list(recorded(model))} if recorded(model) else {}
     kept = Kept(keep, ends_identity(model, dtype) | ends, cells_of)
     with torch.no_grad():
         batches = list(batches_of(model, range(seed, seed + samples), batch, dtype))

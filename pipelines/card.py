@@ -91,6 +91,7 @@ def _origin(table: Table) -> str:
         "guidance": "" if p.guidance is None else f"{p.guidance:g}",
         "resolution": size,
         "seed": "" if p.seed is None else str(p.seed),
+        "accelerators": json.dumps(p.accelerators) if p.accelerators else "",
         "parent table": p.parent,
         "notes": p.notes,
         "citation": p.citation,

@@ -109,7 +109,8 @@ def load_model(source: str | Path, options: ModelOptions = ModelOptions()) -> Mo
 
 
 def _edm(source: Path, options: ModelOptions) -> Model:
-    useless = [name for name in options.chosen() if name not in ("labels", "device", "network_dtype", "local_only")]
+    known = ("labels", "device", "network_dtype", "local_only", "accelerate")
+    useless = [name for name in options.chosen() if name not in known]
     if useless:
         raise ValueError(f"{source} is an EDM network: it has no {useless[0]}, only class labels")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -89,6 +89,9 @@ class ModelOptions(BaseModel):
     offload: Literal["none", "model", "sequential", "group"] = "none"
     """What waits on the CPU while it is not needed: none; model: whole parts of a pipeline; sequential: single layers;
     group: single layers, by diffusers' group offloading."""
+    accelerate: tuple[str, ...] = ()
+    """What makes a network call cheaper, in the order of application: name:number=value,number=value, such as
+    reuse:steps=2+4,where=fan. Teachers and converged end points are those of the network as it is."""
     local_only: bool = False
     """Never ask the hub: what is not on this machine is an error."""
 
@@ -109,7 +112,7 @@ class ModelOptions(BaseModel):
         Raises:
             ValueError: for an entry of `options` that has the name of an option that is given, too.
         """
-        apart = ("prompts", "prompt", "options")
+        apart = ("prompts", "prompt", "options", "accelerate")
         values: dict[str, object] = {name: getattr(self, name) for name in self.chosen() if name not in apart}
         if self.texts:
             values["prompts"] = self.texts

@@ -143,6 +143,8 @@ def origin(table: Table) -> Iterator[str]:
     for name in ("schedule", "prediction", "resolution", "seed", "parent", "citation", "notes"):
         if entries[name] not in ("", None, ()):
             yield f"{name:<11} {shortened(entries[name])}"
+    for entry in entries["accelerators"]:
+        yield f"accelerator {shortened(entry)}"
     for name in ("metrics", "config", "metadata"):
         for key, value in entries[name].items():
             if value is None:

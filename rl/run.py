@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..accelerators.accelerate import recorded
 from ..denoisers.fingerprint import conditions_digest, model_identity
 from ..distill.cost import rows_per_second
 from ..distill.run import numbers_of
@@ -106,6 +107,7 @@ def refined(task: Task, base: Table, config: RefineConfig, state: RefineState) -
         table.provenance,
         model=task.model.name,
         guidance=task.model.guidance,
+        accelerators=recorded(task.model),
         seed=config.seed,
         config=config.model_dump(mode="json"),
         metrics={"gain": interval.mean, "gain_low": interval.low, "gain_high": interval.high},
@@ -155,6 +157,7 @@ def _identity(task: Task, base: Table, config: RefineConfig) -> dict[str, object
     texts = task.texts(asked)
     return {
         **model_identity(model),
+        **({"accelerators": list(recorded(model))} if recorded(model) else {}),
         "rewards": [[name, task.weights.get(name, 1.0)] for name in task.scores],  # their order is that of `given`
         "watched": list(task.watched),
         "conditions of training": list(task.train),

@@ -21,6 +21,7 @@ class Provenance:
         config: the training configuration.
         metrics: name -> number, measured after training.
         parent: digest of the table that this one was made from.
+        accelerators: that were at work in the network, plain data; none: it was evaluated whole.
         citation: whom to cite.
         notes: anything else, one text; `metadata` keeps an imported file's own entries.
     """
@@ -35,6 +36,7 @@ class Provenance:
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     parent: str = ""
+    accelerators: tuple[dict[str, Any], ...] = ()
     citation: str = ""
     notes: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -39,7 +39,7 @@ def to_dict(table: Table) -> dict[str, Any]:
             out[name] = value[0] if len(set(value)) == 1 else list(value)
         elif name == "provenance":
             kept = dataclasses.asdict(value)
-            kept["resolution"] = list(value.resolution)
+            kept |= {"resolution": list(value.resolution), "accelerators": list(value.accelerators)}
             out[name] = {k: v for k, v in kept.items() if v not in ("", None, [], {})}
         else:
             out[name] = value
@@ -174,7 +174,7 @@ def _provenance(data: Any) -> Provenance:  # noqa: ANN401
         raise TableError(f"unknown provenance key {unknown[0]!r}; put foreign entries into 'metadata'")
     texts = ("model", "path", "schedule", "prediction", "parent", "citation", "notes")
     checks: dict[str, Any] = {k: str for k in texts} | {"config": dict, "metrics": dict, "metadata": dict}
-    checks |= {"guidance": (int, float), "seed": int, "resolution": list}
+    checks |= {"guidance": (int, float), "seed": int, "resolution": list, "accelerators": list}
     for key, value in data.items():
         if not isinstance(value, checks[key]) or isinstance(value, bool):
             raise TableError(f"provenance.{key} = {str(value)[:40]!r} has the wrong type {type(value).__name__}")
@@ -182,4 +182,6 @@ def _provenance(data: Any) -> Provenance:  # noqa: ANN401
         raise TableError(f"provenance.resolution = {str(data['resolution'])[:40]} must be a list of integers")
     if not all(type(v) in (int, float) for v in data.get("metrics", {}).values()):
         raise TableError(f"provenance.metrics = {str(data['metrics'])[:40]} must hold numbers only")
-    return Provenance(**{**data, "resolution": tuple(data.get("resolution", ()))})
+    if not all(isinstance(v, dict) for v in data.get("accelerators", ())):
+        raise TableError(f"provenance.accelerators = {str(data['accelerators'])[:40]} must be a list of objects")
+    return Provenance(**{**data, **{k: tuple(data.get(k, ())) for k in ("resolution", "accelerators")}})

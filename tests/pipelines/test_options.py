@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+import epd
+from epd.commands import models
 from epd.commands.inputs import model_options
 from epd.commands.models import load_model
 from epd.commands.options import Compare, Distill, Sample
@@ -32,6 +34,7 @@ REACHES: dict[str, tuple[Any, dict[str, Any]]] = {
     "device": ("meta", {"to": "meta"}),
     "device_map": ("balanced", {"device_map": "balanced", "to": None}),
     "offload": ("model", {"offload": "model"}),
+    "accelerate": (("reuse:steps=1",), {"accelerate": (epd.Reuse((1,)),)}),
     "local_only": (True, {"local_files_only": True}),
 }
 
@@ -67,6 +70,7 @@ def test_an_option_reaches_the_model(name: str, tmp_path: Path, monkeypatch: pyt
         return Pipe(seen)
 
     monkeypatch.setattr("diffusers.pipelines.pipeline_utils.DiffusionPipeline.from_pretrained", load)
+    monkeypatch.setattr(models, "accelerate", lambda model, *accelerators: seen.update(accelerate=accelerators))
     monkeypatch.setattr(loading, "from_pipeline", lambda pipe, **conditions: seen.update(conditions))
     value, expected = REACHES[name]
     extra = {"device": "cuda"} if name == "offload" else {}
