@@ -70,6 +70,9 @@ class Gate:
         self.meters: list[Meter] = []
         self.last: list[Called] = []
         self._pipe = None if pipe is None else weakref.ref(pipe)
+        self._release = None if pipe is None else weakref.finalize(pipe, self.remove)
+        if self._release is not None:
+            self._release.atexit = False
         self._under, self._run = Under(), None
         self._shapes: dict[str, Any] = {}
         self._open: list[Open] = []
@@ -91,6 +94,8 @@ class Gate:
 
     def remove(self) -> None:
         """Takes everything out again, the last thing first."""
+        if self._release is not None:
+            self._release.detach()
         for cover in reversed(self._covers):
             cover.remove()
         for site in reversed(self._sites):

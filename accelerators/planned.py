@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..pipelines.layout import table_layout
 from ..pipelines.placement import placed
 from ..pipelines.scheduler import EPDScheduler
+from ..solvers.schedules import checked_sigmas
 from ..solvers.walk import Rule, plan
 from .moment import Moment
 
 
 def of_solve(
-    rule: Rule, sigmas: Tensor | Sequence[float], samples: int = 1, copies: int = 1, branches: int = 1,
+    rule: Rule, sigmas: Tensor | ArrayLike, samples: int = 1, copies: int = 1, branches: int = 1,
     batched: bool = True,
 ) -> list[Moment]:  # fmt: skip
     """Those of `epd.solve(rule, model, noise, sigmas)`."""
     asks = plan(rule, sigmas)
-    levels = [float(level) for level in sigmas]
+    levels = checked_sigmas(sigmas).tolist()
     out = []
     for step, questions in enumerate(asks):
         for index, ask in enumerate(questions):

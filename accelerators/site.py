@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MethodType
@@ -59,13 +60,19 @@ class Cover:
         return self._instead(self._original, *args, **kwargs)
 
     def remove(self) -> None:
-        """Puts back what was there; where somebody has covered this since, it stays and does nothing."""
+        """Puts back what was there, under later covers, too; under somebody else's it stays and does nothing."""
         self._instead, values = None, vars(self._owner)
-        if values.get(self._name) is not self:
+        above = values.get(self._name)
+        if above is self:
+            del values[self._name]
+            if self._had:
+                values[self._name] = self._before
             return
-        del values[self._name]
-        if self._had:
-            values[self._name] = self._before
+        while isinstance(above, Cover):
+            if above._before is self:
+                above._had, above._before, above._original = self._had, self._before, self._original
+                return
+            above = above._before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:  # noqa: ANN401
         copied = memo.get(id(self._owner))
@@ -91,9 +98,15 @@ class Site:
     """
 
     def __init__(self, networks: Mapping[str, Module], pipe: Any, under: Under) -> None:  # noqa: ANN401
-        self.networks, self.pipe = dict(networks), pipe
+        self.networks = dict(networks)
+        self._pipe = None if pipe is None else weakref.ref(pipe)
         self._under = under
         self._undo: list[Callable[[], object]] = []
+
+    @property
+    def pipe(self) -> Any:  # noqa: ANN401 - any pipeline of diffusers
+        """The pipeline, which is not kept alive; None where there is none."""
+        return None if self._pipe is None else self._pipe()
 
     @property
     def now(self) -> Moment | None:

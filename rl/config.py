@@ -20,6 +20,9 @@ class RefineConfig(BaseModel):
     policy: Literal["ours", "published"] = "ours"
     """What is sampled around the table. ours: noise levels, places of points, every weight, scales; published: places
     and weights of points as Dirichlets, scales (arXiv 2512.22796)."""
+    start: Literal["given", "best"] = "given"
+    """Where the policy starts. best: at a hand-made multistep solver of as many calls, where one earns more than the
+    given table on training samples; what is exported is tested against the given one all the same."""
     concentration: float | None = Field(default=None, gt=0)
     """Total concentration of each Dirichlet at the start; larger: nearer to the given table. None: the policy's."""
     std: float | None = Field(default=None, gt=0)
@@ -89,6 +92,11 @@ class RefineConfig(BaseModel):
             raise ValueError(f"minibatches = {self.minibatches} must divide the {self.samples} samples of an update")
         if self.kl_target is not None and self.kl == 0:
             raise ValueError(f"kl_target = {self.kl_target} needs a coefficient to begin with: give kl, such as 0.01")
+        if self.allowed is not None and self.start == "best":
+            raise ValueError(
+                f"allowed = {self.allowed} keeps what explores near the given table, start = 'best' may leave it: "
+                "leave one of them out"
+            )
         return self
 
     @property

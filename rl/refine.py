@@ -23,6 +23,7 @@ from .learning import learned
 from .objective import BASELINES, adapted, normalised
 from .parametrisation import PARAMETRISATIONS
 from .policy import Policy
+from .starts import best_start, start_tables
 from .state import RefineState, Update
 from .task import Draws, Task
 from .testing import Tester
@@ -50,7 +51,7 @@ def refine(
 
 
 def policy_of(base: Table, config: RefineConfig, context_size: int = 0) -> Policy:
-    """The policy that a run begins with."""
+    """The policy that a run begins with, around the table that it starts at."""
     kind = PARAMETRISATIONS[config.policy]
     changes = {"concentration": config.concentration, "std": config.std, "scale_std": config.std}
     kind = replace(kind, **{name: value for name, value in changes.items() if value is not None})
@@ -67,15 +68,23 @@ class Refiner:
 
     def __init__(self, task: Task, base: Table, config: RefineConfig, workers: Workers) -> None:
         self.task, self.base, self.config, self.workers = task, base, config, workers
-        self.policy, self.reference = (policy_of(base, config, task.context_size) for _ in range(2))
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.lr, eps=1e-8, foreach=False)
         self.tester = Tester(task, base, config, workers)
+        self._around(base)
+
+    def _around(self, table: Table) -> None:
+        """Lets the policy be one around this table."""
+        self.policy, self.reference = (policy_of(table, self.config, self.task.context_size) for _ in range(2))
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.lr, eps=1e-8, foreach=False)
 
     def updates(self, state: RefineState | None) -> Iterator[Update]:
         began, first = time.perf_counter(), state is None
+        starts = start_tables(self.task, self.base, self.config)
+        start = best_start(self.task, starts, self.config, self.workers) if state is None else state.start
+        if start:
+            self._around(starts[start])
         if state is not None and state.iteration < state.total:
             self.tester.compare(state.given)
-        state = state or self._first()
+        state = state or self._first(start)
         while state.iteration < state.total:
             tick = time.perf_counter()
             state, scalars = self._updated(state)
@@ -87,11 +96,11 @@ class Refiner:
                 state, evaluation = self.tester.test(state, self.policy)
             yield Update(state.iteration, state.total, scalars, evaluation, state, time.perf_counter() - tick)
 
-    def _first(self) -> RefineState:
+    def _first(self, start: int = 0) -> RefineState:
         vector = parameters_to_vector(self.policy.parameters()).detach()
         return RefineState(
             iteration=0, total=self.config.steps, vector=vector, moments=vector.new_zeros(2, len(vector)), steps=0,
-            kl=self.config.kl, given=self.tester.given(), recent=vector.new_zeros(0), looks=0, best=vector,
+            kl=self.config.kl, given=self.tester.given(), recent=vector.new_zeros(0), looks=0, best=vector, start=start,
         )  # fmt: skip
 
     def _fitted(self, state: RefineState, start: float, update: float) -> RefineState:

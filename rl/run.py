@@ -32,6 +32,7 @@ from .config import RefineConfig
 from .conservative import Interval
 from .policy_file import save_policy
 from .refine import load_vector, policy_of, refine
+from .starts import start_tables
 from .state import Passed, RefineState, Update
 from .task import Task
 
@@ -100,11 +101,12 @@ def refined(task: Task, base: Table, config: RefineConfig, state: RefineState) -
     interval = None if state.passed is None else state.passed.table
     if interval is None:
         return base
-    policy = policy_of(base, config, task.context_size)
+    policy = policy_of(start_tables(task, base, config)[state.start], config, task.context_size)
     load_vector(policy, state.best)
     table = policy.mean(task.mean_context(config.held_out))
     provenance = replace(
         table.provenance,
+        parent=base.digest,
         model=task.model.name,
         guidance=task.model.guidance,
         accelerators=recorded(task.model),
@@ -117,7 +119,9 @@ def refined(task: Task, base: Table, config: RefineConfig, state: RefineState) -
 
 def _finish(task: Task, base: Table, config: RefineConfig, state: RefineState, folder: Folder) -> None:
     table = refined(task, base, config, state)
-    policy, refined_table = policy_of(base, config, task.context_size), table is not base
+    refined_table = table is not base
+    around = base if state.passed is None else start_tables(task, base, config)[state.start]
+    policy = policy_of(around, config, task.context_size)
     if state.passed is not None:
         load_vector(policy, state.best)
         i = state.passed.interval

@@ -40,6 +40,7 @@ class RefineState:
             samples: for safe exploration, whose bounds are those of independent numbers.
         looks: tests so far.
         best: (V,) parameters of the best that passed its test; those of the start while `passed` is None.
+        start: place of the table that the policy is around among `start_tables`; 0 is the given one.
     """
 
     iteration: int
@@ -52,6 +53,7 @@ class RefineState:
     recent: Tensor
     looks: int
     best: Tensor
+    start: int = 0
     passed: Passed | None = None
 
 

@@ -129,7 +129,7 @@ def test_seconds_are_those_beside_the_network(monkeypatch: pytest.MonkeyPatch) -
 
     class Slow(Everything):
         def attach(self, site: Site) -> Following:
-            site.before(site.only.proj_out_2, lambda *_: waits(3.0))
+            site.before(site.only.get_submodule("proj_out_2"), lambda *_: waits(3.0))
             return Following()
 
     epd.accelerate(pipe, Slow())

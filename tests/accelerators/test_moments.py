@@ -42,7 +42,7 @@ def test_recorded_moments_are_the_plan(name: str) -> None:
         else:  # the model's samples are two, and a guided call is doubled whoever steps it
             guided = {**told(name), "samples": 2, "copies": 2 if name == "dit" else COPIES.get(name, 2)}
             table = table_for(name, "mixed")
-            plan = of_solve(table.rule(), table.sigmas, batched=made.__defaults__[0] is epd.batched, **guided)
+            plan = of_solve(table.rule(), table.sigmas, batched=driver == epd.batched.__name__, **guided)
             assert moments(pipe, made) == plan
 
 
