@@ -214,6 +214,8 @@ class Regional:
         """Takes the slopes (B, *S) at a state in: fresh ones (B, N), of the samples (B,) that were computed."""
         settings, count = self._settings, self._hooks.count
         tokens = tokens_of(state.detach(), count, self._places.pixels)
+        if settings.score == "std" and tokens.shape[2] == 1:
+            raise ValueError("score = 'std' tells nothing of states with one channel: give 'change' or 'norm'")
         if self._kept is None:
             self._kept = state.clone()
             self._drops = torch.zeros(fresh.shape, device=state.device)

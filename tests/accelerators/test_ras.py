@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from helpers import tiny_pipelines
 from helpers.accelerating import drivers, fails_in, told, traces
+from helpers.pipeline_families import FAMILIES, SEEDS
 from helpers.pipeline_tables import assert_same, table_for
 from helpers.tiny_pipelines import build, network, run
 from torch import Tensor
@@ -18,6 +20,7 @@ from epd.accelerators import planned
 from epd.accelerators.cost import together
 from epd.accelerators.regions import choose
 from epd.denoisers.digits import digits
+from epd.solvers.walk import Ask, History, Steps
 
 WIDE: dict[str, Any] = {"height": 96, "width": 64}  # 6 x 4 tokens
 ONE_CALL = "one-call with afs"
@@ -60,6 +63,48 @@ def test_all_tokens_are_the_dense_run_bit_by_bit(name: str) -> None:
         epd.disable(pipe)
     run(pipe, kind, 2)
     assert traces(pipe) == before
+
+
+def asked_again(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
+    """Euler, whose fan is the state itself, twice: what is kept is what would be computed."""
+    yield Ask(x[None], sigma[None])
+    slopes = yield Ask(torch.stack([x, x]), torch.stack([sigma, sigma]))
+    return slopes.mean(0), history
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd35", "flux", "lumina", "pixart", "dit"])
+def test_chosen_tokens_are_those_of_the_whole_where_nothing_is_stale(name: str) -> None:
+    """Positions, masks, lengths: the half that is computed among kept keys and values is that half of the dense run."""
+    pipe, kind = made(name)
+    family = FAMILIES[kind]
+    changes = {} if kind == "dit" else {"size": {**family.size, **WIDE}}
+    model = dataclasses.replace(family, **changes).model(pipe, None if kind == "flux" else 3.0)
+    denoiser, noise, sigmas = model.for_seeds(SEEDS), epd.unit_noise(SEEDS, model.shape), torch.tensor([0.9, 0.5, 0.1])
+
+    def solved() -> Tensor:
+        with torch.no_grad():
+            return epd.solve(asked_again, denoiser, noise, sigmas)
+
+    dense = solved()
+    epd.accelerate(pipe, epd.RAS(0.5, "fan", score="norm", warmup=1))
+    with epd.measure(pipe, counts=False) as measured:
+        some = solved()
+    assert [called.tokens for called in measured.calls] == [1.0, 1.0, 1.0, 0.5]
+    assert_same(some, dense, 1e-5)
+
+
+def test_guidance_in_two_calls() -> None:
+    """FLUX with a true guidance scale: each branch keeps its own keys and values."""
+    pipe, extra = build("flux"), {"true_cfg_scale": 3.0, "negative_prompt": ["owl", "snow"]}
+    dense = run(pipe, "flux", 4, **extra)
+    epd.accelerate(pipe, epd.RAS(1.0, warmup=1, score="norm"))
+    with epd.measure(pipe, counts=False) as measured:
+        assert torch.equal(run(pipe, "flux", 4, **extra), dense)
+    assert [called.now.branch for called in measured.calls] == [0, 1] * 4
+    epd.accelerate(pipe, HALF)
+    with epd.measure(pipe, counts=False) as measured:
+        run(pipe, "flux", 4, **extra)
+    assert [called.tokens for called in measured.calls] == [1.0] * 4 + [0.5] * 4
 
 
 @pytest.mark.parametrize("where", ["all", "fan"])
@@ -299,6 +344,12 @@ def test_what_it_cannot_work_with_is_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match="ras and ras do not go together"):
         epd.accelerate(pipe, HALF, HALF)
     assert traces(pipe) == before
+
+
+def test_one_channel_has_no_deviation() -> None:
+    model = epd.accelerate(digits(), epd.RAS(0.5, score="std"))
+    with pytest.raises(ValueError, match="one channel: give 'change' or 'norm'"):
+        epd.solve(epd.rules.euler(), model, epd.unit_noise([0], model.shape), epd.schedules.logsnr(2, 0.1, 80.0))
 
 
 def test_slopes_have_gradients_through_what_is_kept() -> None:
