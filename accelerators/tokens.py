@@ -136,7 +136,8 @@ class TokenHooks:
             self._checked = True
         if self._network.is_gradient_checkpointing and torch.is_grad_enabled():  # it calls the blocks outside of this
             raise ValueError(f"{self._who} cannot be computed twice: network.disable_gradient_checkpointing() first")
-        call = self._call = self._opened(now)
+        state = args[0] if args else kwargs["hidden_states"]
+        call = self._call = self._opened(now, state.device)
         try:
             if call.active is not None:
                 for name in self._places.residuals:
@@ -146,9 +147,9 @@ class TokenHooks:
         finally:
             self._call = None
 
-    def _opened(self, now: Moment) -> Call:
+    def _opened(self, now: Moment, device: torch.device) -> Call:
         """What is known of a call before it."""
-        device, points = next(self._network.parameters()).device, now.points
+        points = now.points
         rows = self.called = self._site.work.rows
         own = torch.arange(now.samples * points) if rows is None else torch.as_tensor(list(rows))
         copies = torch.arange(now.copies)[:, None]

@@ -12,13 +12,12 @@ from helpers import tiny_pipelines
 from helpers.accelerating import drivers, fails_in, told, traces
 from helpers.pipeline_families import FAMILIES, SEEDS
 from helpers.pipeline_tables import assert_same, table_for
-from helpers.tiny_pipelines import build, network, run
+from helpers.tiny_pipelines import build, run
 from torch import Tensor
 
 import epd
 from epd.accelerators import planned
 from epd.accelerators.cost import together
-from epd.accelerators.regions import choose
 from epd.denoisers.digits import digits
 from epd.solvers.walk import Ask, History, Steps
 
@@ -129,18 +128,6 @@ def test_every_driver_computes_the_tokens_that_are_planned(name: str, kind: str,
     assert table.num_steps == 4
 
 
-def test_the_plan_by_hand() -> None:
-    """DPM-2 in 5 steps with half fans: the first fan is whole, as one slope at a state is known. 5 + 1 + 4 / 2 = 8."""
-    sigmas = epd.schedules.logsnr(5, 0.01, 80.0)
-    calls = planned.of_solve(epd.rules.dpm2(), sigmas)
-    assert sum(work.tokens for work in epd.RAS(0.5, "fan").plan(calls)) == 8
-    calls = planned.of_solve(epd.rules.euler(), epd.schedules.logsnr(28, 0.01, 80.0))
-    whole = [n for n, work in enumerate(epd.RAS(0.5).plan(calls)) if work.tokens == 1]
-    assert whole == [0, 1, 2, 3, 12, 20], "as published for 28 steps"
-    other = epd.RAS(0.5, gap=None, resets=(12, 22), warmup=3)
-    assert [n for n, work in enumerate(other.plan(calls)) if work.tokens == 1] == [0, 1, 2, 12, 22]
-
-
 def stale_tokens(member: epd.RAS, steps: int) -> Tensor:
     """(N, B, 16) which tokens of digits keep their slope in each step of Euler's, seen from its states."""
     model, sigmas = digits(), epd.schedules.logsnr(steps, 0.05, 3.0)  # where slopes change
@@ -169,45 +156,6 @@ def run_length(stale: Tensor) -> int:
         current = (current + 1) * row
         longest = torch.maximum(longest, current)
     return int(longest.max())
-
-
-def lives(member: epd.RAS, steps: int = 28, tokens: int = 64) -> Tensor:
-    """(steps, tokens) which of them are computed, where one sample's scores are the same in all steps."""
-    scores = torch.linspace(1.0, 2.0, tokens)[None]
-    drops, out = torch.zeros_like(scores), []
-    high = 1.0 if member.high is None else member.high
-    for _ in range(steps):
-        active = choose(scores, drops, member.active(tokens), high, member.strength, member.starvation == "published")
-        chosen = torch.zeros_like(scores).scatter(1, active, 1.0)
-        drops = drops + (1 - chosen)
-        out.append(chosen[0])
-    return torch.stack(out)
-
-
-@pytest.mark.parametrize("high", [0.0, 0.3, 1.0])
-def test_nothing_starves_unless_as_published(high: float) -> None:
-    assert lives(epd.RAS(0.5, high=high)).sum(0).min() > 0
-    published = lives(epd.RAS(0.5, high=high, starvation="published"))
-    assert (published.sum(0).min() == 0) == (high > 0)
-    if high == 1.0:  # what is dropped at first is dropped for ever
-        assert torch.equal(published, published[:1].expand_as(published))
-    assert torch.equal(published.sum(1), torch.full((28,), 32.0))
-
-
-def test_the_choice_by_hand() -> None:
-    scores, none = torch.tensor([[5.0, 1.0, 4.0, 2.0, 3.0, 6.0]]), torch.zeros(1, 6)
-
-    def chosen(active: int, high: float, drops: Tensor = none, k: float = 1.0, published: bool = False) -> list[int]:
-        return choose(scores, drops, active, high, k, published)[0].tolist()
-
-    assert chosen(3, 0.0) == [0, 2, 5]
-    assert chosen(3, 1.0) == [1, 3, 4]
-    assert chosen(3, 0.34) == [0, 2, 4], "one of three from the top, the second number is the rest"
-    assert chosen(6, 0.5) == [0, 1, 2, 3, 4, 5]
-    dropped = torch.tensor([[0.0, 3.0, 0.0, 0.0, 0.0, 3.0]])
-    assert chosen(3, 0.0, dropped) == [0, 1, 5]
-    assert chosen(3, 1.0, dropped) == [1, 3, 5]
-    assert chosen(3, 1.0, dropped, published=True) == [2, 3, 4]
 
 
 @pytest.mark.parametrize("score", ["change", "norm", "std"])
@@ -254,127 +202,3 @@ def test_other_sizes_batches_and_interruptions_between_leave_the_same_bits(call:
     assert torch.equal(run(pipe, "sd3", 5), first)
     run(pipe, "sd3", 5, prompt="fox", generator=None, guidance_scale=1.0)
     assert torch.equal(run(pipe, "sd3", 5), first)
-
-
-def test_rows_that_others_leave_out() -> None:
-    """Reused slopes of a step are no news: the tokens wait, and what is kept follows what is computed."""
-    pipe = epd.enable(build("sd3"), table_for("sd3", "epd"))
-    for where in ("fan", "all"):
-        epd.accelerate(pipe, epd.Reuse((2,), where))
-        expected = run(pipe, "sd3", 4)
-        reuse, ras = epd.Reuse((2,), where), epd.RAS(1.0, warmup=1)
-        for pair in ((reuse, ras), (ras, reuse)):
-            epd.accelerate(pipe, *pair)
-            assert torch.equal(run(pipe, "sd3", 4), expected)
-        epd.accelerate(pipe, epd.Reuse((2,), where), epd.RAS(0.5, warmup=1))
-        with epd.measure(pipe, counts=False) as measured:
-            run(pipe, "sd3", 4)
-        assert {called.tokens for called in measured.calls if called.rows} >= {1.0, 0.5}
-
-
-def test_control_nets() -> None:
-    """Their residuals are those of the chosen tokens: zero ones are none, others are the dense run at ratio 1."""
-    diffusers, pipe = tiny_pipelines.diffusers, build("sd3")
-    control = diffusers.SD3ControlNetModel.from_transformer(pipe.transformer, 1, 0)
-    with torch.no_grad():
-        for block in control.controlnet_blocks:
-            block.weight.normal_(generator=torch.Generator().manual_seed(1))
-    controlled = diffusers.StableDiffusion3ControlNetPipeline(**pipe.components, controlnet=control)
-    controlled.set_progress_bar_config(disable=True)
-    picture = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-
-    def results(member: epd.RAS | None, scale: float = 0.5) -> Tensor:
-        epd.accelerate(controlled, *([] if member is None else [member]))
-        return run(controlled, "sd3", 4, control_image=picture, controlnet_conditioning_scale=scale)
-
-    dense = results(None)
-    assert torch.equal(results(epd.RAS(1.0, warmup=1, score="norm")), dense)
-    assert not torch.equal(results(HALF), dense)
-    epd.accelerate(pipe, HALF)
-    expected = run(pipe, "sd3", 4)
-    epd.decelerate(pipe)
-    assert_same(results(HALF, 0.0), expected, 1e-6)
-
-
-def test_ip_adapters() -> None:
-    pipe, kind = build("sd3"), tiny_pipelines.diffusers.models.attention_processor.SD3IPAdapterJointAttnProcessor2_0
-    torch.manual_seed(0)
-    processors = {name: kind(32, 16, 8, 24) for name in pipe.transformer.attn_processors}
-    draw = torch.Generator().manual_seed(3)
-    extra = {"ip_hidden_states": torch.randn(4, 5, 16, generator=draw), "temb": torch.randn(4, 24, generator=draw)}
-    plain = run(pipe, "sd3", 4)
-    pipe.transformer.set_attn_processor(processors)
-    adapted = run(pipe, "sd3", 4, joint_attention_kwargs=extra)
-    assert not torch.equal(adapted, plain)
-    epd.accelerate(pipe, epd.RAS(1.0, warmup=1, score="norm"))
-    assert torch.equal(run(pipe, "sd3", 4, joint_attention_kwargs=extra), adapted)
-    epd.accelerate(pipe, HALF)
-    assert torch.isfinite(run(pipe, "sd3", 4, joint_attention_kwargs=extra)).all()
-
-
-def test_what_it_cannot_work_with_is_refused_with_the_remedy() -> None:
-    def refused(pipe: Any, text: str) -> None:  # noqa: ANN401
-        with pytest.raises(ValueError, match=text):
-            epd.accelerate(pipe, HALF)
-
-    refused(build("sd"), "does not know UNet2DConditionModel: it works in DiTTransformer2DModel, Flux")
-    pipe = build("sd3")
-    before = traces(pipe)
-    pipe.transformer.fuse_qkv_projections()
-    refused(pipe, r"fused projections.*unfuse_qkv_projections\(\)")
-    pipe.transformer.unfuse_qkv_projections()
-    pipe = build("flux")
-    config = tiny_pipelines.diffusers.FirstBlockCacheConfig(threshold=0.1)
-    pipe.transformer.enable_cache(config)
-    refused(pipe, r"active in the network.*disable_cache\(\)")
-    pipe.transformer.disable_cache()
-    kind = tiny_pipelines.diffusers.models.transformers.transformer_flux.FluxIPAdapterAttnProcessor
-    pipe.transformer.transformer_blocks[0].attn.set_processor(kind(32, 16))
-    refused(pipe, r"FluxIPAdapterAttnProcessor.*unload_ip_adapter\(\)")
-    pipe = epd.accelerate(build("sd3"), HALF)  # afterwards
-    pipe.transformer.fuse_qkv_projections()
-    with pytest.raises(ValueError, match="fused projections"):
-        run(pipe, "sd3", 3)
-    pipe = epd.accelerate(build("sd3"), HALF)
-    attention = network(pipe).transformer_blocks[0].attn
-    attention.to_k = torch.nn.Sequential(attention.to_k)  # as LoRA wraps it
-    with pytest.raises(ValueError, match="was replaced.*accelerate again"):
-        run(pipe, "sd3", 3)
-    pipe = build("sd3")
-    with pytest.raises(ValueError, match="ras and ras do not go together"):
-        epd.accelerate(pipe, HALF, HALF)
-    assert traces(pipe) == before
-
-
-def test_one_channel_has_no_deviation() -> None:
-    model = epd.accelerate(digits(), epd.RAS(0.5, score="std"))
-    with pytest.raises(ValueError, match="one channel: give 'change' or 'norm'"):
-        epd.solve(epd.rules.euler(), model, epd.unit_noise([0], model.shape), epd.schedules.logsnr(2, 0.1, 80.0))
-
-
-def test_slopes_have_gradients_through_what_is_kept() -> None:
-    model = digits()
-    epd.accelerate(model, epd.RAS(0.5, warmup=1, score="norm"))
-    noise = epd.unit_noise([0], model.shape).requires_grad_()
-    epd.solve(epd.rules.euler(), model, noise, epd.schedules.logsnr(3, 0.05, 80.0)).square().sum().backward()
-    assert noise.grad is not None and (noise.grad != 0).all()
-
-
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ({"ratio": 0.0}, "share of the tokens"),
-        ({"ratio": 1.1}, "share of the tokens"),
-        ({"where": "x"}, "'all' or 'fan'"),
-        ({"score": "x"}, "'change' or"),
-        ({"high": 2.0}, "share of the dropped"),
-        ({"warmup": 0}, "nothing is known"),
-        ({"gap": 0}, "no error resets"),
-        ({"resets": (-1,)}, "from 0"),
-        ({"starvation": "x"}, "'mended'"),
-        ({"strength": float("nan")}, "0 to forget"),
-    ],
-)
-def test_settings_are_checked(settings: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        epd.RAS(**{"ratio": 0.5, **settings})
