@@ -17,7 +17,7 @@ from .conditions import Request, call_parameters, request
 from .dependencies import dependencies, resolution
 from .first_call import encode, network_input, packing_of, require_followed, state_shape
 from .frames import TIMES, Frame, Packing, frame_of
-from .guidance import Combination, GuidanceScaling
+from .guidance import GuidanceScaling
 from .probe import ProbeScheduler, Stage, borrowed, evaluate, stage
 from .prompts import Encodings
 
@@ -55,7 +55,7 @@ class PipelineModel:
     seed_conditions: Callable[[Sequence[int]], Sequence[int]] | None = None
     _encodings: Encodings | None = None
     _index: tuple[int, ...] | None = None  # condition of each bound sample
-    _combined: dict[str, Combination] = field(default_factory=dict, repr=False)  # found by the first scaled call
+    _guiding: GuidanceScaling = field(default_factory=GuidanceScaling, repr=False)  # the same for all samples
 
     @property
     def path(self) -> Path:
@@ -174,13 +174,12 @@ class PipelineModel:
             return rows, times[:, None].expand(-1, stock.shape[1]) if stock.ndim == 2 else times
 
         scheduler = ProbeScheduler(self.pipe.scheduler, timestep[:1].to(self.device, torch.float32))
-        guiding = GuidanceScaling(combination=self._combined.get("way"))
+        guiding = self._guiding
+        guiding.outputs.clear()  # of a call that failed
         hear = None if factors is None else guiding.hear
         output = evaluate(self.stage, self._arguments(index, latents), self._replaced(scheduler, index), tap, hear)
         if factors is not None:
             output = guiding.scaled(output, factors, latents.shape[1] if latents.ndim > 3 else output.shape[1])
-            if guiding.combination is not None:
-                self._combined["way"] = guiding.combination
         output = output[: len(latents)].to(scaled.device)  # a pipeline may step both halves of a doubled call
         output = output if self.packing is None else self.packing.unpack(output)
         return output[:, : scaled.shape[1]]  # learned variance

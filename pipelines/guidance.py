@@ -73,6 +73,7 @@ class GuidanceScaling:
 
     outputs: list[Any] = field(default_factory=list)
     combination: Combination | None = None
+    both: bool | None = None  # whether the pipeline goes on with both halves, as DiT's does; unknown at first
 
     def hear(self, output: Any) -> Any:  # noqa: ANN401 - any network's output
         """Keeps what a network returned; the pipeline gets it as it is."""
@@ -98,11 +99,13 @@ class GuidanceScaling:
                 f"the table scales the guidance, but the pipeline reshapes its network's output of {tuple(one.shape)} "
                 f"to {tuple(m.shape)}: take a table whose guidance_scale and anchor_guidance are 1"
             )
+        both = len(made) > n
         if self.combination is None:
-            self.combination = combination_of(m, one, other)
-            if self.combination is None and len(made) > n:
-                raise ValueError(f"the table scales the guidance, but the pipeline's call has none: {REMEDY}")
+            self.combination, self.both = combination_of(m, one, other), both
         how = self.combination
+        # Where guidance ends in the middle of a run, two samples look like the two halves of one.
+        if self.both != both or (how is None and both):
+            raise ValueError(f"the table scales the guidance, but the pipeline's call has none: {REMEDY}")
         if how is None:
             return made[:, :channels]
         free = (one if how.first else other).to(m.dtype)

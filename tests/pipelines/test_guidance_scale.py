@@ -144,6 +144,19 @@ def test_which_half_is_unconditional_is_seen_in_half_precision_too() -> None:
         combination_of(torch.randn(2, 4, 8, 8, generator=generator), free, bound)
 
 
+def test_guidance_that_ends_within_a_run_is_seen() -> None:
+    """Two samples without guidance have as many rows as two halves of one."""
+    pipe, table = tiny_pipelines.build("sd"), scaled(table_for("sd", "epd"))
+
+    def off(pipe: Any, index: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+        pipe._guidance_scale = 1.0
+        return {"prompt_embeds": kwargs["prompt_embeds"].chunk(2)[1]}
+
+    call = {**FAMILIES["sd"].call(SEEDS, table.depth, G), "callback_on_step_end": off}
+    with pytest.raises(ValueError, match="the pipeline's call has none"):
+        enable(pipe, table)(**call, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+
 def test_a_network_that_was_not_heard_and_lists_are_told() -> None:
     factor = torch.tensor([0.5])
     with pytest.raises(ValueError, match="the network was not heard: was epd.enable called"):
