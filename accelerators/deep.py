@@ -97,7 +97,7 @@ class Deep:
         if now is None:
             return original(*args, **kwargs)
         if self._place is None:
-            rows = self._site.rows
+            rows = self._site.work.rows
             chosen = None if rows is None else tuple(int(row) for row in rows)
             state = args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
             self._place = (now.state, now.slots, now.branch, chosen, tuple(state.shape))

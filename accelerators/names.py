@@ -10,6 +10,7 @@ from typing import Any
 from .contract import Accelerator
 from .first_block import FirstBlock
 from .native import Native
+from .ras import RAS
 from .rehash import Rehash
 from .reuse import Reuse
 from .teacache import TeaCache
@@ -18,6 +19,7 @@ from .teacache import TeaCache
 ACCELERATORS: dict[str, type[Any]] = {
     "first_block": FirstBlock,
     "native": Native,
+    "ras": RAS,
     "rehash": Rehash,
     "reuse": Reuse,
     "teacache": TeaCache,
@@ -25,7 +27,8 @@ ACCELERATORS: dict[str, type[Any]] = {
 # Those of one group cannot be together: who keeps whole slopes, who keeps features, who changes which tokens there are.
 EXCLUDE: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"reuse", "rehash"}), "two of them reuse slopes"),
-    (frozenset({"first_block", "native", "rehash", "teacache"}), "each leaves out what another keeps features of"),
+    (frozenset({"ras"}), "two of them choose tokens"),
+    (frozenset({"first_block", "native", "ras", "rehash", "teacache"}), "one leaves out what another keeps features of"),
 )
 
 

@@ -150,7 +150,7 @@ class Cached:
         now = self._site.now
         if now is None:
             return original(*args, **kwargs)
-        rows = self._site.rows
+        rows = self._site.work.rows
         place = (now.state, now.slots, now.branch, None if rows is None else tuple(int(row) for row in rows))
         self._time = self._told(now, args, kwargs)
         context = CacheContext(

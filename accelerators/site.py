@@ -6,13 +6,12 @@ import functools
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import Module
 
 from .moment import Moment, Work
@@ -115,9 +114,9 @@ class Site:
         return self._under.now
 
     @property
-    def rows(self) -> Tensor | Sequence[int] | None:
-        """Which rows of this call are computed, as `Work.rows`; None: all."""
-        return self._under.work.rows
+    def work(self) -> Work:
+        """What of that call is computed, by all accelerators together: its rows are those that the network is given."""
+        return self._under.work
 
     @property
     def only(self) -> Module:

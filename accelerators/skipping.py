@@ -146,7 +146,7 @@ class Skipping:
 
     def _decided(self, now: Moment, seen: Tensor, base: Tensor) -> Running:
         rows, site = len(seen), self._site
-        chosen = None if site.rows is None else tuple(int(row) for row in site.rows)
+        chosen = None if site.work.rows is None else tuple(int(row) for row in site.work.rows)
         key = (now.state, now.slots, now.branch, chosen)
         kept, per_copy = self._kept.get(key), rows // now.copies
         points = [row % now.points for row in (range(per_copy) if chosen is None else chosen)] * now.copies

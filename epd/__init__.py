@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .accelerators.fitting import fit_teacache, step_similarity
     from .accelerators.moment import Moment
     from .accelerators.native import Native
+    from .accelerators.ras import RAS
     from .accelerators.rehash import Rehash, key_steps
     from .accelerators.reuse import Reuse
     from .accelerators.teacache import TeaCache
@@ -76,6 +77,7 @@ _HOMES = {
     "Native": "accelerators.native",
     "Rehash": "accelerators.rehash",
     "key_steps": "accelerators.rehash",
+    "RAS": "accelerators.ras",
     "Reuse": "accelerators.reuse",
     "TeaCache": "accelerators.teacache",
     "EPDScheduler": "pipelines.scheduler",
