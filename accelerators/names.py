@@ -28,7 +28,7 @@ ACCELERATORS: dict[str, type[Any]] = {
 EXCLUDE: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"reuse", "rehash"}), "two of them reuse slopes"),
     (frozenset({"ras"}), "two of them choose tokens"),
-    (frozenset({"first_block", "native", "ras", "rehash", "teacache"}), "one leaves out what another keeps features of"),
+    (frozenset({"first_block", "native", "ras", "rehash", "teacache"}), "one leaves out what another keeps"),
 )
 
 
