@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -78,6 +79,7 @@ class Blocks:
     """
 
     def __init__(self, network: Module) -> None:
+        network = plain(network)
         found = [LISTS[kind.__name__] for kind in type(network).__mro__ if kind.__name__ in LISTS]
         if not found:
             raise ValueError(
@@ -86,7 +88,7 @@ class Blocks:
             )
         self._lists = found[0]
         self.modules = [block for name in found[0].names for block in network.get_submodule(name).children()]
-        self._names = [list(inspect.signature(block.forward).parameters) for block in self.modules]
+        self._names = [list(inspect.signature(plain(block).forward).parameters) for block in self.modules]
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -117,6 +119,11 @@ class Blocks:
         order = (HIDDEN, TEXT) if self._lists.image == 0 else (TEXT, HIDDEN)
         pairs = zip(order, output, strict=True)
         return tuple(None if part is None else call[name].index_copy(0, index, part) for name, part in pairs)
+
+
+def plain(module: Module) -> Module:
+    """The module itself, where it stands compiled in its own place."""
+    return module._orig_mod if isinstance(module, torch._dynamo.OptimizedModule) else module
 
 
 def rows_of(call: Values, index: Tensor, rows: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..formats.files import require_regular, user_path, write_atomically
-from .block_lists import HIDDEN, Values
+from .block_lists import HIDDEN, Values, plain
 
 MAX_BYTES = 2**34
 KEY = "inner-loop feedback"  # of the file's metadata
@@ -154,7 +154,7 @@ def own_copy(block: nn.Module) -> nn.Module:
     """
     if any(value.device.type == "meta" for value in block.parameters()):
         raise ValueError("the network's weights are not in memory: accelerate before sequential or group offloading")
-    copied = copy.deepcopy(block)
+    copied = copy.deepcopy(plain(block))
     for module in copied.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
             hooks.clear()

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 
-from .block_lists import HIDDEN, TEXT, Blocks
+from .block_lists import HIDDEN, TEXT, Blocks, plain
 from .feedback_block import TIMESTEP, Feedback, Loop, load_feedback, read_trained
 from .moment import Moment, Work
 from .site import Site
+from .skipping import require_no_cache
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ class ILF:
     def attach(self, site: Site) -> Feeding:
         """Hooks the loop's blocks; the module stays outside of the network."""
         loop = read_trained(self.module).loop
+        require_no_cache(site.only)
         blocks = blocks_of(site.only)
-        kind = type(_whole(site.only)).__name__
+        kind = type(plain(site.only)).__name__
         if (kind, len(blocks)) != (loop.network, loop.depth):
             raise ValueError(
                 f"{self.module} was learned for a {loop.network} of {loop.depth} blocks, this is a {kind} of "
@@ -98,15 +99,10 @@ def blocks_of(network: Module) -> Blocks:
     Raises:
         ValueError: for another.
     """
-    whole = _whole(network)
+    whole = plain(network)
     if not any(kind.__name__ in TIMES for kind in type(whole).__mro__):
         raise ValueError(f"feedback is not known for {type(whole).__name__}: it works in {', '.join(TIMES)}")
     return Blocks(whole)
-
-
-def _whole(network: Module) -> Module:
-    """The network itself where it is compiled: `site` says what to do about that."""
-    return network._orig_mod if isinstance(network, torch._dynamo.OptimizedModule) else network
 
 
 class Running(threading.local):
@@ -145,7 +141,7 @@ class Feeding:
             warnings.warn(told, stacklevel=2)
         self._site, self._blocks, self._feedback, self._loop = site, blocks, feedback, loop
         self._steps, self._running, self._warned = frozenset(steps), Running(), False
-        network = _whole(site.only)
+        network = plain(site.only)
         self._time = next(TIMES[kind.__name__] for kind in type(network).__mro__ if kind.__name__ in TIMES)
         self._embedder = network.get_submodule(self._time.embedder) if self._time.embedder else None
         if self._embedder is not None:

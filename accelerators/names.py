@@ -8,18 +8,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .contract import Accelerator
+from .first_block import FirstBlock
 from .ilf import ILF
+from .native import Native
+from .ras import RAS
+from .rehash import Rehash
 from .reuse import Reuse
+from .teacache import TeaCache
 
 # Another one is one line here.
 ACCELERATORS: dict[str, type[Any]] = {
+    "first_block": FirstBlock,
     "ilf": ILF,
+    "native": Native,
+    "ras": RAS,
+    "rehash": Rehash,
     "reuse": Reuse,
+    "teacache": TeaCache,
 }
 # Those of one group cannot be together: who keeps whole slopes, who keeps features, who changes which tokens there are.
 EXCLUDE: tuple[tuple[frozenset[str], str], ...] = (
-    (frozenset({"reuse"}), "two of them reuse slopes"),
-    (frozenset({"first_block", "ilf", "native", "ras", "teacache"}), "a block that runs twice a call has two outputs"),
+    (frozenset({"reuse", "rehash"}), "two of them reuse slopes"),
+    (frozenset({"ras"}), "two of them choose tokens"),
+    (frozenset({"first_block", "ilf", "native", "ras", "rehash", "teacache"}), "one leaves out what another needs"),
 )
 
 

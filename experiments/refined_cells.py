@@ -98,7 +98,7 @@ SHORTER = {**SHORT, "pool": 768, "validation": 192, "batch": 32, "screening": 10
 # Without entropy the policy narrows to one table long before the best one is found.
 REFINING = {"lr": 5e-3, "std": 0.1, "entropy": 0.03, "held_out": 512, "shared_noise": False}
 # Where samples cost more, the same noise for all tables of a prompt tells more of them; many prompts, few tables each.
-COSTLY = {"lr": 1e-2, "std": 0.1, "held_out": 512, "groups": 64, "group_size": 4, "start": "best",
+COSTLY = {"lr": 2e-2, "std": 0.2, "concentration": 60, "held_out": 2048, "groups": 64, "group_size": 4, "start": "best",
           "learn_guidance": True}  # fmt: skip
 SUBJECTS: dict[str, Subject] = {
     "shapes-exact": Subject(
@@ -108,7 +108,7 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "shapes": Subject(
         "shapes", 3.0, (3, 4, 5), ("Euler", "shift 1", 50), 1024, distilling=SHORTER,
-        refining={**COSTLY, "steps": 300, "evaluate_every": 50},
+        refining={**COSTLY, "steps": 300, "evaluate_every": 100},
     ),
 }  # fmt: skip
 
