@@ -9,10 +9,12 @@ from typing import Any
 
 from .contract import Accelerator
 from .reuse import Reuse
+from .slices import Slices
 
 # Another one is one line here.
 ACCELERATORS: dict[str, type[Any]] = {
     "reuse": Reuse,
+    "slices": Slices,
 }
 # Those of one group cannot be together: who keeps whole slopes, who keeps features, who changes which tokens there are.
 EXCLUDE: tuple[tuple[frozenset[str], str], ...] = ((frozenset({"reuse"}), "two of them reuse slopes"),)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .accelerators.contract import Accelerator
     from .accelerators.moment import Moment
     from .accelerators.reuse import Reuse
+    from .accelerators.slices import Slices
     from .denoisers.digits import digits_pipeline
     from .denoisers.mixture import GaussianMixture
     from .denoisers.networks import NetworkDenoiser
@@ -66,6 +67,7 @@ _HOMES = {
     "Accelerator": "accelerators.contract",
     "Moment": "accelerators.moment",
     "Reuse": "accelerators.reuse",
+    "Slices": "accelerators.slices",
     "EPDScheduler": "pipelines.scheduler",
     "shapes_pipeline": "pipelines.shapes",
     "find_table": "pipelines.find",
