@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.models.unets.unet_motion_model import UNetMotionModel
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import Module
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from ..denoisers.arguments import NetworkArguments
@@ -24,6 +25,8 @@ from .site import Site
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # beyond, parts are small beside what is kept whole
 OFFLOADED = "_hf_hook"  # who moves weights when a module is called
 CHUNKED = ("_chunk_size", "_chunk_dim")
+Peak = Callable[[Sizes], int]
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class Slicing:
         if key not in self._found:
             self._require_placed()
             cut = functools.partial(self._cut, NetworkArguments(args, kwargs).state.shape)
-            self._found[key] = largest(most, cut, lambda sizes: self.peak(sizes, network, args, kwargs))
+            self._found[key] = self.pretended(network, args, kwargs, functools.partial(largest, most, cut))
         return self._found[key]
 
     def _cut(self, shape: torch.Size, parts: int) -> Sizes:
@@ -136,22 +139,24 @@ class Slicing:
         rows, pixels = shape[0] * frames, shape[0] * shape[-2] * shape[-1]
         return Sizes(-(-rows // parts), -(-pixels // parts))
 
-    def peak(self, sizes: Sizes, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """Bytes that a call in such parts would keep alive together: its operations without their numbers."""
+    def pretended(
+        self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], ask: Callable[[Peak], Answer]
+    ) -> Answer:
+        """`ask` of the bytes that a call in parts of some sizes keeps alive together: operations without numbers."""
 
-        def pretended() -> int:
-            with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        def asked() -> Answer:
+            with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode, Pretending(mode):
+                own_args, own_kwargs = tree_map(functools.partial(pretend, mode), (args, kwargs))
 
-                def fake(value: Any) -> Any:  # noqa: ANN401
-                    return mode.from_tensor(value) if isinstance(value, Tensor) else value
+                def peak(sizes: Sizes) -> int:
+                    with LiveMemory() as memory, self.cuts.by(sizes, sketched=True):
+                        network(*own_args, **own_kwargs)
+                    return memory.peak
 
-                own_args, own_kwargs = tree_map(fake, (args, kwargs))
-                with LiveMemory() as memory, self.cuts.by(sizes, sketched=True):
-                    network(*own_args, **own_kwargs)
-            return memory.peak
+                return ask(peak)
 
         with ThreadPoolExecutor(1) as pool:  # whoever counts operations counts those of a thread
-            return pool.submit(pretended).result()
+            return pool.submit(asked).result()
 
     def _require_placed(self) -> None:
         """Raises: ValueError: where calling a module moves weights, which must not be pretended."""
@@ -163,7 +168,30 @@ class Slicing:
                 )
 
 
-def largest(most: int, cut: Callable[[int], Sizes], peak: Callable[[Sizes], int]) -> Sizes:
+class Pretending(TorchDispatchMode):
+    """Weights become tensors without numbers before they meet others, once; left to the mode it is slower."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()
+        self._mode = mode
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        own_args, own_kwargs = tree_map(functools.partial(pretend, self._mode), (args, kwargs or {}))
+        return func(*own_args, **own_kwargs)
+
+
+def pretend(mode: FakeTensorMode, value: Any) -> Any:  # noqa: ANN401
+    """A tensor without its numbers; anything else as it is."""
+    return mode.from_tensor(value) if isinstance(value, Tensor) and not isinstance(value, FakeTensor) else value
+
+
+def largest(most: int, cut: Callable[[int], Sizes], peak: Peak) -> Sizes:
     """The largest parts that keep so many bytes; twice as many parts are tried until it is enough, then those between.
 
     Raises:
