@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.attention import TemporalBasicTransformerBlock
 from diffusers.models.downsampling import Downsample2D
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock, TemporalResnetBlock
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
@@ -152,7 +152,9 @@ def by_rows(cuts: Cuts, original: Original, *args: Any, **kwargs: Any) -> Any:  
         room = _room(own, len(state)) if room is None else room
         room[part] = own
         del own
-    return room if isinstance(piece, Tensor) else (room,) if isinstance(piece, tuple) else type(piece)(sample=room)
+    if isinstance(piece, Tensor):
+        return room
+    return (room,) if isinstance(piece, tuple) else Transformer2DModelOutput(room)
 
 
 def _room(piece: Tensor, rows: int) -> Tensor:
@@ -233,7 +235,7 @@ def temporal_block(
 
 
 def mixer(
-    cuts: Cuts, makers: tuple[TemporalBasicTransformerBlock | TemporalResnetBlock, ...], original: Original,
+    cuts: Cuts, makers: tuple[Module, ...], original: Original,
     x_spatial: Tensor, x_temporal: Tensor, image_only_indicator: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """SVD's mix of both, (B, C, T, H, W) or (B T, H W, C), in the place of the second, which nobody else needs."""

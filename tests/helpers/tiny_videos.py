@@ -76,6 +76,6 @@ def svd_pipeline() -> Any:  # noqa: ANN401
 def run_svd(pipe: Any, steps: int = 2) -> Tensor:  # noqa: ANN401
     """Latents of a small video."""
     return pipe(
-        Image.new("RGB", (16, 12), (200, 40, 90)), height=12, width=16, num_frames=3, num_inference_steps=steps,
+        Image.new("RGB", (16, 8), (200, 40, 90)), height=8, width=16, num_frames=3, num_inference_steps=steps,
         generator=torch.Generator().manual_seed(0), output_type="latent",
     ).frames  # fmt: skip
