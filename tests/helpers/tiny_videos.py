@@ -57,17 +57,14 @@ def svd_pipeline() -> Any:  # noqa: ANN401
             block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1
         )
         config = transformers.CLIPVisionConfig(
-            hidden_size=32, projection_dim=32, num_hidden_layers=1, num_attention_heads=4, image_size=32,
-            intermediate_size=37, patch_size=8,
+            hidden_size=32, projection_dim=32, num_hidden_layers=1, num_attention_heads=4, image_size=224,
+            intermediate_size=37, patch_size=32,
         )  # fmt: skip
         encoder = transformers.CLIPVisionModelWithProjection(config)
-    scheduler = diffusers.EulerDiscreteScheduler(
-        prediction_type="v_prediction", use_karras_sigmas=True, interpolation_type="linear", timestep_type="continuous",
-        sigma_min=0.002, sigma_max=700.0,
-    )  # fmt: skip
+    scheduler = diffusers.EulerDiscreteScheduler(prediction_type="v_prediction", use_karras_sigmas=True)
     pipe = diffusers.StableVideoDiffusionPipeline(
         vae=vae.eval(), image_encoder=encoder.eval(), unet=network, scheduler=scheduler,
-        feature_extractor=transformers.CLIPImageProcessor(crop_size=32, size=32),
+        feature_extractor=transformers.CLIPImageProcessor(),
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe
