@@ -45,8 +45,8 @@ lint: $(STAMP) ## ruff and pyright
 format: $(STAMP) ## what ruff can mend by itself
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## time the loop against the bare network calls
-	$(BIN)/python -m epd.experiments.bench_overhead
+bench: $(STAMP) ## what a solver costs beside its network's bare calls, into experiments/results/benchmarks
+	$(BIN)/python -m epd.experiments.benchmarks
 
 readme: $(STAMP) ## put the numbers of experiments/results into README.md and docs
 	$(BIN)/python -m epd.experiments.readme_tables

@@ -14,8 +14,13 @@ from ..denoisers.live_memory import LiveMemory
 from .cost import Called, Cost
 from .gate import contexts
 
+Shape = Any  # of an argument, where that is a tensor
 
-def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:  # noqa: ANN401 - shapes
+
+def _attention(
+    query: Shape, key: Shape, value: Shape, dropout_p: float = 0.0, is_causal: bool = False, attn_mask: Shape = None,
+    scale: float | None = None, out_shape: Shape = None,
+) -> int:  # fmt: skip
     return sdpa_flop_count(query, key, value)
 
 

@@ -8,16 +8,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .contract import Accelerator
+from .first_block import FirstBlock
+from .native import Native
+from .ras import RAS
+from .rehash import Rehash
 from .reuse import Reuse
 from .slices import Slices
+from .teacache import TeaCache
 
 # Another one is one line here.
 ACCELERATORS: dict[str, type[Any]] = {
+    "first_block": FirstBlock,
+    "native": Native,
+    "ras": RAS,
+    "rehash": Rehash,
     "reuse": Reuse,
     "slices": Slices,
+    "teacache": TeaCache,
 }
 # Those of one group cannot be together: who keeps whole slopes, who keeps features, who changes which tokens there are.
-EXCLUDE: tuple[tuple[frozenset[str], str], ...] = ((frozenset({"reuse"}), "two of them reuse slopes"),)
+EXCLUDE: tuple[tuple[frozenset[str], str], ...] = (
+    (frozenset({"reuse", "rehash"}), "two of them reuse slopes"),
+    (frozenset({"ras"}), "two of them choose tokens"),
+    (frozenset({"first_block", "native", "ras", "rehash", "teacache"}), "one leaves out what another keeps"),
+)
 
 
 def name_of(accelerator: Accelerator) -> str:

@@ -114,6 +114,11 @@ class Site:
         return self._under.now
 
     @property
+    def work(self) -> Work:
+        """What of that call is computed, by all accelerators together: its rows are those that the network is given."""
+        return self._under.work
+
+    @property
     def only(self) -> Module:
         """The network, where there is one.
 
@@ -149,7 +154,7 @@ class Site:
         The module's hooks run all the same. Diffusers' own hooks cover forward, too.
         """
         self._inside(module)
-        self._undo.append(Cover(module, FORWARD, instead).remove)
+        self._undo.append(Cover(module, FORWARD, self._around(instead)).remove)
 
     def adopt(self, undo: Callable[[], object]) -> None:
         """Something else to do when the accelerator is taken out; the last one first."""
@@ -174,12 +179,42 @@ class Site:
 
         return timed
 
+    def _around(self, instead: Callable[..., Any]) -> Callable[..., Any]:
+        """The same, timed without what the module itself takes."""
+        under = self._under
+
+        def timed(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            if not under.timed:
+                return instead(original, *args, **kwargs)
+            inside = 0.0
+
+            def inner(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+                nonlocal inside
+                began = time.perf_counter()
+                try:
+                    return original(*args, **kwargs)
+                finally:
+                    inside += time.perf_counter() - began
+
+            began = time.perf_counter()
+            try:
+                return instead(inner, *args, **kwargs)
+            finally:
+                under.seconds += time.perf_counter() - began - inside
+
+        return timed
+
     def _inside(self, module: Module) -> None:
         """Refuses to hook what is compiled: its graphs would grow with every run.
 
         Raises:
             ValueError: naming the network.
         """
+        if module._compiled_call_impl is not None:
+            raise ValueError(
+                f"a {type(module).__name__} was compiled in place (compile_repeated_blocks), and nothing can stand "
+                "before it: put torch.compile(block) in the place of each block of the list"
+            )
         for name, network in self.networks.items():
             if isinstance(network, torch._dynamo.OptimizedModule) and any(m is module for m in network.modules()):
                 raise ValueError(

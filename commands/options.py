@@ -147,7 +147,9 @@ class Tune(TuneConfig, ModelArguments):
 class Sample(SolverArguments):
     """Draw samples with a learned table or a hand-made rule; leaves samples.npz, grid.png and samples.json in --out.
 
-    What is not a picture (points, latents without a decoder) is kept as states, without a grid.
+    What is not a picture (points, latents without a decoder) is kept as states, without a grid. On several processes
+    (torchrun) the samples are the same. The same command again goes on after a kill, which costs 128 samples a process
+    at most.
     """
 
     out: UserPath = Path("runs/sample")
@@ -157,7 +159,7 @@ class Sample(SolverArguments):
     seeds: str | None = None
     """Which samples: 0-99, or 1,2,3, or both mixed. A sample is its seed, whatever the batch."""
     batch: int | None = Field(default=None, ge=1)
-    """Samples that are solved together; none: 256, fewer of samples of more than 16,384 numbers."""
+    """Samples that are solved together, at most 128; none: 128, fewer of samples of more than 32,768 numbers."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating point type of the states."""
     answer: Answer = "batched"

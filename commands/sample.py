@@ -1,15 +1,13 @@
-"""`epd sample`: any number of samples, batch by batch, each one its seed."""
+"""`epd sample`: any number of samples, on any number of processes, each one its seed."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
+import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,10 +17,14 @@ from ..denoisers.checks import checked
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
 from ..denoisers.rows import samples_together
+from ..evaluation.compare import ends_identity
+from ..evaluation.drawing import network_probe
+from ..evaluation.shards import SHARD, Shards
 from ..formats.files import write_atomically
+from ..formats.npz import write_npz
 from ..pipelines.find import find_table
-from ..runs.progress import bar
-from ..solvers.answers import MakeAnswer, batched
+from ..runs.processes import Workers
+from ..solvers.answers import MakeAnswer
 from ..solvers.auto import answer_named
 from ..solvers.registry import NUMBERED, RULES, SCHEDULES, USUAL, Ends, RuleSettings, make_rule, make_sigmas
 from ..solvers.solve import solve
@@ -32,6 +34,7 @@ from .models import labels_of, load_model
 from .options import Sample, SolverArguments, UsageError
 
 log = logging.getLogger("epd")
+
 
 @dataclass(frozen=True)
 class Solver:
@@ -122,127 +125,114 @@ def sigmas_of(options: SolverArguments, model: Model, steps: int) -> Tensor:
         raise UsageError(str(error)) from error
 
 
-def pictures(model: Model, x: Tensor) -> np.ndarray | None:
+def pictures(model: Model, x: Tensor) -> Tensor | None:
     """(B, H, W, C) uint8 of finished states, grey or in colour; None where they stand for something else."""
     decoded = model.decode(x)
     if decoded.ndim != 4 or decoded.shape[1] not in (1, 3):
         return None
-    return (decoded.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return (decoded.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
-class Archive:
-    """Rows written one batch at a time to disk, and at the end to one .npz, without a second copy in memory."""
+@dataclass
+class Draw:
+    """Samples by their number.
 
-    def __init__(self, path: Path, count: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.count = path, count
-        self.folder = tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent)
-        self.arrays: dict[str, np.memmap] = {}
+    Args:
+        states: keep the finished states beside the pictures; what is no picture is always kept so.
+        seconds: spent in the solver.
+    """
 
-    def __enter__(self) -> Archive:
-        return self
+    model: Model
+    solver: Solver
+    seeds: Sequence[int]
+    dtype: torch.dtype
+    answer: MakeAnswer
+    states: bool
+    seconds: float = field(default=0.0, init=False)
 
-    def __exit__(self, *problem: object) -> None:
-        self.arrays.clear()
-        self.folder.cleanup()
-
-    def put(self, name: str, first: int, rows: np.ndarray) -> None:
-        """Rows `first`, `first` + 1, ... of an array."""
-        if name not in self.arrays:
-            file, shape = str(Path(self.folder.name) / f"{name}.npy"), (self.count, *rows.shape[1:])
-            self.arrays[name] = np.lib.format.open_memmap(file, "w+", rows.dtype, shape)
-        self.arrays[name][first : first + len(rows)] = rows
-
-    def save(self, small: dict[str, np.ndarray]) -> None:
-        """Puts the .npz in place."""
-        part = Path(self.folder.name) / "whole.npz"
-        with open(part, "wb") as file:
-            np.savez(file, **self.arrays, **small)  # pyright: ignore[reportArgumentType] - streams memory maps
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.path)
-
-
-def draw(
-    model: Model,
-    solver: Solver,
-    seeds: Sequence[int],
-    batch: int,
-    dtype: torch.dtype,
-    take: Callable[[int, Tensor], None],
-    answer: MakeAnswer = batched,
-) -> float:
-    """Solves for every seed, batch by batch, and hands (first row, states) to `take`; seconds spent in the solver."""
-    spent = 0.0
-    with torch.no_grad(), bar(len(seeds), "sample", "sample") as shown:
-        for first in range(0, len(seeds), batch):
-            part = list(seeds[first : first + batch])
-            noise = unit_noise(part, model.shape, dtype, model.device)
-            began = time.perf_counter()
-            x = solve(solver.rule, model.for_seeds(part), noise, solver.sigmas, answer)
-            if x.is_cuda:
-                torch.cuda.synchronize()
-            spent += time.perf_counter() - began
-            take(first, x)
-            shown.update(len(part))
-    return spent
+    def rows(self, part: range) -> dict[str, Tensor]:
+        """What is kept of samples number `part`, solved together: pictures (B, H, W, C), states (B, *S), or both."""
+        seeds = [self.seeds[i] for i in part]
+        noise = unit_noise(seeds, self.model.shape, self.dtype, self.model.device)
+        began = time.perf_counter()
+        with torch.no_grad():
+            x = solve(self.solver.rule, self.model.for_seeds(seeds), noise, self.solver.sigmas, self.answer)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - began
+        shown = pictures(self.model, x)
+        found = {} if shown is None else {"samples": shown}
+        return {**found, "states": x} if shown is None or self.states else found
 
 
 def sample(options: Sample) -> int:
     """Draws the samples and writes them, a grid of them and a record of the run to `options.out`."""
     settings, seeds = model_options(options), seeds_of(options)
-    model = checked(load_model(options.model, settings), getattr(torch, options.dtype), options.rows, decode=True)
-    solver = solver_of(options, model)
+    workers, dtype = Workers.of_accelerate(), getattr(torch, options.dtype)  # each process takes a device of its own
+
+    def prepared() -> tuple[Draw, Shards]:
+        model = checked(load_model(options.model, settings), dtype, options.rows, decode=True)
+        solver = solver_of(options, model)
+        identity = {
+            **ends_identity(model, dtype), "conditions": settings.conditions(), "seeds": options.seeds,
+            "solver": [solver.name, solver.digest, solver.sigmas], "states": options.states,
+        }  # fmt: skip
+        shards = Shards.of(options.out / "parts", identity, len(seeds))
+        if workers.rank == 0:
+            shards.begin(identity, network_probe(model, seeds[0], dtype))
+        return Draw(model, solver, seeds, dtype, answer_named(options.answer), options.states), shards
+
+    draw, shards = workers.together(prepared)
+    model, solver = draw.model, draw.solver
     log.info("%d samples of %s: %s, %d sequential calls, %d evaluations", len(seeds), model.name, solver.name,
              solver.depth, solver.nfe)  # fmt: skip
+    shards.fill(draw.rows, workers, "samples", options.batch or samples_together(model.shape, SHARD))
+    workers.together(lambda: None if workers.rank else written(options, draw, shards, workers.count))
+    workers.end()
+    return 0
+
+
+def written(options: Sample, draw: Draw, shards: Shards, processes: int) -> None:
+    """Puts the parts together, and a grid and the record beside them."""
     from ..runs.environment import environment
 
-    small = {"seeds": np.asarray(seeds, np.int64)}
-    labels = labels_of(options.model, settings, list(seeds))
+    arrays: dict[str, Iterable[np.ndarray]] = {
+        name: (part.numpy() for part in shards.stream(name)) for name in shards.names()
+    }
+    arrays["seeds"] = [np.asarray(draw.seeds, np.int64)]
+    labels = labels_of(options.model, model_options(options), list(draw.seeds))
     if labels is not None:
-        small["labels"] = np.asarray(labels, np.int64)
-    with Archive(options.out / "samples.npz", len(seeds)) as archive:
-        keep = keeper(options, model, archive)
-        batch = options.batch or samples_together(model.shape, 256)
-        answer = answer_named(options.answer)
-        seconds = draw(model, solver, seeds, batch, getattr(torch, options.dtype), keep, answer)
-        first = np.array(archive.arrays["samples"][: options.grid]) if "samples" in archive.arrays else np.zeros(0)
-        archive.save(small)
-    written = ["samples.npz", *grid_file(options, first), "samples.json"]
+        arrays["labels"] = [np.asarray(labels, np.int64)]
+    write_npz(options.out / "samples.npz", len(draw.seeds), arrays)
+    names = ["samples.npz", *grid_file(options, shards), "samples.json"]
+    solver = draw.solver
     record = {
         "options": options.model_dump(mode="json", exclude={"config"}),
         "solver": {"name": solver.name, "sigmas": solver.sigmas, "calls": solver.depth, "evaluations": solver.nfe},
         "table_digest": solver.digest,
-        "seconds_in_solver": round(seconds, 3),
+        "seconds_in_solver": round(draw.seconds, 3),  # of the first process, since it was last started
+        "processes": processes,
         "environment": environment(),
     }
     write_atomically(options.out / "samples.json", (json.dumps(record, indent=1) + "\n").encode())
-    log.info("%s", ", ".join(str(options.out / name) for name in written))
-    return 0
+    shutil.rmtree(shards.folder)
+    if not any(shards.folder.parent.iterdir()):  # nothing else was stopped here
+        shards.folder.parent.rmdir()
+    log.info("%s", ", ".join(str(options.out / name) for name in names))
 
 
-def keeper(options: Sample, model: Model, archive: Archive) -> Callable[[int, Tensor], None]:
-    """A function that puts finished states into the archive: as 8-bit pictures where they are pictures, as states
-    where they are not, or with --states.
-    """
-
-    def keep(first: int, x: Tensor) -> None:
-        shown = pictures(model, x)
-        if shown is not None:
-            archive.put("samples", first, shown)
-        if shown is None or options.states:
-            archive.put("states", first, x.cpu().numpy())
-
-    return keep
-
-
-def grid_file(options: Sample, rows: np.ndarray) -> list[str]:
-    """The name of the grid of these pictures, drawn; an older run's is removed where there is nothing to draw."""
+def grid_file(options: Sample, shards: Shards) -> list[str]:
+    """The name of the grid of the first pictures, drawn; an older run's is removed where there is nothing to draw."""
     from ..evaluation.plots import save_grid
 
-    path = options.out / "grid.png"
-    if not len(rows):
+    path, shown = options.out / "grid.png", list[Tensor]()
+    if options.grid and "samples" in shards.names():
+        for part in shards.stream("samples"):
+            shown.append(part)
+            if sum(map(len, shown)) >= options.grid:
+                break
+    if not shown:
         path.unlink(missing_ok=True)
         return []
-    save_grid(torch.from_numpy(rows).permute(0, 3, 1, 2) / 255, path, options.columns)
+    save_grid(torch.cat(shown)[: options.grid].permute(0, 3, 1, 2) / 255, path, options.columns)
     return [path.name]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .noise import unit_noise
-from .protocol import Model, coefficient_device
+from .protocol import Model, coefficient_device, denoised_at
 from .rows import RowLimited, limit_rows
 
 log = logging.getLogger("epd")
@@ -78,6 +78,18 @@ def check_members(model: Model) -> None:
             f"{type(model).__name__} is no model, it has no {what}: make one with epd.own_model(denoise, shape=...) or "
             "epd.NetworkDenoiser"
         )
+
+
+def require_guided(model: Model) -> None:
+    """Refuses a model whose guidance cannot be scaled: asked in one call of one row.
+
+    Raises:
+        ValueError: by that call, naming the reason.
+    """
+    x, level = unit_noise([0], model.shape, torch.float32, model.device) * middle_sigma(model), middle_sigma(model)
+    sigma, one = torch.tensor([level, 1.0], dtype=torch.float64, device=coefficient_device(x.device)).unbind()
+    with torch.no_grad():
+        denoised_at(model.for_seeds([0]), x, sigma, one)
 
 
 def _check_frame(model: Model) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .fingerprint import Dependencies
-from .protocol import Path, rows_per_condition
+from .protocol import Path, beside, rows_per_condition, unguided
 
 
 def _column(values: Tensor | Sequence[float] | float, count: int, name: str) -> Tensor:
@@ -202,7 +202,20 @@ class GaussianMixture:
             self._cache[key] = tuple(p.to(device=x.device, dtype=x.dtype) for p in parts)
         return self._cache[key]
 
+    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
+        """D with the bound guidance scale times `factor`, 0-d or (B,).
+
+        Raises:
+            ValueError: where no guidance is bound.
+        """
+        if self._condition is None or self.guidance == 1.0:
+            raise unguided(self.name)
+        return self._denoised(x, sigma, beside(self.guidance * factor, x).reshape(-1, 1))
+
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self._denoised(x, sigma, self.guidance)
+
+    def _denoised(self, x: Tensor, sigma: Tensor, guidance: float | Tensor) -> Tensor:
         flat = x.flatten(1)
         sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).reshape(-1, 1)
         mean = self._of_one_width(flat, sigma) if self._common else self._of_any_width(flat, sigma)
@@ -214,7 +227,7 @@ class GaussianMixture:
         denoised = mean(condition.repeat_interleave(repeat, 0))
         if self.guidance != 1.0:
             unbound = mean(free)
-            denoised = unbound + self.guidance * (denoised - unbound)
+            denoised = unbound + guidance * (denoised - unbound)
         return denoised.reshape(x.shape)
 
     def _of_one_width(self, x: Tensor, sigma: Tensor) -> Callable[[Tensor | None], Tensor]:

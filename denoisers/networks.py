@@ -10,25 +10,28 @@ from torch import Tensor, nn
 
 from .fingerprint import Dependencies
 from .preconditioning import Preconditioning
-from .protocol import Denoiser, Path, beside, capturing, coefficient_device, rows_per_condition
+from .protocol import Denoiser, Path, beside, capturing, coefficient_device, rows_per_condition, unguided
 
 Rows = Mapping[str, Tensor]  # conditioning by name, one row per sample
 NetworkCall = Callable[[Tensor, Tensor, Rows], Tensor]  # (scaled x (R, *S), timestep (R,), rows) -> output (R, *S)
 
 
-def guided(denoise: Denoiser, x: Tensor, sigma: Tensor, guidance: float) -> Tensor:
+def guided(denoise: Denoiser, x: Tensor, sigma: Tensor, guidance: float | Tensor) -> Tensor:
     """Classifier-free guidance D_u + guidance (D_c - D_u) in one doubled call.
 
     Args:
         denoise: serves 2 B rows, the unconditional ones first.
         x: (B, *S).
         sigma: 0-d or (B,).
-        guidance: 0 is unconditional, 1 conditional (then use the conditional denoiser alone: it costs half).
+        guidance: 0 is unconditional, 1 conditional (then use the conditional denoiser alone: it costs half); a number,
+            0-d or (B,).
 
     Reference: arXiv 2207.12598, Eq. 6 with guidance = 1 + w.
     """
     both = denoise(torch.cat([x, x]), sigma if sigma.ndim == 0 else torch.cat([sigma, sigma]))
     free, bound = both.chunk(2)
+    if isinstance(guidance, Tensor):
+        return torch.lerp(free, bound, beside(guidance, x).reshape(-1, *[1] * (x.ndim - 1)))
     return torch.lerp(free, bound, guidance)
 
 
@@ -180,14 +183,27 @@ class NetworkDenoiser:
                 rows = {n: torch.cat([_repeated(self._free[n], repeat), v]) for n, v in rows.items()}
         return dict(rows)
 
+    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
+        """D with the bound guidance scale times `factor`, 0-d or (B,).
+
+        Raises:
+            ValueError: where no guidance is bound.
+        """
+        if self._free is None:
+            raise unguided(self.name)
+        return self._denoised(x, sigma, self.guidance * factor)
+
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self._denoised(x, sigma, self.guidance)
+
+    def _denoised(self, x: Tensor, sigma: Tensor, guidance: float | Tensor) -> Tensor:
         sigma = noise_levels(x, sigma)
         # A graph must not read copies that may be thrown away while it lives: it makes its own.
         rows = self._expand(len(x)) if capturing(x) else self._rows_for(len(x))
         work = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if self._free is None:
             return self._evaluate(work, sigma, rows).to(x.dtype)
-        return guided(lambda x, sigma: self._evaluate(x, sigma, rows), work, sigma, self.guidance).to(x.dtype)
+        return guided(lambda x, sigma: self._evaluate(x, sigma, rows), work, sigma, guidance).to(x.dtype)
 
     def _evaluate(self, x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
         c_skip, c_out, c_in, c_noise = self.precondition(sigma)

@@ -1,4 +1,4 @@
-"""The two contracts of this room: what a solver needs of a model, and what a trainer needs beside that."""
+"""The contracts of this room: what a solver needs of a model, what a trainer needs beside that, and guidance."""
 
 from __future__ import annotations
 
@@ -24,6 +24,47 @@ class Denoiser(Protocol):
     """
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Guided(Protocol):
+    """A denoiser whose guidance can be another at every evaluation, at the cost of the one that is bound."""
+
+    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
+        """D_u + factor g (D_c - D_u), where the denoiser itself is D_u + g (D_c - D_u).
+
+        Args:
+            x, sigma: as a denoiser gets them.
+            factor: 0-d or (B,), float64, where sigma is.
+
+        Raises:
+            ValueError: where no guidance is bound.
+        """
+        ...
+
+
+def denoised_at(denoiser: Denoiser, x: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
+    """D (B, *S) with the bound guidance scale times `factor`; none: as it is bound.
+
+    Raises:
+        ValueError: for a factor where the denoiser has no guidance.
+    """
+    if factor is None:
+        return denoiser(x, sigma)
+    if not isinstance(denoiser, Guided):
+        raise ValueError(
+            f"the guidance of {type(denoiser).__name__} is to be scaled, and it has no at_guidance(x, sigma, factor): "
+            "take a table whose guidance_scale and anchor_guidance are 1, or give it one"
+        )
+    return denoiser.at_guidance(x, sigma, factor)
+
+
+def unguided(name: str) -> ValueError:
+    """The error where the guidance of a model is to be scaled that is bound without one."""
+    return ValueError(
+        f"the guidance of {name} is to be scaled, and it is bound with guidance 1, which makes no unconditional "
+        "evaluation: bind it with another guidance, or take a table whose guidance_scale and anchor_guidance are 1"
+    )
 
 
 class Model(Denoiser, Protocol):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .protocol import Denoiser, Model, Path, rows_per_condition
+from .protocol import Denoiser, Model, Path, denoised_at, rows_per_condition
 from .row_cost import RowCost, row_cost, rows_within
 
 NUMBERS = 2**22  # in the rows of one call on a processor, whose free memory says little: others live there, too
@@ -137,6 +137,12 @@ class RowLimited:
         sigmas = [sigma] * len(parts) if sigma.ndim == 0 else sigma.split(len(parts[0]))
         return torch.cat([self.model(*part) for part in zip(parts, sigmas, strict=True)])
 
+    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
+        """What the model gives with its guidance scaled, in parts."""
+        limit = self.limit(x)
+        parts = [slice(first, first + limit) for first in range(0, len(x), limit)]
+        return torch.cat([denoised_at(self.model, x[r], _rows_of(sigma, r), _rows_of(factor, r)) for r in parts])
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -154,19 +160,31 @@ class Split:
     _bound: dict[tuple[int, int], Denoiser] = field(default_factory=dict, init=False, repr=False)  # by their samples
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self._denoised(x, sigma, None)
+
+    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
+        """What the bound denoisers give with their guidance scaled."""
+        return self._denoised(x, sigma, factor)
+
+    def _denoised(self, x: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
         limit = self.most(x)
         if len(x) <= limit:
-            return self._of(0, len(self.seeds))(x, sigma)
+            return denoised_at(self._of(0, len(self.seeds)), x, sigma, factor)
         points = rows_per_condition(len(x), len(self.seeds))
         out = []
         for samples, rows in _parts(len(self.seeds), points, limit):
-            out.append(self._of(*samples)(x[rows], sigma if sigma.ndim == 0 else sigma[rows]))
+            own = None if factor is None else _rows_of(factor, rows)
+            out.append(denoised_at(self._of(*samples), x[rows], _rows_of(sigma, rows), own))
         return torch.cat(out)
 
     def _of(self, first: int, last: int) -> Denoiser:
         if (first, last) not in self._bound:
             self._bound[first, last] = self.bind(self.seeds[first:last])
         return self._bound[first, last]
+
+
+def _rows_of(values: Tensor, rows: slice) -> Tensor:
+    return values if values.ndim == 0 else values[rows]
 
 
 def _parts(samples: int, points: int, limit: int) -> Iterator[tuple[tuple[int, int], slice]]:

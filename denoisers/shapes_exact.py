@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .fingerprint import Dependencies
 from .mixture import GaussianMixture
-from .protocol import Path, rows_per_condition
+from .protocol import Path, beside, rows_per_condition, unguided
 from .shapes_world import SHARE_OF_TWO, Scene, draw, layouts, parse, prompt_of, scenes
 
 KERNEL = 0.02  # of each component; at 0.1 its noise costs pictures more of `graded` than solving with few calls does
@@ -80,6 +80,17 @@ class ShapesExact:
     def decode(self, x: Tensor) -> Tensor:
         """Pictures (B, 3, 16, 16) in [0, 1] of states in [-1, 1]."""
         return self.mixture.decode(x)
+
+    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
+        """D with the bound guidance scale times `factor`, 0-d or (B,).
+
+        Raises:
+            ValueError: where no guidance is bound.
+        """
+        if self.bound is None or self.guidance == 1.0:
+            raise unguided(self.name)
+        denoised, free = self._conditioned(x, sigma, self.bound.to(x.device)), self.mixture(x, sigma)
+        return free + beside(self.guidance * factor, x).reshape(-1, 1, 1, 1) * (denoised - free)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         if self.bound is None:

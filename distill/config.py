@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..solvers.registry import Schedule, Teacher
 
 Learned = Literal[
-    "nodes", "weights", "slope_scale", "sigma_scale", "anchor_scale", "anchor", "memory", "lookahead", "sigmas"
-]
+    "nodes", "weights", "slope_scale", "sigma_scale", "anchor_scale", "anchor", "memory", "lookahead", "sigmas",
+    "guidance_scale", "anchor_guidance",
+]  # fmt: skip
+GUIDANCE: tuple[Learned, ...] = ("guidance_scale", "anchor_guidance")
 
 MOST_CALLS = 200
 MOST_POINTS = 16
@@ -57,7 +59,12 @@ class DistillConfig(BaseModel):
     learn: tuple[Learned, ...] | None = None
     """What is learned. nodes: where a step's points lie; weights: of their slopes; slope_scale: a factor of each slope;
     sigma_scale: a factor of the noise level that the network gets; anchor: the weight of the slope at the state;
-    memory: of earlier slopes; lookahead: the directions to the points; sigmas: the schedule. None: the family's."""
+    memory: of earlier slopes; lookahead: the directions to the points; sigmas: the schedule; guidance_scale,
+    anchor_guidance: see `learn_guidance`. None: the family's."""
+    learn_guidance: bool = False
+    """Learn a factor of the guidance scale for every point and state that the network sees, too, between 1/e and e. A
+    guided model evaluates both halves anyway, so that it costs nothing (arXiv 2404.07724); the teacher's guidance is
+    the model's own. Refused where the model has none."""
     schedule: Schedule | None = None
     """Schedule that training starts from. polynomial: even in sigma^(1/rho) (EDM); logsnr: even in log sigma;
     time_uniform: even in the time of a variance-preserving process; discrete: even in the model's training timesteps;

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .config import DistillConfig, Learned
+from .config import GUIDANCE, DistillConfig, Learned
 
 EVERYTHING: tuple[Learned, ...] = ("nodes", "weights", "sigma_scale", "anchor", "memory", "lookahead", "sigmas")
 
@@ -153,4 +153,6 @@ def _structure(
     most = len(calls) - 1 + (afs and calls[0] == 1)
     memory = most if remembered is None else min(remembered, most)
     learn = config.learn if config.learn is not None else family.learn
+    if config.learn_guidance:
+        learn = tuple(dict.fromkeys((*learn, *GUIDANCE)))
     return Structure(calls, width, memory, family.order, afs, learn, consistent)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..denoisers.protocol import Denoiser
+from ..denoisers.protocol import Denoiser, denoised_at
 from ..solvers.parallel import Coefficients, parallel
 from ..solvers.solve import solve
 from ..solvers.walk import plan
@@ -38,7 +38,13 @@ class RecordingDenoiser:
     calls: list[Tensor] = field(default_factory=list)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        self.calls.append(self.denoiser(x, sigma))
+        return self._denoised(x, sigma, None)
+
+    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
+        return self._denoised(x, sigma, factor)
+
+    def _denoised(self, x: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
+        self.calls.append(denoised_at(self.denoiser, x, sigma, factor))
         return self.calls[-1]
 
 
@@ -52,8 +58,34 @@ class ReplayingDenoiser:
     index: int = 0
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self._denoised(x, sigma, None)
+
+    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
+        return self._denoised(x, sigma, factor)
+
+    def _denoised(self, x: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
         self.index += 1
-        return self.recorded[self.index - 1] if self.index <= self.first else self.denoiser(x, sigma)
+        if self.index <= self.first:
+            return self.recorded[self.index - 1]
+        return denoised_at(self.denoiser, x, sigma, factor)
+
+
+@dataclass
+class _Toy:
+    """A denoiser of one number that keeps everything that it is asked, each call's inputs in one tensor."""
+
+    seen: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self._denoised(x, sigma)
+
+    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
+        return self._denoised(x, sigma, factor)
+
+    def _denoised(self, x: Tensor, *told: Tensor) -> Tensor:
+        self.seen.append(torch.cat([x.flatten(), *(value.flatten() for value in told)]))
+        # Differs from call to call, so nothing cancels by chance.
+        return torch.sin(x + (x.numel() + told[0].numel()) * len(self.seen))
 
 
 @dataclass(frozen=True)
@@ -85,14 +117,9 @@ def first_reached(parameters: Parameters, theta: Tensor, eps: float) -> list[int
 
 def _dry(c: Coefficients) -> list[Tensor]:
     """Everything that is asked on a one-number state, each call's inputs in one tensor."""
-    seen = []
-
-    def toy(x: Tensor, sigma: Tensor) -> Tensor:
-        seen.append(torch.cat([x.flatten(), sigma.flatten()]))
-        return torch.sin(x + seen[-1].numel() * len(seen))  # differs from call to call, so nothing cancels by chance
-
+    toy = _Toy()
     solve(parallel(c), toy, torch.full((1, 1), 0.37, dtype=torch.float64), c.sigmas)
-    return seen
+    return toy.seen
 
 
 def _nudged(theta: Tensor, k: int, eps: float) -> Tensor:

@@ -13,6 +13,8 @@ from torch import Tensor
 from ..solvers.availability import Used
 from ..solvers.parallel import Coefficients
 from ..solvers.table import Provenance, Table
+from .config import GUIDANCE
+from .free import but_first, fan_points, first, free_lookahead, free_update, on_simplex, sum_to_one
 from .scales import SLOW, inverse_scale, inverse_wide_scale, narrow_scale, wide_scale
 
 MARGIN = 1e-3  # nodes stay this far inside (0, 1), where a sigmoid may saturate
@@ -26,9 +28,9 @@ class Parameters:
     """A table and which of its numbers are learned, as one vector (P,).
 
     sigmas: log-sigma increments by softmax between fixed ends. nodes: sigmoid. scales: 1 + SCALE tanh(p), or
-    exp(WIDE tanh(p)) where the anchor's is learned. Weights on the simplex: softmax. Weights with anchor and memory,
-    and look-ahead weights: free but for one of each combination, which makes the sum one where the table is to be
-    consistent.
+    exp(WIDE tanh(p)) where the anchor's is learned, and for factors of the guidance. Weights on the simplex: softmax.
+    Weights with anchor and memory, and look-ahead weights: free but for one of each combination, which makes the sum
+    one where the table is to be consistent.
 
     The coefficients have no redundant directions, but for weights beside slope scales. The solution has: where all
     weights and scales are free, another inner sigma or node is a rescaling of weights and told levels. They are kept,
@@ -85,6 +87,8 @@ class Parameters:
             calls=fixed.calls,
             afs=fixed.afs,
             used=self._used,
+            guidance_scale=wide_scale(raw["guidance_scale"]) if "guidance_scale" in raw else fixed.guidance_scale,
+            anchor_guidance=wide_scale(raw["anchor_guidance"]) if "anchor_guidance" in raw else fixed.anchor_guidance,
         )
 
     def table(self, vector: Tensor, provenance: Provenance) -> Table:
@@ -108,6 +112,8 @@ class Parameters:
             lookahead=None if by_order else c.lookahead.numpy(),
             calls=base.calls,
             consistent=base.consistent,
+            guidance_scale=None if c.guidance_scale is None else c.guidance_scale.numpy(),
+            anchor_guidance=None if c.anchor_guidance is None else c.anchor_guidance.numpy(),
             provenance=provenance,
         )
 
@@ -142,7 +148,7 @@ class Parameters:
         return wide_scale(raw) if self._wide else narrow_scale(raw)
 
     def _summed(self, rows: Tensor, first: Tensor) -> Tensor:
-        return _sum_to_one(rows, first) if self.base.consistent else rows
+        return sum_to_one(rows, first) if self.base.consistent else rows
 
     # What does not depend on the vector; every update asks for it.
 
@@ -176,11 +182,11 @@ class Parameters:
 
     @functools.cached_property
     def _first_update(self) -> Tensor:
-        return _first(free_update(self.base, self.learn))
+        return first(free_update(self.base, self.learn))
 
     @functools.cached_property
     def _first_lookahead(self) -> Tensor:
-        return _first(free_lookahead(self.base))
+        return first(free_lookahead(self.base))
 
     @functools.cached_property
     def _used(self) -> tuple[Used, ...]:
@@ -210,7 +216,7 @@ def _raw(table: Table, name: str, learn: frozenset[str]) -> Tensor:
         return torch.tensor(table.sigmas).log().diff().neg().log() / SLOW
     if name == "nodes":
         return ((torch.tensor(table.nodes) - MARGIN) / (1 - 2 * MARGIN)).clamp(1e-6, 1 - 1e-6).logit()
-    if name in ("sigma_scale", "anchor_scale") and "anchor_scale" in learn:
+    if name in GUIDANCE or (name in ("sigma_scale", "anchor_scale") and "anchor_scale" in learn):
         return inverse_wide_scale(torch.tensor(getattr(table, name)))
     if name in ("slope_scale", "sigma_scale"):
         return inverse_scale(torch.tensor(getattr(table, name)))
@@ -226,67 +232,16 @@ def _active(table: Table, name: str, learn: frozenset[str]) -> Tensor:
     fan = fan_points(table)
     if name == "sigmas":
         return torch.arange(table.num_steps) > 0  # a softmax knows differences only
-    if name in ("nodes", "slope_scale", "sigma_scale"):
+    if name in ("nodes", "slope_scale", "sigma_scale", "guidance_scale"):
         return fan
     if name == "weights" and on_simplex(table, learn):
         return fan & (torch.arange(table.num_nodes) > 0)
-    if name == "anchor_scale":
+    if name in ("anchor_scale", "anchor_guidance"):
         return torch.arange(table.num_steps) >= table.moves_first_call
     if name == "lookahead":
         free = free_lookahead(table)
-        return _but_first(free) if table.consistent else free
+        return but_first(free) if table.consistent else free
     update = free_update(table, learn)
-    update = _but_first(update) if table.consistent else update
+    update = but_first(update) if table.consistent else update
     anchor, weights, memory = update.split([1, table.num_nodes, update.shape[1] - 1 - table.num_nodes], 1)
     return {"anchor": anchor[:, 0], "weights": weights, "memory": memory}[name]
-
-
-def fan_points(table: Table) -> Tensor:
-    """(N, J) bool: which fan points are evaluated."""
-    rows = [[bool(inside) for inside in u.lookahead] for u in table.available]
-    return torch.tensor(rows, dtype=torch.bool).reshape(table.num_steps, table.num_nodes)
-
-
-def free_update(table: Table, learn: frozenset[str]) -> Tensor:
-    """(N, 1 + J + M) bool: which of [anchor, fan, memory] are learned and available."""
-    free = torch.zeros(table.num_steps, 1 + table.num_nodes + table.columns, dtype=torch.bool)
-    for n, u in enumerate(table.available):
-        free[n, 0] = "anchor" in learn
-        for j, inside in enumerate(u.lookahead):
-            free[n, 1 + j] = "weights" in learn and bool(inside)
-        if "memory" in learn:
-            for k in u.memory:
-                free[n, 1 + table.num_nodes + k] = True
-    return free
-
-
-def free_lookahead(table: Table) -> Tensor:
-    """(N, J, 1 + M) bool: which of [anchor, memory] are available to each fan point."""
-    free = torch.zeros(table.effective_lookahead.shape, dtype=torch.bool)
-    for n, u in enumerate(table.available):
-        for j, inside in enumerate(u.lookahead):
-            for k in inside:
-                free[n, j, k] = True
-    return free
-
-
-def _but_first(free: Tensor) -> Tensor:
-    return free & (free.cumsum(-1) > 1)
-
-
-def _first(free: Tensor) -> Tensor:
-    return free & (free.cumsum(-1) == 1)
-
-
-def _sum_to_one(values: Tensor, first: Tensor) -> Tensor:
-    """The first free entry of each last-axis row replaced by what is missing to one."""
-    kept = values.masked_fill(first, 0.0)
-    return kept + first * (1 - kept.sum(-1, keepdim=True))
-
-
-def on_simplex(table: Table, learn: Collection[str]) -> bool:
-    """Whether the fan's weights have every step that has a fan for themselves."""
-    if not table.consistent or "weights" not in learn or "anchor" in learn or ("memory" in learn and table.columns):
-        return False
-    fixed = torch.tensor((table.anchor != 0) | (table.memory != 0).any(1)) & fan_points(table).any(1)
-    return not bool(fixed.any())

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
+from ..denoisers.checks import require_guided
 from ..denoisers.gradients import differences_are_rounded, model_has_gradients
 from ..denoisers.protocol import Model
 from ..solvers.provenance import require_path
 from ..solvers.solve import solve
 from ..solvers.table import Table, TableError
 from . import gauss_newton, soap
-from .config import DistillConfig, ResolvedConfig
+from .config import GUIDANCE, DistillConfig, ResolvedConfig
 from .families import FAMILIES, structure
 from .growth import grown
 from .initial import initial_table
@@ -77,7 +78,9 @@ def make_plan(
     if init is not None:
         _require_range(init, model)
     asked, config = config, _resolved(model, config)
-    learn = tuple(config.learn or structure(config, model.path).learn)
+    learn: tuple[str, ...] = structure(config, model.path).learn
+    if {*learn} & {*GUIDANCE} or (init is not None and init.scales_guidance):
+        require_guided(model)
     if init is None:
         tables = (*_grown(smaller, config), *_starting_tables(model, config, learn))
     else:

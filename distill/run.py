@@ -251,7 +251,8 @@ def _verdict(table: Table) -> str:
 def numbers_of(table: Table) -> dict[str, float]:
     """Every number of a table by a TensorBoard tag, such as `nodes/step2/0`."""
     out = {}
-    for name in ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor_scale", "anchor", "memory"):
+    names = ["sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor_scale", "anchor", "memory"]
+    for name in [*names, *(["guidance_scale", "anchor_guidance"] if table.scales_guidance else [])]:
         array = getattr(table, name)
         for index in range(len(array)):
             row = array[index].reshape(-1).tolist()

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..denoisers.noise import unit_noise
-from ..denoisers.protocol import Denoiser, Model
+from ..denoisers.protocol import Denoiser, Model, denoised_at
 from ..denoisers.rows import limit_rows
 from ..runs.processes import Workers
 from ..solvers.parallel import Coefficients
@@ -239,18 +239,9 @@ class Trainer:
         return self.model.split(seeds, self._bound)
 
     def _bound(self, seeds: Sequence[int]) -> Denoiser:
-        denoiser = self.model.model.for_seeds(seeds)
-        config, device = self.config, torch.device(self.model.device).type
-
-        def called(x: Tensor, sigma: Tensor) -> Tensor:
-            if config.precision == "no":
-                return denoiser(x, sigma)
-            with torch.autocast(device, torch.bfloat16 if config.precision == "bf16" else torch.float16):
-                return denoiser(x, sigma).to(x.dtype)
-
-        if not self.portions.recompute:
-            return called
-        return lambda x, sigma: checkpoint(called, x, sigma, use_reentrant=False)  # type: ignore[return-value]
+        kind = torch.device(self.model.device).type
+        dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
+        return _Evaluated(self.model.model.for_seeds(seeds), kind, dtype, self.portions.recompute)
 
     def _validate(self, state: TrainerState) -> float:
         """RMSE to the teacher's end points on held-out noise."""
@@ -271,3 +262,32 @@ class Trainer:
     def parameters(self, state: TrainerState) -> Parameters:
         """What the state's vector stands for."""
         return self.starts[state.start]
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """A denoiser as training calls it: under autocast to `dtype` where that is one, its activations perhaps recomputed
+    in the backward pass.
+    """
+
+    denoiser: Denoiser
+    device: str
+    dtype: torch.dtype | None
+    recompute: bool
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self._denoised(x, sigma, None)
+
+    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
+        return self._denoised(x, sigma, factor)
+
+    def _denoised(self, x: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
+        if not self.recompute:
+            return self._called(x, sigma, factor)
+        return checkpoint(self._called, x, sigma, factor, use_reentrant=False)  # type: ignore[return-value]
+
+    def _called(self, x: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
+        if self.dtype is None:
+            return denoised_at(self.denoiser, x, sigma, factor)
+        with torch.autocast(self.device, self.dtype):
+            return denoised_at(self.denoiser, x, sigma, factor).to(x.dtype)

@@ -10,9 +10,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .accelerators.accelerate import accelerate, decelerate, measure, summary
     from .accelerators.contract import Accelerator
+    from .accelerators.first_block import FirstBlock
+    from .accelerators.fitting import fit_teacache, step_similarity
     from .accelerators.moment import Moment
+    from .accelerators.native import Native
+    from .accelerators.ras import RAS
+    from .accelerators.rehash import Rehash, key_steps
     from .accelerators.reuse import Reuse
     from .accelerators.slices import Slices
+    from .accelerators.teacache import TeaCache
     from .denoisers.digits import digits_pipeline
     from .denoisers.mixture import GaussianMixture
     from .denoisers.networks import NetworkDenoiser
@@ -65,8 +71,16 @@ _HOMES = {
     "measure": "accelerators.accelerate",
     "summary": "accelerators.accelerate",
     "Accelerator": "accelerators.contract",
+    "FirstBlock": "accelerators.first_block",
+    "fit_teacache": "accelerators.fitting",
+    "step_similarity": "accelerators.fitting",
     "Moment": "accelerators.moment",
+    "Native": "accelerators.native",
+    "Rehash": "accelerators.rehash",
+    "key_steps": "accelerators.rehash",
+    "RAS": "accelerators.ras",
     "Reuse": "accelerators.reuse",
+    "TeaCache": "accelerators.teacache",
     "Slices": "accelerators.slices",
     "EPDScheduler": "pipelines.scheduler",
     "shapes_pipeline": "pipelines.shapes",

@@ -46,6 +46,7 @@ GO_ON = {
     "distill": "; add --resume to continue the run",
     "refine": "; add --resume to continue the run",
     "tune": "; the same command again continues it",
+    "sample": "; the same command again continues it",
     "compare": "; the same command again continues it",
     "evaluate": "; the same command again continues it",
 }

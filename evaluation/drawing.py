@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..denoisers.checks import middle_sigma
 from ..denoisers.noise import unit_noise
-from ..denoisers.protocol import coefficient_device
+from ..denoisers.protocol import Model, coefficient_device
 from ..denoisers.rows import RowLimited
 from ..rl.reward import Reward, measured
 from ..solvers.answers import batched
@@ -24,12 +24,18 @@ from .rivals import Rival
 from .shards import SHARD
 
 
+def network_probe(model: Model, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """One evaluation of the network: another one under the same name answers otherwise."""
+    level = torch.tensor(middle_sigma(model), dtype=torch.float64, device=coefficient_device(model.device))
+    noise = unit_noise([seed], model.shape, dtype, model.device)
+    return {"denoised": model.for_seeds([seed])(noise * level.to(noise.dtype), level).float().cpu()}
+
+
 @dataclass(frozen=True, eq=False)
 class Drawing:
     """How samples are drawn and seen: all that the solvers share.
 
     Args:
-        batch: samples that are solved together, at most SHARD.
         texts: seeds -> prompts, for rewards.
         picture: (3, H, W) of each.
         conditions: what else the model was asked for, ready for JSON.
@@ -40,7 +46,6 @@ class Drawing:
     rewards: Mapping[str, Reward]
     texts: Callable[[Sequence[int]], list[str]]
     seed: int
-    batch: int
     dtype: torch.dtype
     picture: tuple[int, ...]
     conditions: Mapping[str, object]
@@ -54,24 +59,20 @@ class Drawing:
         return pictures_of(self.model.decode(end)), counting
 
     def rows(self, solver: Rival, part: range) -> dict[str, Tensor]:
-        """What is kept of samples number `part`: features (B, F), costs (B, 2), scores (B, R)."""
-        found: dict[str, list[Tensor]] = {"features": [], "costs": [], "scores": []}
-        for at in range(part.start, part.stop, self.batch):
-            seeds = [self.seed + i for i in range(at, min(at + self.batch, part.stop))]
-            pictures, counted = self.pictures(solver, seeds)
-            scores = [measured(reward, pictures, self.texts(seeds)) for reward in self.rewards.values()]
-            found["features"].append(self.extractor(pictures))
-            found["costs"].append(torch.tensor([[counted.calls, counted.points]]).expand(len(seeds), 2))
-            found["scores"].append(torch.stack(scores, 1) if scores else torch.zeros(len(seeds), 0))
-        return {name: torch.cat(parts) for name, parts in found.items()}
+        """What is kept of samples number `part`, solved together: features (B, F), costs (B, 2), scores (B, R)."""
+        seeds = [self.seed + i for i in part]
+        pictures, counted = self.pictures(solver, seeds)
+        scores = [measured(reward, pictures, self.texts(seeds)) for reward in self.rewards.values()]
+        return {
+            "features": self.extractor(pictures),
+            "costs": torch.tensor([[counted.calls, counted.points]]).expand(len(seeds), 2),
+            "scores": torch.stack(scores, 1) if scores else torch.zeros(len(seeds), 0),
+        }
 
     def probe(self) -> dict[str, Tensor]:
         """One evaluation of the network and one of the extractor: others under the same names answer otherwise."""
-        home = coefficient_device(self.model.device)
-        level = torch.tensor(middle_sigma(self.model), dtype=torch.float64, device=home)
-        noise = unit_noise([self.seed], self.model.shape, self.dtype, self.model.device)
-        denoised = self.model.for_seeds([self.seed])(noise * level.to(noise.dtype), level)
-        return {"denoised": denoised.float().cpu(), "features": self.extractor(fixed_picture(self.picture))}
+        features = self.extractor(fixed_picture(self.picture))
+        return {**network_probe(self.model, self.seed, self.dtype), "features": features}
 
     def identity(self, solver: Rival) -> dict[str, Any]:
         """Everything that changes a sample's features or scores beside its number, ready for JSON.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -103,8 +101,7 @@ def evaluate(
         extractor = load_features(features, model.device)
         named = {name: reward_of(reward, model.device, name) for name, reward in (rewards or {}).items()}
         picture = pictures_of(model.decode(unit_noise([seed], model.shape, dtype, model.device))).shape[1:]
-        size = min(SHARD, batch or samples_together(model.shape, SHARD))
-        return Drawing(model, extractor, named, texts or own, seed, size, dtype, tuple(picture), conditions or {})
+        return Drawing(model, extractor, named, texts or own, seed, dtype, tuple(picture), conditions or {})
 
     drawing = workers.together(prepared)
     against = load_reference(Path(reference), drawing.extractor, drawing.picture, keep, manifold, workers)
@@ -117,7 +114,8 @@ def evaluate(
         log.warning(text, samples, width)
     handmade = rivals_of(model, solvers, calls, keep, workers, seed, dtype, conditions)
     rivals = [*tables_as_rivals(tables, model.device), *handmade]
-    rows = _rows(drawing, rivals, against, samples, manifold, keep, workers)
+    size = batch or samples_together(model.shape, SHARD)
+    rows = _rows(drawing, rivals, against, samples, size, manifold, keep, workers)
     return Evaluation(
         model.name, model.guidance, drawing.extractor.name, width, str(reference), against.count, samples, seed,
         str(dtype).removeprefix("torch."), tuple(rows), environment(),
@@ -129,6 +127,7 @@ def _rows(
     rivals: Sequence[Rival],
     against: Statistics,
     samples: int,
+    batch: int,
     manifold: int,
     keep: Path,
     workers: Workers,
@@ -142,11 +141,11 @@ def _rows(
 
     rows, (probe, identities) = list[Row](), workers.together(asked)
     for rival, identity in zip(rivals, identities, strict=True):
-        shards = Shards(keep / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16], samples)
+        shards = Shards.of(keep, identity, samples)
         begin = partial(shards.begin, identity, probe)
         workers.together(lambda begin=begin: None if workers.rank else begin())
         try:
-            shards.fill(partial(drawing.rows, rival), workers, f"{rival.name}, {rival.calls} calls")
+            shards.fill(partial(drawing.rows, rival), workers, f"{rival.name}, {rival.calls} calls", batch)
         except FloatingPointError as error:
             log.warning("%s at %d calls is left out: %s", rival.name, rival.calls, error)
             continue

@@ -46,6 +46,11 @@ def blocks_of(table: Table) -> list[Block]:
             [np.where(called, table.anchor_scale[:, None], np.nan), np.where(asked, table.sigma_scale, np.nan)], 1
         )
         out.append(Block("sigma scale", scales, ("anchor", *points), 1.0))
+    if table.scales_guidance:
+        factors = np.concatenate(
+            [np.where(called, table.anchor_guidance[:, None], np.nan), np.where(asked, table.guidance_scale, np.nan)], 1
+        )
+        out.append(Block("guidance scale", factors, ("anchor", *points), 1.0))
     if table.memory.any():
         width = 1 + table.num_nodes
         columns = np.flatnonzero(table.memory.any(0))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,11 @@ class Shards:
     folder: Path
     count: int
 
+    @classmethod
+    def of(cls, keep: Path, identity: Mapping[str, Any], count: int) -> Shards:
+        """In a folder in `keep` that stands for `identity`, which is ready for JSON."""
+        return cls(keep / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16], count)
+
     @property
     def parts(self) -> list[range]:
         """The rows of each file."""
@@ -60,16 +67,20 @@ class Shards:
         write_atomically(self.folder / IDENTITY, (json.dumps(identity, indent=1) + "\n").encode())
         write_atomically(self.folder / PROBE, save({name: answer.contiguous() for name, answer in probe.items()}))
 
-    def fill(self, work: Work, workers: Workers, what: str) -> None:
+    def fill(self, work: Work, workers: Workers, what: str, batch: int = SHARD) -> None:
         """Computes what is missing.
+
+        The processes go in step, batch by batch, so that all of them hear at once of one that fails or is gone.
 
         Args:
             work: numbers of rows -> tensors by name, a row for each; the same names every time.
             what: is computed, for the progress bar.
+            batch: rows that are computed together; at most a file's.
 
         Raises:
-            ProcessError: where `work` failed in another process; its own error is raised there.
+            ProcessError: where `work` failed in another process, or that is gone; its own error is raised there.
         """
+        batch = min(batch, SHARD)
         parts = self.parts
         # What the first process sees counts: a file that another one just wrote must not shift who computes what.
         flags = workers.mean(1, len(parts), lambda _: torch.tensor([float(self._whole(part)) for part in parts]))
@@ -77,28 +88,48 @@ class Shards:
         if len(missing) < len(parts):
             log.info("%s: %d of %d files are there already", what, len(parts) - len(missing), len(parts))
 
-        def own() -> None:
+        def own() -> Iterator[None]:
             for part in progress(missing[workers.rank :: workers.count], what, "file"):
-                tensors = {name: rows.cpu().contiguous() for name, rows in work(part).items()}
-                assert all(len(rows) == len(part) for rows in tensors.values()), "a row for each number"
+                found: list[dict[str, Tensor]] = []
+                for at in range(0, len(part), batch):
+                    rows = part[at : at + batch]
+                    found.append({name: tensor.cpu() for name, tensor in work(rows).items()})
+                    assert all(len(tensor) == len(rows) for tensor in found[-1].values()), "a row for each number"
+                    yield
+                tensors = {name: torch.cat([one[name] for one in found]).contiguous() for name in found[0]}
                 write_atomically(self.path(part), save(tensors))
 
-        workers.together(own)
+        steps = own()
+        # One more than the batches of the most files: what follows the last of them is the writing of its file.
+        for _ in range(math.ceil(len(missing) / workers.count) * math.ceil(SHARD / batch) + 1):
+            workers.together(lambda: next(steps, None))
 
     def read(self) -> dict[str, Tensor]:
-        """All rows in order, by name.
+        """All rows in order, by name; raises what `stream` does."""
+        return {name: torch.cat([*self.stream(name)]) for name in self.names()}
+
+    def names(self) -> list[str]:
+        """What there is of each row; raises what `stream` does."""
+        with safe_open(self._there(self.parts[0]), framework="pt") as file:
+            return [*file.keys()]
+
+    def stream(self, name: str) -> Iterator[Tensor]:
+        """The rows of one name in order, file by file.
 
         Raises:
             OSError: for a file that is not there, as where processes have folders of their own.
         """
-        missing = [self.path(part) for part in self.parts if not self.path(part).exists()]
-        if missing:
+        for part in self.parts:
+            with safe_open(self._there(part), framework="pt") as file:
+                yield file.get_tensor(name)
+
+    def _there(self, part: range) -> Path:
+        if not self.path(part).exists():
             raise OSError(
-                f"{missing[0]} is missing though a process has written it: give all processes one --out on a shared "
-                "disk, and run the same command again"
+                f"{self.path(part)} is missing though a process has written it: give all processes one --out on a "
+                "shared disk, and run the same command again"
             )
-        files = [load_file(self.path(part)) for part in self.parts]
-        return {name: torch.cat([file[name] for file in files]) for name in files[0]}
+        return self.path(part)
 
     def _whole(self, part: range) -> bool:
         path = self.path(part)

@@ -41,23 +41,36 @@ from ..solvers.table import Table
 from ..solvers.table_json import dumps, loads
 from . import learned_results
 from .cells_command import cells_command
-from .learned_cells import SUBJECTS, Job, Subject, jobs
+from .learned_cells import SUBJECTS, Job, Subject, Training, jobs
 
 log = logging.getLogger("epd")
 
 
 def run(job: Job, results: Path, work: Path) -> None:
-    """Learns and measures a cell as far as that is not done yet."""
-    subject, content = SUBJECTS[job.subject], cell_of(job, results, work)
-    table = table_in(content)
-    if content.get("judged") != subject.judged():
-        cells = compared(subject, {job.family: table}, table.depth, work, solvers=())
-        write(job.path(results), {**content, "judged": subject.judged(), "cell": asdict(cells[0])})
+    """Learns and measures a cell as far as that is not done yet, and hand-made solvers beside it."""
+    table = measured(job, results, work)
     for at in sorted({table.depth, table.nfe}):
-        measure_handmade(subject, at, results / job.subject / f"handmade-{at}.json", work)
+        measure_handmade(job.of, at, results / job.subject / f"handmade-{at}.json", work)
 
 
-def cell_of(job: Job, results: Path, work: Path) -> dict[str, Any]:
+def measured(job: Training, results: Path, work: Path) -> Table:
+    """The table of a cell, learned and measured as far as that is not done yet."""
+    content, judged = cell_of(job, results, work), job.of.judged()
+    table = table_in(content)
+    if content.get("judged") != judged:
+        began = time.process_time()
+        cells = compared(job.of, {job.family: table}, table.depth, work, solvers=())
+        cost = {"measuring_cpu_seconds": cpu_since(began)}
+        write(job.path(results), {**content, "judged": judged, "cell": asdict(cells[0]), **cost})
+    return table
+
+
+def cpu_since(began: float) -> float:
+    """Seconds of the processor since then, which other work on the machine does not lengthen much."""
+    return round(time.process_time() - began, 1)
+
+
+def cell_of(job: Training, results: Path, work: Path) -> dict[str, Any]:
     """A cell with its table, which is learned where it is missing or was learned otherwise; that of fewer calls, which
     is grown into one of its starts, before it.
     """
@@ -66,7 +79,8 @@ def cell_of(job: Job, results: Path, work: Path) -> dict[str, Any]:
     settings = {**job.settings(), "grown_from": None if smaller is None else smaller.digest}
     content = read(job.path(results))
     if content.get("settings") != settings:
-        content = {**asdict(job), "settings": settings, **learned(job, smaller, results, work)}
+        named = {"subject": job.subject, "family": job.family, "calls": job.calls, "seed": job.seed}
+        content = {**named, "settings": settings, **learned(job, smaller, results, work)}
         write(job.path(results), content)
     return content
 
@@ -76,19 +90,22 @@ def table_in(content: Mapping[str, Any]) -> Table:
     return loads(json.dumps(content["table"]))
 
 
-def learned(job: Job, smaller: Table | None, results: Path, work: Path) -> dict[str, Any]:
+def learned(job: Training, smaller: Table | None, results: Path, work: Path) -> dict[str, Any]:
     """A training run: its table, and the seconds that it took beside its teacher's, which all runs of a model share."""
-    model = SUBJECTS[job.subject].load()
-    began = time.perf_counter()
+    model = job.of.load()
+    began, cpu = time.perf_counter(), time.process_time()
     plan = make_plan(model, job.config(), smaller=smaller)
-    planned = time.perf_counter() - began
-    solve_teacher(model, plan, results / job.subject / "teacher.json", work)
-    began = time.perf_counter()
+    planned, cpu_planned = time.perf_counter() - began, time.process_time() - cpu
+    teacher = job.teacher(results)
+    if teacher is not None:
+        solve_teacher(model, plan, teacher, work)
+    began, cpu = time.perf_counter(), time.process_time()
     *_, last = distill(model, plan, cache=work)
     seconds, table = planned + time.perf_counter() - began, last.table
     log.info("learned in %.0f s: RMSE %.4f on validation noise", seconds, last.state.best_rmse)
     return {
         "seconds": round(seconds, 1),
+        "cpu_seconds": cpu_since(cpu - cpu_planned),
         "validation_rmse": last.state.best_rmse,
         "digest": table.digest,
         "table": json.loads(dumps(table)),
@@ -111,16 +128,21 @@ def solve_teacher(model: Model, plan: Plan, path: Path, work: Path) -> None:
         write(path, {**identity, "seconds": seconds, "environment": environment()})
 
 
-def measure_handmade(subject: Subject, at: int, path: Path, work: Path) -> None:
+def measure_handmade(subject: Subject, at: int, path: Path, work: Path, others: Sequence[str] = ()) -> None:
     """Measures every hand-made method at so many calls, in the variant that is best on the samples that its schedule is
     chosen on, if that is not done yet.
+
+    Args:
+        others: peers that are measured, too.
     """
     if read(path).get("judged") != subject.judged():
+        began = time.process_time()
         few = compared(replace(subject, samples=subject.tuning), {}, at, work, ("hand-made",))
         tried = sorted(few, key=lambda c: -c.rmse)
         best = {cell.group: cell.solver for cell in tried}
-        cells = [asdict(cell) for cell in compared(subject, {}, at, work, tuple(best.values()))]
-        write(path, {"at": at, "judged": subject.judged(), "cells": cells, "environment": environment()})
+        cells = [asdict(cell) for cell in compared(subject, {}, at, work, (*best.values(), *others))]
+        cost = {"cpu_seconds": cpu_since(began), "environment": environment()}
+        write(path, {"at": at, "judged": subject.judged(), "cells": cells, **cost})
 
 
 def compared(

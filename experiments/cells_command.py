@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 log = logging.getLogger("epd")
@@ -22,17 +26,19 @@ def cells_command(
     run: Callable[[Any, Path, Path], None],
     printed: Callable[[Path], str],
     drawn: Callable[[Path, Path], Iterable[Path]],
+    processes: int = 1,
 ) -> int:
-    """Measures what is missing, prints or draws.
+    """Measures what is missing, prints or draws. Of several processes each goes on where a cell fails; 1 then.
 
     Args:
         doc: shown as help.
         filters: the form of a cell's filter, such as MODEL,FAMILY,CALLS,SEED.
         folder: of the cells, where no other is given.
-        jobs: filters -> the cells that fit, each a dataclass of model, kind, calls and seed.
+        jobs: filters -> the cells that fit, each a dataclass of model, kind, calls, seed and whatever more.
         run: makes a cell; given the folders of the cells and of what they share.
         printed: folder of the cells -> the README's tables.
         drawn: folders of the cells and of the pictures -> the pictures that were written.
+        processes: that make cells at the same time, where no other number is given.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[], metavar=filters, help="cells to make")
@@ -41,6 +47,7 @@ def cells_command(
     parser.add_argument("--out", type=Path, default=folder, help="folder of the cells")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the pictures")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench", help="teachers and end points")
+    parser.add_argument("--processes", type=int, default=processes, help="that make cells; several have a thread each")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.print:
@@ -48,7 +55,32 @@ def cells_command(
     if args.draw:
         print(*drawn(args.out, args.docs), sep="\n")
     cells = [] if args.print or args.draw else jobs(args.only)
-    for number, job in enumerate(cells, 1):
-        log.info("cell %d of %d: %s, %s, %d calls, seed %d", number, len(cells), *astuple(job))
-        run(job, args.out, args.work)
-    return 0
+    make = partial(_make, run, args.out, args.work, len(cells))
+    if args.processes == 1:
+        for numbered in enumerate(cells, 1):
+            make(numbered)
+        return 0
+    with multiprocessing.get_context("spawn").Pool(args.processes, _begin) as pool:
+        return int(not all(list(pool.imap(partial(_tried, make), enumerate(cells, 1)))))
+
+
+def _make(run: Callable[[Any, Path, Path], None], out: Path, work: Path, count: int, numbered: tuple[int, Any]) -> None:
+    number, job = numbered
+    log.info("cell %d of %d: %s, %s, %d calls, seed %d", number, count, *astuple(job)[:4])
+    run(job, out, work)
+
+
+def _tried(make: Callable[[tuple[int, Any]], None], numbered: tuple[int, Any]) -> bool:
+    """Whether a cell was made: others don't depend on it, and the night would be lost."""
+    try:
+        make(numbered)
+    except Exception:
+        log.exception("cell %d failed", numbered[0])
+        return False
+    return True
+
+
+def _begin() -> None:
+    """Of a process that makes cells beside others."""
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO, format="%(process)d %(message)s")

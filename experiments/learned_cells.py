@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -86,34 +86,87 @@ SUBJECTS: dict[str, Subject] = {
 }
 
 
+class Training(Protocol):
+    """A cell that is a training run and its measurement."""
+
+    @property
+    def subject(self) -> str:
+        """Where the cell lies."""
+        ...
+
+    @property
+    def family(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def calls(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def of(self) -> Subject:
+        """What is learned from and measured on."""
+        ...
+
+    def config(self) -> DistillConfig:
+        """Of the training run."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """The config with its defaults filled in, ready for JSON: where one of them changes, a cell is another."""
+        ...
+
+    def fewer(self) -> Training | None:
+        """The cell of fewer calls that it is grown from, if any."""
+        ...
+
+    def teacher(self, results: Path) -> Path | None:
+        """The file that says what its teacher took; None where it is not timed apart from the run."""
+        ...
+
+    def path(self, results: Path) -> Path:
+        """The cell's file in the folder of all results."""
+        ...
+
+
+def settings_of(subject: Subject, config: DistillConfig) -> dict[str, Any]:
+    """See `Training.settings`."""
+    model = subject.load()
+    return settled(model, config).resolved(math.prod(model.shape)).model_dump(mode="json")
+
+
 @dataclass(frozen=True)
 class Job:
-    """One cell: a training run and its measurement."""
+    """One cell: a training run and its measurement, see `Training`."""
 
     subject: str
     family: str
     calls: int
     seed: int
 
+    @property
+    def of(self) -> Subject:
+        return SUBJECTS[self.subject]
+
     def config(self) -> DistillConfig:
-        """Of the training run."""
         family = {**FAMILIES, **ONCE}[self.family]
-        own = {**SUBJECTS[self.subject].training, **family, "calls": self.calls, "seed": self.seed}
+        own = {**self.of.training, **family, "calls": self.calls, "seed": self.seed}
         return DistillConfig.model_validate(own)
 
     def settings(self) -> dict[str, Any]:
-        """The config with its defaults filled in, ready for JSON: where one of them changes, a cell is another."""
-        model = SUBJECTS[self.subject].load()
-        return settled(model, self.config()).resolved(math.prod(model.shape)).model_dump(mode="json")
+        return settings_of(self.of, self.config())
 
     def fewer(self) -> Job | None:
-        """The cell with the next smaller count of calls, if any."""
         smaller = [calls for calls in CALLS if calls < self.calls]
         family = GROWN_FROM.get(self.family, self.family)
         return replace(self, family=family, calls=smaller[-1]) if smaller else None
 
+    def teacher(self, results: Path) -> Path:
+        return results / self.subject / "teacher.json"
+
     def path(self, results: Path) -> Path:
-        """The cell's file in the folder of all results."""
         return results / self.subject / f"{self.family}-{self.calls}-{self.seed}.json"
 
 

@@ -97,7 +97,7 @@ def of_model(files: Mapping[str, Any], name: str) -> Results:
     own = [content for path, content in files.items() if path.startswith(f"{name}/") and "judged" in content]
     judged = own[0]["judged"] if own else {}
     if any(content["judged"] != judged for content in own):
-        raise ValueError(f"results of {name} are of different samples: run `python -m epd.experiments.bench_learned`")
+        raise ValueError(f"results of {name} are of different samples: measure again")
     learned = [content for content in own if "cell" in content]
     _check_settings(name, learned)
     runs = [_run(content) for content in learned]
@@ -114,8 +114,7 @@ def _check_settings(name: str, learned: Sequence[Mapping[str, Any]]) -> None:
         what = difference(first.setdefault(family, settings), settings)
         if what:
             raise ValueError(
-                f"{family} of {name} was learned with different settings ({what}): run "
-                "`python -m epd.experiments.bench_learned`"
+                f"{family} of {name} was learned with different settings ({what}): measure again"
             )
 
 

@@ -17,7 +17,9 @@ from typing import Any
 from ..evaluation.comparison import Comparison, errors_markdown
 from ..formats.files import write_atomically
 from . import learned_results, refined_results
+from .benchmarks import report, sharding
 from .markdown import MISSING, markdown_table, measured_in
+from .study import page as study
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -37,15 +39,6 @@ def digits(result: Mapping[str, Any]) -> str:
         ["the same of held-out images (a copying network would be far below)", f"{away['held_out_images']:.3f}"],
     ]
     return markdown_table(["the `digits` network", ""], rows) + "\n\n" + measured_in(result["environment"])
-
-
-def overhead(result: Mapping[str, Any]) -> str:
-    """Wall-clock of `solve` over that of the bare network calls of the same shapes."""
-    columns = (("bare_ms", 1), ("solve_ms", 1), ("ratio", 3))
-    rows = [[f"`{name}`", *(f"{row[k]:.{n}f}" for k, n in columns)] for name, row in result["rows"].items()]
-    table = markdown_table(["family", "bare calls, ms", "solve, ms", "ratio"], rows)
-    heading = f"Batch {result['batch']} of `digits`, {result['calls']} sequential calls, {result['rounds']} rounds:"
-    return f"{heading}\n\n{table}\n\n{measured_in(result['environment'])}"
 
 
 def pipeline(result: Mapping[str, Any]) -> str:
@@ -71,11 +64,13 @@ def own_model(result: Mapping[str, Any]) -> str:
 # Marker -> (result file, or folder of them, how it is shown).
 RENDERERS: dict[str, tuple[str, Render]] = {
     "digits": ("digits_training.json", digits),
-    "overhead": ("overhead.json", overhead),
     "pipeline": ("digits_pipeline.json", pipeline),
     "own-model": ("own_model_21cm.json", own_model),
     **{name: ("learned", render) for name, render in learned_results.RENDERERS.items()},
     **{name: ("refined", render) for name, render in refined_results.RENDERERS.items()},
+    **{name: ("study", render) for name, render in study.RENDERERS.items()},
+    **report.RENDERERS,
+    **sharding.RENDERERS,
 }
 
 

@@ -94,9 +94,12 @@ def prompted(name: str, guidance: float, texts: tuple[str, ...]) -> RowLimited:
 SHORT = {"family": "dense", "points": 1, "pool": 1024, "validation": 256, "batch": 64, "screening": 30,
          "iterations": 300}  # fmt: skip
 SHORTER = {**SHORT, "pool": 768, "validation": 192, "batch": 32, "screening": 10, "iterations": 240,
-           "teacher_tolerance": 1e-2}  # fmt: skip
+           "teacher_tolerance": 1e-2, "learn_guidance": True}  # fmt: skip
 # Without entropy the policy narrows to one table long before the best one is found.
 REFINING = {"lr": 5e-3, "std": 0.1, "entropy": 0.03, "held_out": 512, "shared_noise": False}
+# Where samples cost more, the same noise for all tables of a prompt tells more of them; many prompts, few tables each.
+COSTLY = {"lr": 2e-2, "std": 0.2, "concentration": 60, "held_out": 2048, "groups": 64, "group_size": 4, "start": "best",
+          "learn_guidance": True}  # fmt: skip
 SUBJECTS: dict[str, Subject] = {
     "shapes-exact": Subject(
         "shapes-exact", 5.0, (2, 3), ("DPM-Solver++ 2M", "time uniform", 50), 4096, distilling=SHORT,
@@ -105,7 +108,7 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "shapes": Subject(
         "shapes", 3.0, (3, 4, 5), ("Euler", "shift 1", 50), 1024, distilling=SHORTER,
-        refining={**REFINING, "steps": 120, "evaluate_every": 20},
+        refining={**COSTLY, "steps": 300, "evaluate_every": 100},
     ),
 }  # fmt: skip
 

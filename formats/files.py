@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 MAX_TEXT = 64 * 2**20
 PIECE = 2**20
@@ -24,7 +26,15 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a whole file; see `write_streamed`."""
+    write_streamed(path, lambda file: file.write(data))
+
+
+def write_streamed(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes beside the target, syncs, then renames: readers see the old file or the new one, never a part.
+
+    Args:
+        write: what it holds, into the open file.
 
     Raises:
         OSError: (a full disk, no permission) with the old file intact and nothing left beside it.
@@ -34,7 +44,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)

@@ -108,7 +108,7 @@ def _numbers(table: Table) -> list[str]:
     head, rows = _steps(table)
     scaled = any("told sigma" in cell for cell in head)
     levels = ["Told sigma: the noise level that the network is told there."] if scaled else []
-    parts = [_columns(head, rows), *levels, *free]
+    parts = [_columns(head, rows), *levels, *free, *_guidance(table)]
     memory, directions = [*memory_rows(table)], [*lookahead_rows(table)]
     if memory:
         parts += [f"Memory: {MEMORY}.", _columns(memory[0], _from_one(memory[1:], 1))]
@@ -136,6 +136,19 @@ def _steps(table: Table) -> tuple[list[str], list[tuple[str, ...]]]:
     anchors = "anchor (told sigma)" if anchor_told else "anchor"
     points = [f"point {j + 1}: weight{' (told sigma)' * points_told}" for j in range(table.num_nodes)]
     return ["step", "sigma", "to sigma", anchors, *points, "calls"], rows
+
+
+def _guidance(table: Table) -> list[str]:
+    """Factors of the guidance, where one is not 1."""
+    if not table.scales_guidance:
+        return []
+    rows = []
+    for n, used in enumerate(table.used):
+        anchor = "-" if has_analytic_anchor(table, n) else f"{table.anchor_guidance[n]:.4f}"
+        pairs = zip(table.guidance_scale[n], used.lookahead, strict=True)
+        rows.append((str(n + 1), anchor, *(f"{f:.4f}" if inside else "-" for f, inside in pairs)))
+    head = ["step", "anchor", *(f"point {j + 1}" for j in range(table.num_nodes))]
+    return ["Guidance: factors of the guidance scale that the pipeline is called with.", _columns(head, rows)]
 
 
 def _points(table: Table, n: int, levels: bool) -> Iterator[str]:

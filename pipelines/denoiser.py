@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from .conditions import Request, call_parameters, request
 from .dependencies import dependencies, resolution
 from .first_call import encode, network_input, packing_of, require_followed, state_shape
 from .frames import TIMES, Frame, Packing, frame_of
+from .guidance import GuidanceScaling
 from .probe import ProbeScheduler, Stage, borrowed, evaluate, stage
 from .prompts import Encodings
 
@@ -54,6 +55,7 @@ class PipelineModel:
     seed_conditions: Callable[[Sequence[int]], Sequence[int]] | None = None
     _encodings: Encodings | None = None
     _index: tuple[int, ...] | None = None  # condition of each bound sample
+    _guiding: GuidanceScaling = field(default_factory=GuidanceScaling, repr=False)  # the same for all samples
 
     @property
     def path(self) -> Path:
@@ -123,30 +125,41 @@ class PipelineModel:
         return [i for i in self._index for _ in range(repeat)]
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self._denoised(x, sigma, None)
+
+    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
+        """D with the pipeline's guidance scale times `factor`, 0-d or (B,).
+
+        Raises:
+            ValueError: where the pipeline does not guide by one call of both halves, combined linearly.
+        """
+        return self._denoised(x, sigma, factor.expand(len(x)))
+
+    def _denoised(self, x: Tensor, sigma: Tensor, factors: Tensor | None) -> Tensor:
         sigma = noise_levels(x, sigma).expand(len(x))
         work = x.to(torch.promote_types(x.dtype, torch.float32))
         c_skip, c_out, c_in, timestep = (
             c.reshape(-1, *[1] * (x.ndim - 1)).to(work.dtype) if i < 3 else c
             for i, c in enumerate(self.frame.precondition(sigma))
         )
-        output = self._output(c_in * work, timestep)
+        output = self._output(c_in * work, timestep, factors)
         return (c_skip * work + c_out * output.to(work.dtype)).to(x.dtype)
 
-    def _output(self, scaled: Tensor, timestep: Tensor) -> Tensor:
+    def _output(self, scaled: Tensor, timestep: Tensor, factors: Tensor | None) -> Tensor:
         """What the pipeline hands to its scheduler for these rows."""
         if not self.stage.two:
-            return self._run(scaled, timestep, self._conditions(len(scaled)))
+            return self._run(scaled, timestep, self._conditions(len(scaled)), factors)
         # Two networks share the work by timestep: the pipeline can ask only one of them at a time.
         index = self._conditions(len(scaled))
         output = torch.empty_like(scaled)
         for t in timestep.unique():
             part = (timestep == t).nonzero().flatten()
             chosen = [index[i] for i in part.tolist()]
-            rows = self._run(scaled[part], timestep[part], chosen)
+            rows = self._run(scaled[part], timestep[part], chosen, None if factors is None else factors[part])
             output = output.index_copy(0, part, rows.to(scaled.dtype))
         return output
 
-    def _run(self, scaled: Tensor, timestep: Tensor, index: list[int]) -> Tensor:
+    def _run(self, scaled: Tensor, timestep: Tensor, index: list[int], factors: Tensor | None) -> Tensor:
         latents = scaled if self.packing is None else self.packing.pack(scaled)
         native = TIMES[self.time](timestep, self.frame.num_timesteps)
 
@@ -161,7 +174,12 @@ class PipelineModel:
             return rows, times[:, None].expand(-1, stock.shape[1]) if stock.ndim == 2 else times
 
         scheduler = ProbeScheduler(self.pipe.scheduler, timestep[:1].to(self.device, torch.float32))
-        output = evaluate(self.stage, self._arguments(index, latents), self._replaced(scheduler, index), tap)
+        guiding = self._guiding
+        guiding.outputs.clear()  # of a call that failed
+        hear = None if factors is None else guiding.hear
+        output = evaluate(self.stage, self._arguments(index, latents), self._replaced(scheduler, index), tap, hear)
+        if factors is not None:
+            output = guiding.scaled(output, factors, latents.shape[1] if latents.ndim > 3 else output.shape[1])
         output = output[: len(latents)].to(scaled.device)  # a pipeline may step both halves of a doubled call
         output = output if self.packing is None else self.packing.unpack(output)
         return output[:, : scaled.shape[1]]  # learned variance

@@ -93,9 +93,16 @@ def enable(
     networks = networks_in(pipe)
     if not networks:
         raise ValueError(f"{type(pipe).__name__} has none of {', '.join(NETWORKS)}: there is no network to hook")
+    assert scheduler.table is not None
+    mixing = mixes(pipe)
+    if mixing and scheduler.table.scales_guidance:
+        raise ValueError(
+            f"the table scales the guidance of its points, which {type(pipe).__name__} leaves no room for ({mixing}): "
+            "take a table whose guidance_scale and anchor_guidance are 1"
+        )
     disable(pipe)
     scheduler.parallel = parallel
-    hooked = {} if mixes(pipe) else networks
+    hooked = {} if mixing else networks
     releases = tuple(attach(network, FAN, widen, pipe) for network in hooked.values())
     if graphs:
         releases += graphed(pipe, None if graphs is True else graphs)

@@ -38,7 +38,9 @@ def widen(module: torch.nn.Module, call: NetworkArguments) -> bool:
         return False
     if scheduler.step_index is None:
         compare_run(current.pipe, scheduler, call.state)
-    wide = scheduler.wide_call
+    control = module is vars(current.pipe).get("controlnet")  # whose output goes into the network
+    hear, wide = None if control else scheduler.listener, scheduler.wide_call
+    call.finish = hear
     if wide is None:
         return False
     listed = isinstance(call.state, list)
@@ -50,8 +52,8 @@ def widen(module: torch.nn.Module, call: NetworkArguments) -> bool:
         frames = state.shape[2] if state.ndim == 5 and not listed else 1
         lengths = (len(state), len(state) * frames)
         call.change_conditioning(lambda name, value: _repeated(name, value, lengths, wide.width, listed))
-        if module is not vars(current.pipe).get("controlnet"):  # whose output goes into the network
-            call.finish = marked
+        if not control:
+            call.finish = marked if hear is None else lambda output: marked(hear(output))
     call.state = list(rows.unbind()) if listed else rows
     return True
 

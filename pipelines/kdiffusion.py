@@ -51,11 +51,16 @@ def sample_epd(
         parallel: False evaluates the points one after another, B rows each: the same result with less memory.
 
     Raises:
-        ValueError: for sigmas that are not the table's.
+        ValueError: for sigmas that are not the table's, or a table that scales the guidance.
     """
     from tqdm.auto import tqdm
 
     table = find_table(table)
+    if table.scales_guidance:
+        raise ValueError(
+            "the table scales the guidance of its points, which a k-diffusion model keeps to itself: take a table "
+            "whose guidance_scale and anchor_guidance are 1 (learned without --learn-guidance)"
+        )
     first, last = (0, table.num_steps) if sigmas is None else _part_of(table, sigmas)
     levels = torch.tensor(table.sigmas[: last + 1], dtype=torch.float64, device=coefficient_device(x.device))
     rule = late_start(table.rule(), first, table.columns, table.consistent) if first and table.columns else table.rule()

@@ -119,7 +119,16 @@ def require_fit(table: Table, frame: Frame) -> None:
 
 
 def table_layout(table: Table, frame: Frame, placement: Placement) -> Layout:
-    """A table on its own sigmas. Without a hook (`bare`) the first call has to be at the pipeline's own latents."""
+    """A table on its own sigmas. Without a hook (`bare`) the first call has to be at the pipeline's own latents.
+
+    Raises:
+        ValueError: without a hook, for a table that scales the guidance.
+    """
+    if placement == "bare" and table.scales_guidance:
+        raise ValueError(
+            "the table scales the guidance of its points, for which the network has to be heard: put it in with "
+            "epd.enable(pipe, table), or take a table whose guidance_scale and anchor_guidance are 1"
+        )
     table = table.sorted()  # image-to-image may begin between points: the noise must fall from each to the next
     moved = placement == "bare" and table.moves_first_call
     if moved and table.afs:
@@ -127,7 +136,7 @@ def table_layout(table: Table, frame: Frame, placement: Placement) -> Layout:
     levels = torch.tensor(table.sigmas, dtype=torch.float64)
     rule = asked_first(table.rule()) if moved and table.calls[0] == 0 else table.rule()
     calls = calls_of(rule, levels, frame.precondition, placement == "batched")
-    hooked = placement != "bare" and bool((table.anchor_scale != 1).any())
+    hooked = placement != "bare" and (bool((table.anchor_scale != 1).any()) or table.scales_guidance)
     plain = calls_of(make_rule(SIMPLEST), levels, frame.precondition, batched=True) if hooked else ()
     return Layout(rule, levels, calls, table.columns, table.consistent, plain)
 

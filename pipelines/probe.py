@@ -21,6 +21,7 @@ from ..denoisers.arguments import NetworkArguments
 
 NETWORKS = ("unet", "transformer", "transformer_2", "controlnet")
 Arguments = Mapping[str, Any]
+Hear = Callable[[Any], Any]  # a network's output -> what its caller gets
 Tap = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # a network's (sample, timestep) -> those it gets instead
 
 
@@ -136,8 +137,8 @@ def networks_of(pipe: Any) -> list[Any]:  # noqa: ANN401
 
 
 @contextlib.contextmanager
-def tapped(networks: Sequence[Any], tap: Tap) -> Iterator[None]:
-    """Every call of a denoising network goes through `tap`."""
+def tapped(networks: Sequence[Any], tap: Tap, hear: Hear | None = None) -> Iterator[None]:
+    """Every call of a denoising network goes through `tap`, and what it returns to `hear`."""
 
     def hook(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         call = NetworkArguments(args, kwargs)
@@ -155,6 +156,9 @@ def tapped(networks: Sequence[Any], tap: Tap) -> Iterator[None]:
         return call.pair()
 
     handles = [network.register_forward_pre_hook(hook, with_kwargs=True) for network in networks]
+    if hear is not None:
+        heard = hear
+        handles += [network.register_forward_hook(lambda _, args, output: heard(output)) for network in networks]
     try:
         yield
     finally:
@@ -192,7 +196,9 @@ def stage(pipe: Any) -> Stage:  # noqa: ANN401
     return Stage(pipe, tuple(networks_of(pipe)), torch.device(pipe._execution_device), parameters, two)
 
 
-def evaluate(stage: Stage, arguments: Arguments, replaced: Mapping[str, object], tap: Tap) -> Tensor:
+def evaluate(
+    stage: Stage, arguments: Arguments, replaced: Mapping[str, object], tap: Tap, hear: Hear | None = None
+) -> Tensor:
     """What the pipeline hands to `scheduler.step` in its first iteration, differentiable in what `tap` gives.
 
     Args:
@@ -200,6 +206,7 @@ def evaluate(stage: Stage, arguments: Arguments, replaced: Mapping[str, object],
         arguments: of its call.
         replaced: instance attributes for this run: `scheduler`, `encode_prompt`.
         tap: what the networks get.
+        hear: what they return passes through it.
 
     Raises:
         ValueError: when the pipeline ends without an iteration.
@@ -210,7 +217,7 @@ def evaluate(stage: Stage, arguments: Arguments, replaced: Mapping[str, object],
         torch.set_grad_enabled(grad)  # pipelines run under no_grad, whose end restores the caller's mode
         return tap(sample, timestep)
 
-    with borrowed(stage.pipe, replaced, stage.device), tapped(stage.networks, graded):
+    with borrowed(stage.pipe, replaced, stage.device), tapped(stage.networks, graded, hear):
         try:
             stage.pipe(**arguments)
         except Evaluated as done:

@@ -38,6 +38,7 @@ class Call:
         sigma: (K,) where the slopes are defined.
         told: (K,) the noise levels that the network is told.
         c_skip, c_out, c_in, timestep: (K,) each, at those that it is told.
+        guidance: (K,) factors of the guidance; none where all are 1.
     """
 
     step: int
@@ -49,6 +50,7 @@ class Call:
     c_out: tuple[float, ...]
     c_in: tuple[float, ...]
     timestep: tuple[float, ...]
+    guidance: tuple[float, ...] | None = None
 
     @property
     def opens(self) -> bool:
@@ -69,9 +71,11 @@ def calls_of(rule: Rule, levels: Tensor, precondition: Preconditioning, batched:
 def _calls(step: int, index: int, ask: Ask, precondition: Preconditioning, batched: bool) -> Iterator[Call]:
     coefficients = [c.tolist() for c in (ask.network_sigma, *precondition(ask.network_sigma))]
     width = len(ask.sigma)
+    factors = [1.0] * width if ask.guidance is None else ask.guidance.tolist()
     for slots in [tuple(range(width))] if batched else [(k,) for k in range(width)]:
         sigma, *rest = (tuple(float(column[k]) for k in slots) for column in (ask.sigma, *coefficients))
-        yield Call(step, index, slots, sigma, *rest)
+        guidance = tuple(factors[k] for k in slots)
+        yield Call(step, index, slots, sigma, *rest, guidance=guidance if {*guidance} != {1.0} else None)
 
 
 def resumed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -162,6 +162,14 @@ class EPDScheduler(Timetable):
             )
         return self._question
 
+    @property
+    def listener(self) -> Callable[[Any], Any] | None:
+        """What has to hear the output of the next network call; None where its guidance is the pipeline's own."""
+        if self._placement == "bare" or self._layout is None:
+            return None
+        run = self._upcoming()
+        return None if run.finished or run.call.guidance is None else self._guiding.hear
+
     def spread(self, rows: Tensor) -> Tensor:
         """The rows of a wide call, R x K sample-major, of the R that the pipeline has, one per sample and copy."""
         run = self._upcoming()
@@ -214,7 +222,11 @@ class EPDScheduler(Timetable):
             points = run.points
         else:
             points = moved_points(sample, run.points, call.c_in)
-        denoised, slopes = evaluated(call, points, unmarked(model_output))
+        output = unmarked(model_output)
+        if call.guidance is not None:
+            factors = torch.tensor(call.guidance[: len(points)], dtype=torch.float64)
+            output = self._guiding.scaled(output, factors, points.shape[2])
+        denoised, slopes = evaluated(call, points, output)
         question, self._question = self._question, None
         if question is not None and (settled := question.settled(slopes)) is not slopes:
             slopes = settled

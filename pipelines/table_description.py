@@ -73,15 +73,19 @@ def steps(table: Table) -> Iterator[tuple[str, ...]]:
 
 
 def anchor_columns(table: Table) -> dict[str, list[str]]:
-    """The anchors' scales and the noise levels that the network is told there, where these are others than its own."""
-    if (table.anchor_scale == 1).all():
-        return {}
-    levels = table.anchor_scale * table.sigmas[:-1]
+    """The anchors' scales and the noise levels that the network is told there, where these are others than its own;
+    factors of the guidance, where one is not 1.
+    """
     evaluated = [not has_analytic_anchor(table, n) for n in range(table.num_steps)]
-    return {
-        "anchor scale": [f"{scale:.4f}" if e else "-" for scale, e in zip(table.anchor_scale, evaluated, strict=True)],
-        "anchor told": [f"{sigma:.4g}" if e else "-" for sigma, e in zip(levels, evaluated, strict=True)],
-    }
+
+    def column(values: np.ndarray, form: str) -> list[str]:
+        return [f"{value:{form}}" if e else "-" for value, e in zip(values, evaluated, strict=True)]
+
+    out: dict[str, list[str]] = {}
+    if (table.anchor_scale != 1).any():
+        out["anchor scale"] = column(table.anchor_scale, ".4f")
+        out["anchor told"] = column(table.anchor_scale * table.sigmas[:-1], ".4g")
+    return out | ({"anchor guidance": column(table.anchor_guidance, ".4f")} if table.scales_guidance else {})
 
 
 def point_columns(table: Table) -> dict[str, list[str]]:
@@ -97,7 +101,7 @@ def point_columns(table: Table) -> dict[str, list[str]]:
         out["slope scale"] = column(table.slope_scale)
     if (table.sigma_scale != 1).any():
         out |= {"sigma scale": column(table.sigma_scale), "points told": column(levels, 4)}
-    return out
+    return out | ({"guidance scale": column(table.guidance_scale)} if table.scales_guidance else {})
 
 
 def order_of(table: Table, n: int) -> str:
@@ -112,8 +116,10 @@ def order_of(table: Table, n: int) -> str:
 
 
 def is_told_plainly(table: Table, n: int) -> bool:
-    """Whether the network is told its own noise level in every slope that a step weighs."""
+    """Whether the network is told its own noise level, at its own guidance, in every slope that a step weighs."""
     scales = np.concatenate([table.anchor_scale[:, None], table.sigma_scale], 1)
+    factors = np.concatenate([table.anchor_guidance[:, None], table.guidance_scale], 1)
+    scales = np.where(factors == 1, scales, np.nan)  # which equals no 1
     used, width = table.used[n], scales.shape[1]
     own = [0, *(1 + j for j in range(table.num_nodes) if table.weights[n, j])]
     columns = {*used.memory, *(k - 1 for inside in used.lookahead for k in inside if k)}

@@ -15,6 +15,7 @@ from .configured import StockConfigured
 from .cuts import begins_at_a_time
 from .exchange import SAME_TIME, levels_at, noised, position
 from .frames import Frame
+from .guidance import GuidanceScaling
 from .layout import Layout, Placement, ScheduleRequest, overruled, rule_layout, table_layout, understood
 from .placement import placed
 from .run import Call, PipelineWalk
@@ -55,6 +56,7 @@ class Timetable(StockConfigured):
         self._handed: tuple[Tensor, int] | None = None
         self._begin_index: int | None = None
         self._noised = False
+        self._guiding = GuidanceScaling()
 
     @property
     def step_index(self) -> int | None:
@@ -139,7 +141,8 @@ class Timetable(StockConfigured):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy begins a run of its own: one that is under way cannot be copied, nor continued by two."""
-        return {**vars(self), "_run": None, "_question": None, "_handed": None, "laid_out_in": None}
+        fresh = {"_run": None, "_question": None, "_handed": None, "_guiding": GuidanceScaling(), "laid_out_in": None}
+        return {**vars(self), **fresh}
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The latents at these timesteps, (1,) or (B,), of clean ones: alpha x0 + sigma eps in the pipeline's frame.

@@ -27,6 +27,9 @@ class RefineConfig(BaseModel):
     """Total concentration of each Dirichlet at the start; larger: nearer to the given table. None: the policy's."""
     std: float | None = Field(default=None, gt=0)
     """Standard deviation of Gaussian weights, and of the logarithm of scales, at the start; none: the policy's."""
+    learn_guidance: bool = False
+    """Sample a factor of the guidance scale for every point and state that the network sees, too: a guided model
+    evaluates both halves anyway, so that it costs nothing (arXiv 2404.07724). Refused where the model has none."""
     groups: int = Field(default=16, ge=1)
     """Prompts of an update."""
     group_size: int = Field(default=16, ge=2)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..distill.config import GUIDANCE
+
 SCALES = ("slope_scale", "sigma_scale", "anchor_scale")
 
 
@@ -17,7 +19,8 @@ class Parametrisation:
             K + 1 for K points) and `weights` (the K weights of a step, where they sum to one by themselves).
         gaussian: of `update` (anchor, fan and memory weights) and `lookahead`: every weight that has a slope to weigh,
             normal around the base; where sums are one, isotropic among the changes that sum to zero.
-        log_normal: of `slope_scale`, `sigma_scale`, `anchor_scale`: factors on those of the base.
+        log_normal: of `slope_scale`, `sigma_scale`, `anchor_scale`, `guidance_scale`, `anchor_guidance`: factors on
+            those of the base; the last two need a guided model.
         concentration: total concentration of each Dirichlet at the start, > 0; a share m varies by
             sqrt(m (1 - m) / (1 + concentration)).
         std: standard deviation of Gaussian weights at the start, > 0.
@@ -37,7 +40,8 @@ class Parametrisation:
     scale_std: float = 0.02
 
     def __post_init__(self) -> None:
-        known = {"dirichlet": ("sigmas", "nodes", "weights"), "gaussian": ("update", "lookahead"), "log_normal": SCALES}
+        known = {"dirichlet": ("sigmas", "nodes", "weights"), "gaussian": ("update", "lookahead")}
+        known["log_normal"] = SCALES + GUIDANCE
         for field, names in known.items():
             for name in getattr(self, field):
                 if name not in names:

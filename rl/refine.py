@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.convert_parameters import parameters_to_vector, vector_to_parameters
 
 from ..denoisers.rows import samples_together
+from ..distill.config import GUIDANCE
 from ..runs.processes import Workers
 from ..solvers.table import Table
 from .config import RefineConfig
@@ -55,6 +56,8 @@ def policy_of(base: Table, config: RefineConfig, context_size: int = 0) -> Polic
     kind = PARAMETRISATIONS[config.policy]
     changes = {"concentration": config.concentration, "std": config.std, "scale_std": config.std}
     kind = replace(kind, **{name: value for name, value in changes.items() if value is not None})
+    if config.learn_guidance:
+        kind = replace(kind, log_normal=kind.log_normal + GUIDANCE)
     return Policy(base, kind, context_size, config.hidden, config.seed)
 
 

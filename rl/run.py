@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..accelerators.accelerate import recorded
+from ..denoisers.checks import require_guided
 from ..denoisers.fingerprint import conditions_digest, model_identity
 from ..distill.cost import rows_per_second
 from ..distill.run import numbers_of
@@ -69,6 +70,8 @@ def run_refine(
     first, remedy = float(base.sigmas[0]), "take one that was learned for it"
     require_path(base.provenance.path, first, task.model.path, task.model.name, remedy)
     policy_of(base, config, task.context_size)  # refuses a table that it does not fit, before anything is written
+    if config.learn_guidance or base.scales_guidance:
+        require_guided(task.model)
     if dry_run:
         workers.together(lambda: print(forecast(task, base, config)) if workers.rank == 0 else None)
         return None

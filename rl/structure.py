@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..distill.parameters import fan_points, free_lookahead, free_update, on_simplex
+from ..distill.config import GUIDANCE
+from ..distill.free import fan_points, free_lookahead, free_update, on_simplex
 from ..solvers.availability import Used
 from ..solvers.parallel import Coefficients
 from ..solvers.table import Provenance, Table
@@ -79,7 +80,7 @@ class Structure:
                 "the base table's weights are not on the simplex, as it has free sums, or anchor or memory weights "
                 "beside its points: a Dirichlet cannot sample them, take the parametrisation 'ours'"
             )
-        places, offset = _flat(base)
+        places, offset = _flat(base, _scales_of(kind))
         simplices, gaussians = _dirichlet_rows(base, kind, places), _gaussian_rows(base, kind, places)
         rows = [*simplices, *gaussians]
         if not rows:
@@ -143,13 +144,14 @@ class Structure:
             calls=base.calls,
             consistent=base.consistent,
             provenance=_child(base),
+            **{name: getattr(base, name) for name in GUIDANCE if name not in self.places},
         )
 
     def _fields(self, values: Tensor) -> dict[str, Tensor]:
         """Every field of the tables, (B, ...) each."""
         flat = self.offset + values @ self.matrix
         fields = {name: flat[:, place] for name, place in self.places.items()}
-        for name in SCALES:
+        for name in _scales_of(self.kind):
             factors = fields[name].clamp(-LARGEST_LOG_SCALE, LARGEST_LOG_SCALE).exp()
             fields[name] = torch.tensor(getattr(self.base, name)) * factors
         first, last = torch.tensor(self.base.sigmas)[[0, -1]].log()
@@ -180,13 +182,18 @@ def _child(base: Table) -> Provenance:
     return dataclasses.replace(base.provenance, parent=base.digest, metrics={}, citation="arXiv 2512.22796")
 
 
-def _flat(base: Table) -> tuple[dict[str, Tensor], Tensor]:
+def _scales_of(kind: Parametrisation) -> tuple[str, ...]:
+    """The scales in the flat table; those of the guidance only where they are sampled, as its length rounds sums."""
+    return (*SCALES, *(name for name in GUIDANCE if name in kind.log_normal))
+
+
+def _flat(base: Table, scales: tuple[str, ...]) -> tuple[dict[str, Tensor], Tensor]:
     """Where each field lies in the flat table, and the base as such."""
     c = base.coefficients()
     logs = c.sigmas.log()
     fields = {"sigmas": ((logs - logs[0]) / (logs[-1] - logs[0]))[1:-1], "nodes": c.nodes}
     fields |= {"weights": torch.tensor(base.weights), "anchor": c.anchor, "memory": c.memory, "lookahead": c.lookahead}
-    fields |= {name: torch.zeros(getattr(base, name).shape, dtype=torch.float64) for name in SCALES}
+    fields |= {name: torch.zeros(getattr(base, name).shape, dtype=torch.float64) for name in scales}
     places, size = {}, 0
     for name, field in fields.items():
         places[name] = torch.arange(size, size + field.numel()).reshape(field.shape)
@@ -231,7 +238,7 @@ def _gaussian_rows(base: Table, kind: Parametrisation, places: dict[str, Tensor]
     fan = fan_points(base)
     called = torch.arange(steps) >= base.moves_first_call  # an analytic slope is told no level
     for name in kind.log_normal:
-        free = called if name == "anchor_scale" else fan
+        free = called if name in ("anchor_scale", "anchor_guidance") else fan
         rows += [_row(n, places[name][n][free[n]].reshape(-1), False, kind.scale_std) for n in range(steps)]
     return [row for row in rows if len(row.steps)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from datetime import timedelta
 from typing import NoReturn, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
@@ -20,7 +22,15 @@ MESSAGE_BYTES = 500
 
 
 class ProcessError(ValueError):
-    """Another process failed: the message says which one, and how."""
+    """Another process failed, and the message says which one and how; or it is gone."""
+
+
+@functools.cache
+def _connections() -> dist.ProcessGroup | None:
+    """A group that notices at once where one of its processes is gone: gloo. NCCL would wait for it."""
+    if dist.get_backend() == dist.Backend.GLOO:
+        return None
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
 def own_device(device: str | None) -> str | None:
@@ -127,6 +137,7 @@ class Workers:
         if self.count > 1:
             from accelerate import PartialState
 
+            _connections.cache_clear()
             PartialState().destroy_process_group()
 
     def _fail(self, error: Exception | None, states: Tensor) -> NoReturn:
@@ -146,10 +157,18 @@ class Workers:
         return [bytes(row[row > 0].int().tolist()).decode(errors="ignore") for row in self._sum(rows)]
 
     def _sum(self, values: Tensor) -> Tensor:
-        """Over all processes."""
-        if self.count == 1:
-            return values
-        from accelerate import PartialState
-        from accelerate.utils import reduce
+        """Over all processes, in place.
 
-        return cast(Tensor, reduce(values.to(PartialState().device), "sum")).cpu()
+        Raises:
+            ProcessError: where one of them was killed, or its machine.
+        """
+        if self.count > 1:
+            try:
+                dist.all_reduce(values, group=_connections())
+            except RuntimeError as error:
+                raise ProcessError(
+                    f"process {self.rank} of {self.count} has lost another one, which was killed or whose machine is "
+                    f"gone ({str(error).splitlines()[0]}): end them all and start them again, distill and refine "
+                    "with --resume; they go on from what is on disk"
+                ) from error
+        return values

@@ -17,15 +17,18 @@ def table_picture(table: Table) -> Tensor:
     """uint8 (H, W, 3): a row for each step, a cell for each number; zero is pale, red is positive, blue negative.
 
     From left to right, a gap between: weights of the update (anchor, points, memory); of the look-ahead to each point;
-    where the points lie; logarithms of the scales; logarithm of the step's noise levels' ratio.
+    where the points lie; logarithms of the scales, and of the factors of the guidance where one is not 1; logarithm of
+    the step's noise levels' ratio.
     """
     lookahead = table.effective_lookahead
     scales = np.concatenate([np.log(table.anchor_scale)[:, None], np.log(table.sigma_scale)], 1)
+    factors = np.concatenate([np.log(table.anchor_guidance)[:, None], np.log(table.guidance_scale)], 1)
     blocks = [
         np.concatenate([table.anchor[:, None], table.weights * table.slope_scale, table.memory], 1),
         *(lookahead[:, j] for j in range(lookahead.shape[1])),
         table.nodes,
         scales,
+        *([factors] if table.scales_guidance else []),
         np.log(table.sigmas[:-1] / table.sigmas[1:])[:, None] / 4,
     ]
     sheets = [_sheet(block) for block in blocks if block.shape[1]]

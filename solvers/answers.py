@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..denoisers.protocol import Denoiser, beside, coefficient_device
+from ..denoisers.protocol import Denoiser, beside, coefficient_device, denoised_at
 from .questions import announced
 from .walk import Answer, Ask
 
@@ -80,29 +80,36 @@ def streams(denoiser: Denoiser) -> Answer:
 
 def _evaluated(denoiser: Denoiser, ask: Ask, slots: tuple[int, ...]) -> Tensor:
     """The slopes at these points of a question, (K, B, *S), by one call of K x B rows, sample-major."""
-    points, sigma, told = ask.points, ask.sigma, ask.network_sigma
+    points, sigma, told, factor = ask.points, ask.sigma, ask.network_sigma, ask.guidance
     if len(slots) < len(points):  # a slice of all would cost an operation going back, too
-        points, sigma, told = (part[slots[0] : slots[-1] + 1] for part in (points, sigma, told))
+        some = slice(slots[0], slots[-1] + 1)
+        points, sigma, told, factor = points[some], sigma[some], told[some], None if factor is None else factor[some]
     k, b = points.shape[:2]
     with announced(ask, slots) as asked:
         if k == 1:  # half of all questions: nothing to lay out
-            denoised = _denoised(denoiser, points[0], told[0].expand(b))[None]
+            of_row = None if factor is None else factor[0].expand(b)
+            denoised = _denoised(denoiser, points[0], told[0].expand(b), of_row)[None]
         else:
             rows = points.transpose(0, 1).flatten(0, 1)
-            spread = told.expand(b, k) if told.ndim == 1 else told.T
-            denoised = _denoised(denoiser, rows, spread.flatten())
+            of_rows = None if factor is None else _of_rows(factor, b)
+            denoised = _denoised(denoiser, rows, _of_rows(told, b), of_rows)
             denoised = denoised.reshape(b, k, *denoised.shape[1:]).transpose(0, 1)
     away = points - denoised
     return asked.settled(away / beside(sigma, away).reshape(len(away), -1, *[1] * (away.ndim - 2)))
 
 
-def _denoised(denoiser: Denoiser, rows: Tensor, sigma: Tensor) -> Tensor:
+def _of_rows(values: Tensor, samples: int) -> Tensor:
+    """(B x K,) sample-major, of (K,) or (K, B)."""
+    return (values.expand(samples, len(values)) if values.ndim == 1 else values.T).flatten()
+
+
+def _denoised(denoiser: Denoiser, rows: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
     """D at these rows, checked.
 
     Raises:
-        ValueError: when the denoiser returns another shape than that of its rows.
+        ValueError: when the denoiser returns another shape than that of its rows, or has no guidance to scale.
     """
-    denoised = denoiser(rows, sigma)
+    denoised = denoised_at(denoiser, rows, sigma, factor)
     if denoised.shape != rows.shape:
         raise ValueError(
             f"the denoiser returned shape {tuple(denoised.shape)} for a state of shape {tuple(rows.shape)}: "

@@ -13,6 +13,7 @@ from .table_checks import Array
 
 Slope = tuple[int, int]  # of which step, in which slot: 0 the anchor, 1 to J the fan points
 Sum = dict[Slope, float]  # a weighted sum of slopes
+ROWS = ("nodes", "slope_scale", "sigma_scale", "guidance_scale")  # a number for each point, beside its weight
 
 
 def split_step(table: Table, n: int, sigma: float, calls: int = 1) -> Table:
@@ -61,8 +62,8 @@ class _Split:
         updates[n : n + 1] = [first, second]
         rows = [[self._moved(self._ahead(k, j)) for j in range(old.num_nodes)] for k in range(old.num_steps)]
         rows[n : n + 1] = [self._first_points(), self._second_points()]
-        nodes, slope_scale, sigma_scale = (self._rows(name) for name in ("nodes", "slope_scale", "sigma_scale"))
-        anchors = np.insert(old.anchor_scale, n + 1, 1.0)
+        nodes, slope_scale, sigma_scale, guidance_scale = map(self._rows, ROWS)
+        anchor_scale, anchor_guidance = (np.insert(row, n + 1, 1.0) for row in (old.anchor_scale, old.anchor_guidance))
         remembered = self._remembered()
         weights = np.array([[u.pop((k, 1 + j), 0.0) for j in range(old.num_nodes)] for k, u in enumerate(updates)])
         anchor = np.array([u.pop((k, 0), 0.0) for k, u in enumerate(updates)])
@@ -76,7 +77,8 @@ class _Split:
         return Table(
             np.insert(old.sigmas, n + 1, self.sigma), nodes, weights.reshape(shape) / slope_scale, slope_scale,
             sigma_scale, afs=old.afs, anchor=anchor, memory=memory, lookahead=lookahead if old.num_nodes else None,
-            calls=(*old.calls[: n + 1], self.calls, *old.calls[n + 1 :]), anchor_scale=anchors,
+            calls=(*old.calls[: n + 1], self.calls, *old.calls[n + 1 :]), anchor_scale=anchor_scale,
+            guidance_scale=guidance_scale, anchor_guidance=anchor_guidance,
             consistent=old.consistent and bool((old.slope_scale == 1).all()), provenance=old.provenance,
         )  # fmt: skip
 

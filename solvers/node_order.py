@@ -10,6 +10,8 @@ import numpy as np
 from .table import Table
 from .table_checks import Array
 
+ROWS = ("nodes", "weights", "slope_scale", "sigma_scale", "guidance_scale")  # a number for each point
+
 
 def with_nodes_in_order(table: Table) -> Table:
     """The same solver with each row's nodes in increasing order (memory and look-ahead columns follow them)."""
@@ -28,7 +30,7 @@ def with_nodes_in_order(table: Table) -> Table:
         array: Array = getattr(table, name)
         return np.array([row[p] for row, p in zip(array, order, strict=True)]).reshape(array.shape)
 
-    changes: dict[str, Any] = {k: rows(k) for k in ("nodes", "weights", "slope_scale", "sigma_scale")}
+    changes: dict[str, Any] = {k: rows(k) for k in ROWS}
     m = table.memory.shape[1]
     changes["memory"] = np.array([table.memory[n][columns(n, m)] for n in range(table.num_steps)])
     if table.lookahead is not None:

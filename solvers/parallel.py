@@ -39,6 +39,8 @@ class Coefficients:
         calls: per step, 2 (anchor, then fan), 1 (anchor and fan together) or 0 (analytic slope, the first step only).
         afs: analytic first slope; in a two-call step it replaces the anchor, in a one-call step it is the first memory.
         used: per step, which of [update memory (M,), look-ahead of each point (J, 1 + M)] can be non-zero.
+        guidance_scale: (N, J), factors of the model's guidance scale at each fan point; none with the next: all 1.
+        anchor_guidance: (N,), the same of the anchor.
 
     Raises:
         ValueError: for a field of another shape, or two numbers of samples.
@@ -55,11 +57,19 @@ class Coefficients:
     calls: tuple[int, ...]
     afs: bool
     used: tuple[Used, ...]
+    guidance_scale: Tensor | None = None
+    anchor_guidance: Tensor | None = None
 
     def __post_init__(self) -> None:
         n, j, m = len(self.calls), *self.nodes.shape[1:2], *self.memory.shape[1:2]
         shapes = {"sigmas": (n + 1,), "nodes": (n, j), "weights": (n, j), "sigma_scale": (n, j)}
         shapes |= {"anchor_scale": (n,), "anchor": (n,), "memory": (n, m), "lookahead": (n, j, 1 + m)}
+        guidance = {"guidance_scale": (n, j), "anchor_guidance": (n,)}
+        if any(getattr(self, name) is not None for name in guidance):
+            shapes |= guidance
+            for name in guidance:
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, self.sigmas.new_ones(guidance[name]))
         samples: dict[str, int] = {}
         for name, shape in shapes.items():
             own = tuple(getattr(self, name).shape)
@@ -77,8 +87,8 @@ class Coefficients:
 
     def to(self, device: torch.device) -> Coefficients:
         """The same numbers on another device."""
-        names = ("sigmas", "nodes", "weights", "sigma_scale", "anchor_scale", "anchor", "memory", "lookahead")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device) for name, value in tensors.items()})
 
 
 def parallel(c: Coefficients) -> Rule:
@@ -148,38 +158,50 @@ class _Step:
     Args:
         fan: its look-ahead points.
         scale: 0-d or (B,), the sigma scale of the anchor.
+        guidance: the same, its factor of the guidance; none: 1.
         update: (1 + J + M,) or (1 + J + M, B), weights of [anchor, fan, memory] in the mean slope.
         terms: which of them are used.
     """
 
     fan: _Fan
     scale: Tensor
+    guidance: Tensor | None
     update: Tensor
     terms: list[int]
 
     def anchor(self, x: Tensor, sigma: Tensor) -> Ask:
         """The question for the state itself."""
         sigma, scale = torch.broadcast_tensors(sigma, self.scale)
-        return Ask(x[None], sigma[None], scale[None])
+        guidance = None if self.guidance is None else self.guidance.expand_as(sigma)[None]
+        return Ask(x[None], sigma[None], scale[None], guidance=guidance)
 
 
 def together(first: Ask, second: Ask) -> Ask:
     """One question for the points of both."""
-    scales = [torch.ones_like(ask.sigma) if ask.sigma_scale is None else ask.sigma_scale for ask in (first, second)]
-    points = torch.cat([first.points, second.points])
-    return Ask(points, torch.cat([first.sigma, second.sigma]), torch.cat(scales))
+    asks = (first, second)
+    scales = [torch.ones_like(ask.sigma) if ask.sigma_scale is None else ask.sigma_scale for ask in asks]
+    factors = [torch.ones_like(ask.sigma) if ask.guidance is None else ask.guidance for ask in asks]
+    guidance = None if all(ask.guidance is None for ask in asks) else torch.cat(factors)
+    points, sigma = torch.cat([first.points, second.points]), torch.cat([first.sigma, second.sigma])
+    return Ask(points, sigma, torch.cat(scales), guidance=guidance)
 
 
 def _steps(c: Coefficients) -> list[_Step]:
     width = c.nodes.shape[1]
     updates = torch.cat([c.anchor[:, None], c.weights, c.memory], 1).unbind()
-    by_step = (c.used, updates, c.anchor_scale.unbind(), c.nodes, 1 - c.nodes, c.sigma_scale, c.lookahead)
+    anchors = (c.anchor_scale.unbind(), _each(c.anchor_guidance, len(c.used)))
+    by_step = (c.used, updates, *anchors, _each(c.guidance_scale, len(c.used)))
+    rows_of_step = (c.lookahead, c.nodes, 1 - c.nodes, c.sigma_scale)
     steps = []
-    for used, update, scale, *rows in zip(*by_step, strict=True):
+    for used, update, scale, guidance, *rows in zip(*by_step, *rows_of_step, strict=True):
         fan = _Fan.of(used, *rows)
         terms = [0] * used.anchor + [1 + j for j in fan.slots] + [1 + width + k for k in used.memory]
-        steps.append(_Step(fan, scale, update, terms))
+        steps.append(_Step(fan, scale, guidance, update, terms))
     return steps
+
+
+def _each(rows: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    return [None] * count if rows is None else rows.unbind()
 
 
 @dataclass(frozen=True)
@@ -191,6 +213,7 @@ class _Fan:
         inside: per evaluated point, which of [anchor, memory] point to it.
         nodes, others: (F,) or (F, B), r and 1 - r.
         scale: like nodes, the sigma scale.
+        guidance: like nodes, factors of the guidance; none: 1.
         lookahead: (1 + M, F) or (1 + M, F, B).
     """
 
@@ -199,13 +222,17 @@ class _Fan:
     nodes: Tensor
     others: Tensor
     scale: Tensor
+    guidance: Tensor | None
     lookahead: Tensor
 
     @classmethod
-    def of(cls, used: Used, *rows: Tensor) -> _Fan:
+    def of(cls, used: Used, guidance: Tensor | None, *rows: Tensor) -> _Fan:
         slots = [j for j, inside in enumerate(used.lookahead) if inside]
-        *like_nodes, lookahead = rows if len(slots) == len(used.lookahead) else [row[slots] for row in rows]
-        return cls(slots, [used.lookahead[j] for j in slots], *like_nodes, lookahead.transpose(0, 1))
+        if len(slots) < len(used.lookahead):
+            guidance, rows = None if guidance is None else guidance[slots], tuple(row[slots] for row in rows)
+        lookahead, nodes, others, scale = rows
+        inside = [used.lookahead[j] for j in slots]
+        return cls(slots, inside, nodes, others, scale, guidance, lookahead.transpose(0, 1))
 
     def ask(self, x: Tensor, sigma: Tensor, sigma_next: Tensor, directions: Sequence[Tensor]) -> Ask:
         """The question for these points."""
@@ -213,9 +240,11 @@ class _Fan:
         mids = sigma_next**fan.nodes * sigma**fan.others
         weights = ((mids - sigma) * fan.lookahead).unbind(1)
         points = [x + combine(w, directions, inside) for w, inside in zip(weights, fan.inside, strict=True)]
-        return Ask(torch.stack(points), mids, fan.scale.expand_as(mids))
+        guidance = None if fan.guidance is None else fan.guidance.expand_as(mids)
+        return Ask(torch.stack(points), mids, fan.scale.expand_as(mids), guidance=guidance)
 
     def per_sample(self) -> _Fan:
         """The same numbers for every sample, beside noise levels that each sample has of its own."""
         nodes, others, scale, lookahead = (t[..., None] for t in (self.nodes, self.others, self.scale, self.lookahead))
-        return _Fan(self.slots, self.inside, nodes, others, scale, lookahead)
+        guidance = None if self.guidance is None else self.guidance[..., None]
+        return _Fan(self.slots, self.inside, nodes, others, scale, guidance, lookahead)

@@ -44,11 +44,11 @@ def sharded(group: dist.ProcessGroup | None = None, answer: MakeAnswer = batched
             counts = [len(part) for part in torch.arange(len(points)).tensor_split(ranks)]
             first = sum(counts[:rank])
             mine = slice(first, first + counts[rank])
-            scale = None if ask.sigma_scale is None else ask.sigma_scale[mine]
+            scale, guidance = (None if v is None else v[mine] for v in (ask.sigma_scale, ask.guidance))
             share = points.new_zeros(counts[0], *points.shape[1:])
             if counts[rank]:
                 share[: counts[rank]] = own(
-                    replace(ask, points=points[mine], sigma=ask.sigma[mine], sigma_scale=scale)
+                    replace(ask, points=points[mine], sigma=ask.sigma[mine], sigma_scale=scale, guidance=guidance)
                 )
             shares = [torch.empty_like(share) for _ in counts]
             dist.all_gather(shares, share, group)

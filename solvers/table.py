@@ -21,7 +21,7 @@ from .availability import Used, availability
 from .parallel import Coefficients, parallel
 from .provenance import Provenance
 from .rules import uniform_adams_bashforth
-from .table_checks import Array, TableError, check, check_sigmas, checked_calls, field_of
+from .table_checks import Array, TableError, check, check_sigmas, checked_calls, field_of, scale_of
 from .walk import Rule
 
 
@@ -39,6 +39,10 @@ class Table:
         slope_scale: (N, J) > 0, multiplies a fan slope; default 1.
         sigma_scale: (N, J) > 0, the network gets sigma_scale * sigma as its noise level; default 1.
         anchor_scale: (N,) > 0, the same for the anchor, and 1 where the first slope is analytic; default 1.
+        guidance_scale: (N, J) > 0, a factor f of the model's own guidance g at a fan point, D = D_u + f g (D_c - D_u):
+            at no evaluation more, as a guided model has both D; default 1. That it should depend on the noise level:
+            arXiv 2404.07724.
+        anchor_guidance: (N,) > 0, the same for the anchor, and 1 where the first slope is analytic; default 1.
         order: 1 to 4, of the Adams-Bashforth look-ahead over anchor slopes: 1 is EPD, 3 the published plugins.
         afs: analytic first slope x / sqrt(1 + sigma^2).
         anchor: (N,) weight of the anchor slope; default 0.
@@ -62,6 +66,8 @@ class Table:
     slope_scale: Array
     sigma_scale: Array
     anchor_scale: Array
+    guidance_scale: Array
+    anchor_guidance: Array
     order: int
     afs: bool
     anchor: Array
@@ -87,6 +93,8 @@ class Table:
         anchor_scale: ArrayLike | None = None,
         consistent: bool = True,
         provenance: Provenance = Provenance(),  # noqa: B008 - frozen
+        guidance_scale: ArrayLike | None = None,
+        anchor_guidance: ArrayLike | None = None,
     ) -> None:
         if not isinstance(provenance, Provenance):
             raise TableError(f"provenance is a {type(provenance).__name__}: give epd.Provenance(model=..., ...)")
@@ -100,9 +108,11 @@ class Table:
             "sigmas": sigmas,
             "nodes": nodes,
             "weights": field_of("weights", weights, 2, shape),
-            "slope_scale": field_of("slope_scale", np.ones(shape) if slope_scale is None else slope_scale, 2, shape),
-            "sigma_scale": field_of("sigma_scale", np.ones(shape) if sigma_scale is None else sigma_scale, 2, shape),
-            "anchor_scale": field_of("anchor_scale", np.ones(n) if anchor_scale is None else anchor_scale, 1, (n,)),
+            "slope_scale": scale_of("slope_scale", slope_scale, shape),
+            "sigma_scale": scale_of("sigma_scale", sigma_scale, shape),
+            "anchor_scale": scale_of("anchor_scale", anchor_scale, (n,)),
+            "guidance_scale": scale_of("guidance_scale", guidance_scale, shape),
+            "anchor_guidance": scale_of("anchor_guidance", anchor_guidance, (n,)),
             "order": order,
             "afs": afs,
             "anchor": field_of("anchor", np.zeros(n) if anchor is None else anchor, 1, (n,)),
@@ -149,6 +159,11 @@ class Table:
         """Network evaluations of one sample."""
         fan = sum(1 for u in self.used for inside in u.lookahead if inside)
         return self.num_steps + fan - self.moves_first_call
+
+    @functools.cached_property
+    def scales_guidance(self) -> bool:
+        """Whether some factor of the guidance is not 1: then only a guided model can be solved with it."""
+        return bool((self.guidance_scale != 1).any() or (self.anchor_guidance != 1).any())
 
     @functools.cached_property
     def columns(self) -> int:
@@ -210,6 +225,8 @@ class Table:
             calls=self.calls,
             afs=self.afs,
             used=self.used,
+            guidance_scale=tensor(self.guidance_scale) if self.scales_guidance else None,
+            anchor_guidance=tensor(self.anchor_guidance) if self.scales_guidance else None,
         )
 
     def rule(self, device: torch.device | str = "cpu") -> Rule:
@@ -221,30 +238,10 @@ class Table:
         return parallel(self.coefficients(device))
 
     def moments(self) -> Array:
-        """(N, 2): sum of the update weights, and their first moment over u = (sigma_j - sigma) / (sigma' - sigma).
+        """(N, 2): sum of the update weights, and their first moment; see `moments_of`."""
+        from .moments import moments_of
 
-        A step is consistent when the first is 1 and second order when the second is 1/2 (with unit sigma_scale).
-        """
-        sigmas, nodes = self.sigmas, self.nodes
-        out = np.zeros((self.num_steps, 2))
-        for n in range(self.num_steps):
-            step = sigmas[n + 1] - sigmas[n]
-            u = (self._sigmas_of(n)[1:] - sigmas[n]) / step
-            w = self.weights[n] * self.slope_scale[n]
-            total = [self.anchor[n] + w.sum(), float(w @ u)]
-            for k in self.used[n].memory:
-                past, slot = divmod(k, 1 + nodes.shape[1])
-                earlier = n - 1 - past
-                sigma = sigmas[0] if earlier < 0 else self._sigmas_of(earlier)[slot]
-                total[0] += self._padded_memory[n, k]
-                total[1] += self._padded_memory[n, k] * (sigma - sigmas[n]) / step
-            out[n] = total
-        return out
-
-    def _sigmas_of(self, n: int) -> Array:
-        """Where the 1 + J slopes of step n are taken."""
-        sigmas, r = self.sigmas, self.nodes[n]
-        return np.concatenate([sigmas[n : n + 1], sigmas[n + 1] ** r * sigmas[n] ** (1 - r)])
+        return moments_of(self)
 
     def sorted(self) -> Table:
         """The same solver with each row's nodes in increasing order (memory and look-ahead columns follow them)."""

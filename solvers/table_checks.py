@@ -48,6 +48,11 @@ def field_of(name: str, value: ArrayLike, ndim: int, shape: tuple[int | None, ..
     return array
 
 
+def scale_of(name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Array:
+    """A field of factors, by default 1."""
+    return field_of(name, np.ones(shape) if value is None else value, len(shape), shape)
+
+
 def _empty_fits(shape: tuple[int | None, ...]) -> bool:
     return any(s in (None, 0) for s in shape[1:])
 
@@ -96,7 +101,7 @@ def check(table: Table) -> None:
     _first("nodes", (nodes <= 0) | (nodes >= 1), nodes, "must lie inside (0, 1), between the step's two sigmas")
     if not isinstance(table.consistent, bool):
         raise TableError(f"consistent = {table.consistent!r} must be true or false")
-    for name in ("slope_scale", "sigma_scale", "anchor_scale"):
+    for name in ("slope_scale", "sigma_scale", "anchor_scale", "guidance_scale", "anchor_guidance"):
         _first(name, getattr(table, name) <= 0, getattr(table, name), "must be > 0; 1 is neutral")
     if table.memory.shape[1] % (1 + table.num_nodes):
         raise TableError(
@@ -109,8 +114,9 @@ def check(table: Table) -> None:
         raise TableError(f"calls = {table.calls} has two-call steps but nodes has no columns: give calls=1")
     if table.calls[0] == 0 and table.afs:
         raise TableError("afs = True and calls[0] = 0: a first step of no call is analytic by itself, leave afs out")
-    if table.moves_first_call and table.anchor_scale[0] != 1:
-        raise TableError(f"anchor_scale[0] = {table.anchor_scale[0]} must be 1: the first slope is analytic")
+    for name in ("anchor_scale", "anchor_guidance"):
+        if table.moves_first_call and getattr(table, name)[0] != 1:
+            raise TableError(f"{name}[0] = {getattr(table, name)[0]} must be 1: the first slope is analytic")
     _check_absent(table)
     if table.consistent:
         _check_sums(table)

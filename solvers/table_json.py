@@ -11,16 +11,25 @@ from .table import Provenance, Table, TableError
 from .table_checks import MAX_SIZE
 
 FORMAT = "epd-table"
-ARRAYS = ("sigmas", "nodes", "weights", "slope_scale", "sigma_scale", "anchor_scale", "anchor", "memory", "lookahead")
+SCALES = ("slope_scale", "sigma_scale", "anchor_scale", "guidance_scale", "anchor_guidance")
+ARRAYS = ("sigmas", "nodes", "weights", *SCALES, "anchor", "memory", "lookahead")
 FIELDS = tuple(f.name for f in dataclasses.fields(Table))
 # Version 2 has these, first steps of no call, and rows of memory and lookahead that end with what there is to weigh. A
-# table that needs none of them is written as version 1: its digest stays, and older readers have it, too.
+# table that needs none of them is written as version 1: its digest stays, and older readers have it, too. Version 3 has
+# factors of the guidance beside them.
 SINCE_VERSION_2 = ("anchor_scale", "consistent")
-FIELDS_OF = {1: tuple(name for name in FIELDS if name not in SINCE_VERSION_2), 2: FIELDS}
+SINCE_VERSION_3 = ("guidance_scale", "anchor_guidance")
+FIELDS_OF = {
+    1: tuple(name for name in FIELDS if name not in SINCE_VERSION_2 + SINCE_VERSION_3),
+    2: tuple(name for name in FIELDS if name not in SINCE_VERSION_3),
+    3: FIELDS,
+}
 
 
 def version_of(table: Table) -> int:
     """The least version that holds a table."""
+    if table.scales_guidance:
+        return 3
     return 1 if table.consistent and table.calls[0] and bool((table.anchor_scale == 1).all()) else 2
 
 
@@ -87,7 +96,7 @@ def _require_lists(name: str, rows: list[Any]) -> None:
 
 def _is_default(table: Table, name: str) -> bool:
     array = getattr(table, name)
-    if name in ("slope_scale", "sigma_scale", "anchor_scale"):
+    if name in SCALES:
         return bool((array == 1).all())
     return name in ("anchor", "memory") and not array.any() and (name == "anchor" or array.shape[1] == 0)
 
@@ -120,7 +129,7 @@ def from_dict(data: Any) -> Table:  # noqa: ANN401 - whatever a file held
     version = data.get("version")
     if data.get("format") != FORMAT or type(version) is not int or version not in FIELDS_OF:
         raise TableError(
-            f"format = {data.get('format')!r}, version = {version!r}: this reads {FORMAT!r} versions 1 and 2"
+            f"format = {data.get('format')!r}, version = {version!r}: this reads {FORMAT!r} versions 1 to 3"
         )
     keys = FIELDS_OF[version]
     unknown = sorted(set(data) - set(keys) - {"format", "version"})
@@ -140,7 +149,7 @@ def from_dict(data: Any) -> Table:  # noqa: ANN401 - whatever a file held
     if type(data.get("consistent", True)) is not bool:
         raise TableError(f"consistent = {data['consistent']!r} must be a boolean")
     values = {k: data[k] for k in keys if k in data and k != "provenance"}
-    if version == 2:
+    if version >= 2:
         values |= {k: _padded(k, values[k]) for k in ("memory", "lookahead") if k in values}
     table = Table(**values, provenance=_provenance(data.get("provenance", {})))
     if version_of(table) > version:

@@ -66,15 +66,17 @@ class Ask:
             float64.
         sigma_scale: same shape as sigma: the network gets sigma * sigma_scale as its noise level; None is 1.
         site: where on the trajectory; `walk` fills it in.
+        guidance: same shape as sigma: factors of the model's own guidance scale; None is 1, of any model.
 
     Raises:
-        ValueError: for a sigma or sigma_scale of another shape.
+        ValueError: for a sigma, sigma_scale or guidance of another shape.
     """
 
     points: Tensor
     sigma: Tensor
     sigma_scale: Tensor | None = None
     site: Site = Site(0, 0)
+    guidance: Tensor | None = None
 
     def __post_init__(self) -> None:
         # (K,) beside (K, B) would be multiplied along the wrong axis, silently where B = K.
@@ -84,6 +86,10 @@ class Ask:
                 f"sigma has shape {tuple(self.sigma.shape)} and sigma_scale {tuple(scale.shape)} for points of shape "
                 f"{tuple(self.points.shape)}: both must be (K,) = {tuple(self.points.shape[:1])} or (K, B) = "
                 f"{tuple(self.points.shape[:2])}"
+            )
+        if self.guidance is not None and self.guidance.shape != self.sigma.shape:
+            raise ValueError(
+                f"guidance has shape {tuple(self.guidance.shape)}, needed is that of sigma, {tuple(self.sigma.shape)}"
             )
 
     @property

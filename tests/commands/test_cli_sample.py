@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import torch
 from helpers.command import Run, table
+from helpers.forked import assert_lost, in_processes, kill_at
 
 from epd import cli
 from epd.commands import inputs, sample
 from epd.commands.models import load_model
-from epd.commands.options import UsageError
+from epd.commands.options import Sample, UsageError
 from epd.denoisers.digits import digits, digits_exact
 from epd.denoisers.mixture import GaussianMixture
 from epd.denoisers.noise import unit_noise
+from epd.evaluation import shards
+from epd.formats import npz
 from epd.pipelines.options import ModelOptions
 from epd.solvers import rules, schedules
 from epd.solvers.solve import solve
@@ -101,11 +104,40 @@ def test_a_failure_leaves_the_previous_samples(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sample.np, "savez", full)
-    code, _, err = run(*words)
+    with monkeypatch.context() as broken:
+        broken.setattr(npz, "_write_rows", full)
+        code, _, err = run(*words)
     assert code == cli.FAILED and "No space left" in err
     assert (tmp_path / "a" / "samples.npz").read_bytes() == before
+    code, _, err = run(*words)
+    assert code == cli.OK and "samples: 1 of 1 files are there already" in err
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["grid.png", "samples.json", "samples.npz"]
+
+
+def test_two_processes_draw_the_samples_of_one_and_go_on_where_one_was_killed(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (sample, shards):
+        monkeypatch.setattr(module, "SHARD", 4)
+
+    def draw(folder: str) -> list[int]:
+        """Samples of this process, by number."""
+        asked, rows = list[int](), sample.Draw.rows
+        monkeypatch.setattr(sample.Draw, "rows", lambda own, part: (asked.extend(part), rows(own, part))[1])
+        options = Sample(model="digits-exact", table=str(saved), count=22, batch=2, out=tmp_path / folder)
+        sample.sample(options)
+        return asked
+
+    assert in_processes(lambda: draw("one"), 1) == [[*range(22)]]
+    with monkeypatch.context() as deadly:
+        kill_at(deadly, sample.Draw, "rows", 3)
+        assert_lost(in_processes(lambda: draw("two"), patience=60))
+    assert not (tmp_path / "two" / "samples.npz").exists()
+    # Of the six files two are there, one of each process.
+    assert in_processes(lambda: draw("two")) == [[8, 9, 10, 11, 16, 17, 18, 19], [12, 13, 14, 15, 20, 21]]
+    one, two = drawn(tmp_path / "one"), drawn(tmp_path / "two")
+    assert one.keys() == two.keys() == {"samples", "seeds"} and all((one[name] == two[name]).all() for name in one)
+    assert not (tmp_path / "two" / "parts").exists()
 
 
 def test_seeds_are_read_as_they_are_written() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.command import Run
+from helpers.guided import scaled
 from helpers.tables import FAMILIES, PLAIN, dense_table
 
 from epd import cli
@@ -78,6 +79,18 @@ def test_show_prints_all_memory_of_nine_steps_newest_first(width: int) -> None:
         assert directions[-1][3].count(";") == 8
 
 
+def test_show_has_factors_of_the_guidance_where_one_is_not_1() -> None:
+    table = scaled(dense_table())
+    shown = columns(describe(table))
+    assert shown["anchor guidance"] == ["-", *(f"{f:.4f}" for f in table.anchor_guidance[1:])]
+    assert shown["guidance scale"] == ["-", *(f"{f:.4f}" for f in table.guidance_scale[1:, 0])]
+    assert not {"anchor guidance", "guidance scale"} & {*columns(describe(dense_table()))}
+    halved = dataclasses.replace(PLAIN, anchor=[0.0, 1.0], weights=[[0.25, 0.75], [0.0, 0.0]])
+    assert columns(describe(halved))["order"] == ["1", "1"]  # a slope of another guidance is not that of the ODE
+    other = dataclasses.replace(halved, anchor_guidance=[1.0, 1.5], guidance_scale=[[1.0, 1.5], [1.5, 1.5]])
+    assert columns(describe(other))["order"] == ["0", "0"]
+
+
 def test_show_has_no_anchor_scale_where_all_are_1() -> None:
     assert "anchor scale" not in describe(PLAIN) and "told" not in describe(PLAIN)
     assert columns(describe(dataclasses.replace(PLAIN, anchor_scale=[1.0, 0.5])))["anchor told"] == ["4", "1"]
@@ -114,6 +127,8 @@ CHANGES: dict[str, Any] = {
     "lookahead": [[[1.0, 0, 0, 0]] * 2, [[1.0, 0, 0, 0], [0.5, 0, 0, 0]]],
     "calls": [2, 1],
     "consistent": True,
+    "guidance_scale": [[1.0, 1.0], [1.0, 1.5]],
+    "anchor_guidance": [1.0, 1.5],
 }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.forked import in_processes
+from helpers.forked import assert_lost, in_processes, kill_at
 from helpers.toy_models import toy_config, toy_mixture
 
 from epd import Table
@@ -118,6 +118,25 @@ def test_two_processes_learn_the_table_of_one(tmp_path: Path, changes: dict[str,
         assert np.abs(getattr(one, field) - getattr(two, field)).max() <= 1e-6
 
 
+def test_one_of_two_processes_is_killed_and_both_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setenv("EPD_CACHE", str(tmp_path / "cache"))
+    config = toy_config(family="epd", calls=3, optimizer="adam", iterations=6, accumulate=2, screening=1)
+
+    def work(name: str) -> object:
+        train.run_distill(toy_mixture(), config, tmp_path / name, resume=name == "two")
+        Workers.of_accelerate().end()
+        return "done"
+
+    assert in_processes(lambda: work("one"), 1) == ["done"]
+    with monkeypatch.context() as deadly:
+        kill_at(deadly, Workers, "mean", 7)
+        assert_lost(in_processes(lambda: work("two"), patience=60))
+    assert (tmp_path / "two" / "checkpoint.safetensors").exists()
+    assert in_processes(lambda: work("two")) == ["done", "done"]
+    assert (tmp_path / "two" / "solver.json").read_bytes() == (tmp_path / "one" / "solver.json").read_bytes()
+
+
 def test_processes_without_a_part_are_told(caplog: pytest.LogCaptureFixture) -> None:
     class Alone(Workers):
         """The first of two, of whom the other has nothing to add."""
@@ -125,7 +144,8 @@ def test_processes_without_a_part_are_told(caplog: pytest.LogCaptureFixture) -> 
         def mean(self, parts: int, size: int, work: Callable[[int], torch.Tensor]) -> torch.Tensor:
             return Workers().mean(parts, size, work)
 
-        def wait(self) -> None: ...
+        def _sum(self, values: torch.Tensor) -> torch.Tensor:
+            return values
 
     config = toy_config(optimizer="adam", accumulate=1, iterations=1, screening=1)
     plan = make_plan(toy_mixture(), config)

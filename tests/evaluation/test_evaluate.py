@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.forked import in_processes
+from helpers.forked import assert_lost, in_processes, kill_at
 from helpers.tiny_rewards import saved_clip
 from helpers.toy_pictures import TinyFeatures, picture_mixture, rough_table, saved_pictures
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import epd
+from epd.evaluation.drawing import Drawing
 from epd.evaluation.evaluate import write_evaluation
 from epd.evaluation.evaluation import Evaluation, Score
 from epd.evaluation.extractors import load_features, pictures_of
@@ -111,6 +113,24 @@ def test_two_processes_measure_what_one_does_to_the_bit(reference: Path, tmp_pat
     assert files[0] == files[1]
     for path in files[0]:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
+
+
+def test_one_of_two_processes_is_killed_and_both_go_on(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of the second file of samples; the reference has four files, two of each process."""
+
+    def work() -> object:
+        rows = measure(reference, tmp_path / "keep", workers=Workers.of_accelerate(), batch=4).rows
+        return json.loads(json.dumps([dataclasses.asdict(row) for row in rows]))
+
+    with monkeypatch.context() as deadly:
+        kill_at(deadly, Drawing, "rows", 4)
+        assert_lost(in_processes(work, patience=60))
+    assert len([*(tmp_path / "keep").rglob("0*.safetensors")]) == 4 + 2
+    alone = measure(reference, tmp_path / "alone", batch=4).rows
+    expected = json.loads(json.dumps([dataclasses.asdict(row) for row in alone]))
+    assert in_processes(work) == [expected, expected]
 
 
 def test_what_fails_in_one_process_fails_in_all(reference: Path, tmp_path: Path) -> None:

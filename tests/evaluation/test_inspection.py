@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.guided import scaled as guided_everywhere
 from helpers.recording import Recorder
 from helpers.tables import epd_table, full_table
 from helpers.toy_models import toy_mixture
@@ -247,6 +248,10 @@ def test_heat_maps_hold_the_tables_own_numbers() -> None:
     assert blocks["weight"].columns == ("anchor", "point 1", "point 2")
     assert math.isnan(blocks["sigma scale"].values[0, 0])  # analytic: the network is told nothing
     assert blocks["sigma scale"].values[1:, 0].tolist() == table.anchor_scale[1:].tolist()
+    guided = guided_everywhere(table)
+    factors = next(block for block in blocks_of(guided) if block.title == "guidance scale").values
+    assert math.isnan(factors[0, 0]) and factors[1:, 0].tolist() == guided.anchor_guidance[1:].tolist()
+    assert factors[:, 1:].tolist() == guided.guidance_scale.tolist()
     scaled = {block.title: block for block in blocks_of(epd_table())}
     assert scaled["slope scale"].values.tolist() == epd_table().slope_scale.tolist()
     assert [b.title for b in blocks_of(epd.Table([4.0, 1.0], [[0.5]], [[1.0]]))] == ["log10 sigma", "node", "weight"]

@@ -252,7 +252,7 @@ def test_runs_of_two_recipes_are_not_shown_together(tmp_path: Path) -> None:
     path = placed(tmp_path) / "learned" / "digits-exact" / "dense-1-5-2.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "settings": {**content["settings"], "lr": 0.04}}))
-    message = r"dense-1 of digits-exact was learned with different settings \(lr was 0.02, is 0.04\): run "
+    message = r"dense-1 of digits-exact was learned with different settings \(lr was 0.02, is 0.04\): measure again"
     with pytest.raises(ValueError, match=message):
         readme_tables.rendered("seeds-digits-exact", tmp_path)
 

@@ -50,7 +50,9 @@ def test_the_options_and_modules_that_are_named_exist() -> None:
     from epd.commands import options
 
     names = {name for command in cli.COMMANDS.values() for name in getattr(options, command.options).model_fields}
-    others = {"help", "tyro-print-completion", "nproc-per-node", "logdir"}  # the last two of torchrun and tensorboard
+    others = {"help", "tyro-print-completion", "logdir"}  # the last one of tensorboard
+    others |= {"nproc-per-node", "nnodes", "rdzv-backend", "rdzv-endpoint"}  # of torchrun, and of accelerate:
+    others |= {"multi-gpu", "num-machines", "num-processes", "machine-rank", "main-process-ip", "main-process-port"}
     mentioned = set(re.findall(r"(?<=[ `])--([a-z][a-z_-]*)", EVERYTHING))
     assert len(mentioned) > 15
     assert {name.replace("_", "-") for name in mentioned} <= {name.replace("_", "-") for name in names} | others
@@ -138,13 +140,16 @@ def test_links_to_files_lead_somewhere(name: str) -> None:
 
 
 def test_filling_replaces_only_what_is_marked(tmp_path: Path) -> None:
-    text = "a 1\n<!-- results:overhead -->\nold\n<!-- /results -->\nb 2\n"
-    row = {"bare_ms": 9.51, "solve_ms": 10.02, "ratio": 1.0536}
-    result = {"batch": 64, "calls": 5, "rounds": 3, "rows": {"epd": row}, "environment": {"python": "3.11"}}
-    (tmp_path / "overhead.json").write_text(json.dumps(result))
+    text = "a 1\n<!-- results:benchmark-overhead -->\nold\n<!-- /results -->\nb 2\n"
+    row = {"what": "solve", "ms": 10.02, "ms_low": 9.7, "ms_high": 11.5, "floor_ms": 9.512, "ratio": 1.0536}
+    result = {"rows": [row], "environment": {"python": "3.11"}}
+    for suite, values in (("overhead", result), ("memory", {**result, "rows": "another suite"})):
+        (tmp_path / "benchmarks" / suite).mkdir(parents=True)
+        (tmp_path / "benchmarks" / suite / "cell.json").write_text(json.dumps(values))
     new = readme_tables.filled(text, tmp_path)
-    assert "| family | bare calls, ms | solve, ms | ratio |" in new and "| `epd` | 9.5 | 10.0 | 1.054 |" in new
-    assert new.startswith("a 1\n<!-- results:overhead -->\n")
+    assert "| what | ms | bare calls, ms | times bare calls |" in new and "another suite" not in new
+    assert "| solve | 10.02 [9.7, 11.5] | 9.512 | 1.054 |" in new
+    assert new.startswith("a 1\n<!-- results:benchmark-overhead -->\n")
     assert new.endswith("<!-- /results -->\nb 2\n") and "old" not in new and "python 3.11" in new
     assert readme_tables.filled(new, tmp_path) == new
     assert readme_tables.MISSING in readme_tables.filled(text, tmp_path / "nowhere")
@@ -154,7 +159,7 @@ def test_filling_replaces_only_what_is_marked(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("<!-- results:nothing -->\n<!-- /results -->", "no renderer for <!-- results:nothing -->"),
-        ("<!-- results:overhead -->\n", "has no <!-- /results -->"),
+        ("<!-- results:digits -->\n", "has no <!-- /results -->"),
     ],
 )
 def test_a_wrong_marker_is_an_error(text: str, message: str, tmp_path: Path) -> None:
@@ -163,9 +168,9 @@ def test_a_wrong_marker_is_an_error(text: str, message: str, tmp_path: Path) -> 
 
 
 def test_a_result_of_another_shape_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "overhead.json").write_text("{}")
+    (tmp_path / "digits_training.json").write_text("{}")
     with pytest.raises(ValueError, match="does not hold what"):
-        readme_tables.rendered("overhead", tmp_path)
+        readme_tables.rendered("digits", tmp_path)
     folder = tmp_path / "learned" / "digits"
     folder.mkdir(parents=True)
     (folder / "epd-3-0.json").write_text('{"judged": {}, "cell": {}}')
@@ -175,7 +180,7 @@ def test_a_result_of_another_shape_is_an_error(tmp_path: Path) -> None:
 
 def test_check_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    path.write_text("<!-- results:overhead -->\nmade up\n<!-- /results -->\n")
+    path.write_text("<!-- results:digits -->\nmade up\n<!-- /results -->\n")
     before = path.read_text()
     assert readme_tables.main(["--check", "--files", str(path)]) == 1
     assert path.read_text() == before

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 
+import pytest
 import torch._dynamo  # noqa: F401 - what each child would import anew: this by torch.optim
 import torch.distributed
 import torch.utils.tensorboard  # noqa: F401
@@ -39,8 +40,31 @@ def _child(work: Callable[[], object], rank: int, count: int, port: int, pipe: i
     os.write(pipe, json.dumps(answer).encode())
 
 
-def in_processes(work: Callable[[], object], count: int = 2) -> list[object]:
-    """What `work` returned in each of `count` processes, ready for JSON; [type, message] where it raised."""
+def kill_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int, rank: int = 1) -> None:
+    """Lets process `rank` kill itself at this call, from 1, of a method."""
+    whole, calls = getattr(owner, name), 0
+
+    def counted(*arguments: object, **more: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == call and os.environ["RANK"] == str(rank):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*arguments, **more)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+def assert_lost(answers: list[object]) -> None:
+    """The first of two processes said that the other one is gone."""
+    first, second = answers
+    assert second is None and isinstance(first, list) and first[0] == "ProcessError", answers
+    assert first[1].startswith("process 0 of 2 has lost another one, which was killed") and "--resume" in first[1]
+
+
+def in_processes(work: Callable[[], object], count: int = 2, patience: float = PATIENCE) -> list[object]:
+    """What `work` returned in each of `count` processes, ready for JSON; [type, message] where it raised, None where
+    it was killed.
+    """
     port, children, pipes = _free_port(), [], []
     for rank in range(count):
         reading, writing = os.pipe()
@@ -54,7 +78,7 @@ def in_processes(work: Callable[[], object], count: int = 2) -> list[object]:
         children.append(pid)
         pipes.append(reading)
     try:
-        return _answers(pipes)
+        return _answers(pipes, patience)
     finally:
         for pid, reading in zip(children, pipes, strict=True):
             os.kill(pid, signal.SIGKILL)
@@ -62,8 +86,8 @@ def in_processes(work: Callable[[], object], count: int = 2) -> list[object]:
             os.close(reading)
 
 
-def _answers(pipes: list[int]) -> list[object]:
-    said, until = dict.fromkeys(pipes, b""), time.monotonic() + PATIENCE
+def _answers(pipes: list[int], patience: float) -> list[object]:
+    said, until = dict.fromkeys(pipes, b""), time.monotonic() + patience
     waiting = set(pipes)
     while waiting:
         ready, _, _ = select.select(waiting, [], [], max(until - time.monotonic(), 0))
@@ -73,4 +97,4 @@ def _answers(pipes: list[int]) -> list[object]:
             said[pipe] += part
             if not part:
                 waiting.discard(pipe)
-    return [json.loads(said[pipe]) for pipe in pipes]
+    return [json.loads(said[pipe]) if said[pipe] else None for pipe in pipes]

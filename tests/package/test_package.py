@@ -152,8 +152,10 @@ def test_no_signature_swallows_arguments_and_nothing_is_guessed() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and id(node) not in foreign(tree):
-                # `*args, **kwargs` alone is a stand-in for somebody else's function: it takes what that one takes.
-                passed_on = node.args.vararg is not None and len(node.args.args) <= 1
+                # `*args, **kwargs` alone is a stand-in for somebody else's function, and so it is beside the `original`
+                # that it covers: it takes what that one takes.
+                covers = any(argument.arg == "original" for argument in node.args.args)
+                passed_on = node.args.vararg is not None and (covers or len(node.args.args) <= 1)
                 assert node.args.kwarg is None or passed_on, f"{path}:{node.lineno} takes any keyword"
         assert not calls(tree, "hasattr"), f"{path}:{calls(tree, 'hasattr')} calls hasattr"
 

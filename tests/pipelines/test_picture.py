@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers.guided import scaled
 from helpers.tables import FAMILIES, PLAIN, dense_table
 from PIL import ImageDraw, ImageFont
 
@@ -102,6 +103,14 @@ def test_the_card_of_a_dense_table() -> None:
     assert f"| 4 | {m[0]} {m[1]}; {m[2]} {m[3]}; {m[4]} |" in text
     d = [f"{weight:.4f}" for weight in table.effective_lookahead[2, 0]]  # type: ignore[index]
     assert f"| 3 | 1 | - | {d[1]} {d[2]}; {d[3]} |" in text
+
+
+def test_the_card_of_a_table_that_scales_the_guidance() -> None:
+    table = scaled(dense_table())
+    text = written(table)
+    assert "Guidance: factors of the guidance scale that the pipeline is called with." in text
+    assert f"| 1 | - | - |\n| 2 | {table.anchor_guidance[1]:.4f} | {table.guidance_scale[1, 0]:.4f} |\n" in text
+    assert "Guidance" not in written(dense_table())
 
 
 def test_the_card_of_a_plain_table_says_no_more_than_there_is() -> None:

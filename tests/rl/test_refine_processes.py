@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.forked import in_processes
+from helpers.forked import assert_lost, in_processes, kill_at
 from helpers.toy_refine import toy_refine_config, toy_table, toy_task
 from torch import Tensor
 
@@ -91,6 +91,25 @@ def test_two_processes_refine_to_the_table_of_one(tmp_path: Path) -> None:
 
     assert in_processes(lambda: work(tmp_path / "one"), 1) == ["0/1"]
     assert in_processes(lambda: work(tmp_path / "two"), 2) == ["0/2", "1/2"]
+    assert_equal_results(tmp_path / "one", tmp_path / "two")
+
+
+def test_one_of_two_processes_is_killed_and_both_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "CHECKPOINT_SECONDS", 0.0)
+    config = toy_refine_config(**{**CHANGES, "steps": 3}, converged=0, held_out=128)
+
+    def work(name: str) -> object:
+        task = toy_task({"bright": brightness})
+        run_refine(task, toy_table(), config, tmp_path / name, resume=name == "two")
+        Workers.of_accelerate().end()
+        return "done"
+
+    assert in_processes(lambda: work("one"), 1) == ["done"]
+    with monkeypatch.context() as deadly:
+        kill_at(deadly, Workers, "mean", 7)
+        assert_lost(in_processes(lambda: work("two"), patience=60))
+    assert (tmp_path / "two" / "checkpoint.safetensors").exists()
+    assert in_processes(lambda: work("two")) == ["done", "done"]
     assert_equal_results(tmp_path / "one", tmp_path / "two")
 
 

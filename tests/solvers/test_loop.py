@@ -15,6 +15,7 @@ from torch import Tensor
 
 import epd
 from epd.solvers.answers import batched
+from epd.solvers.node_order import ROWS
 from epd.solvers.parallel import Coefficients, parallel
 from epd.solvers.walk import History, Steps
 
@@ -220,7 +221,7 @@ def test_order_of_nodes_does_not_matter(name: str) -> None:
 def test_a_node_may_be_split_in_two_halves() -> None:
     table = epd_table(order=3)
     split = [0, 1, 1, 2]
-    changes = {k: getattr(table, k)[:, split] for k in ("nodes", "weights", "slope_scale", "sigma_scale")}
+    changes = {k: getattr(table, k)[:, split] for k in ROWS}
     changes["weights"] = changes["weights"] * [1, 0.5, 0.5, 1]
     other = dataclasses.replace(table, **changes)
     assert other.num_parallel == 4
@@ -228,8 +229,6 @@ def test_a_node_may_be_split_in_two_halves() -> None:
 
 
 ARRAYS = ("nodes", "weights", "sigma_scale", "anchor_scale", "anchor", "memory", "lookahead")
-
-
 Numbers = Callable[..., Tensor]
 
 

@@ -26,7 +26,7 @@ HOSTILE = {
     "a table is a JSON object, not list": "[]",
     "a table is a JSON object, not NoneType": "null",
     "format = 'other'": DOCUMENT.replace("epd-table", "other"),
-    "version = 3: this reads 'epd-table' versions 1 and 2": DOCUMENT.replace('"version": 1', '"version": 3'),
+    "version = 4: this reads 'epd-table' versions 1 to 3": DOCUMENT.replace('"version": 1', '"version": 4'),
     "unknown key 'weight'; known in version 1 are sigmas, nodes": DOCUMENT.replace('"weights"', '"weight"'),
     "the key 'sigmas' is missing": re.sub(r' *"sigmas".*\n', "", DOCUMENT),
     "the key 'afs' occurs twice": DOCUMENT.replace('"afs"', '"afs": true, "afs"'),

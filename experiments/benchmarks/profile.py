@@ -1,21 +1,18 @@
 """What a solver costs around its network, operation by operation: `solve` on `digits`, and `EPDScheduler.step`.
 
-    python -m epd.experiments.profile_loop
-
 The network is replaced by one that returns its input, so that all that is left is ours. Operations are counted exactly;
 microseconds are those of a profiler, which makes Python look slower than it is, so their shares count, not their sum.
 """
 
 from __future__ import annotations
 
-import argparse
 import cProfile
-import json
 import pstats
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +20,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..denoisers.digits import classes_of
-from ..denoisers.networks import NetworkDenoiser, Rows
-from ..denoisers.noise import unit_noise
-from ..denoisers.preconditioning import v_prediction
-from ..denoisers.timesteps import Timesteps, linear_beta
-from ..formats.files import write_atomically
-from ..pipelines.scheduler import EPDScheduler
-from ..runs.environment import environment
-from ..solvers.solve import solve
-from ..solvers.table import Table
+from ...denoisers.digits import classes_of
+from ...denoisers.networks import NetworkDenoiser, Rows
+from ...denoisers.noise import unit_noise
+from ...denoisers.preconditioning import v_prediction
+from ...denoisers.timesteps import Timesteps, linear_beta
+from ...pipelines.scheduler import EPDScheduler
+from ...solvers.solve import solve
+from ...solvers.table import Table
+from .timing import Machine, Settings
 
-RESULTS = Path(__file__).resolve().parent / "results"
-ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (1, 8, 8)
 
 
@@ -90,19 +86,13 @@ def microseconds(work: Callable[[], object], rounds: int) -> dict[str, float]:
     return {name: round(1e6 * value / rounds, 1) for name, value in own.most_common() if value > 0}
 
 
-def profiled(work: Callable[[], object], calls: int, rounds: int) -> dict[str, object]:
+def profiled(work: Callable[[], object], rounds: int) -> tuple[Counter[str], dict[str, float]]:
     """Operations and microseconds of one run, by file."""
     with torch.no_grad():
         work()
         with ByFile() as operations:
             work()
-        times = microseconds(work, rounds)
-    return {
-        "network calls": calls,
-        "operations": dict(operations.counts.most_common()),
-        "operations a call": round(sum(operations.counts.values()) / calls, 1),
-        "microseconds": times,
-    }
+        return operations.counts, microseconds(work, rounds)
 
 
 def free(x: Tensor, timestep: Tensor, rows: Rows) -> Tensor:
@@ -136,22 +126,22 @@ def stepping(table: Table, batch: int) -> Callable[[], object]:
     return run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--out", type=Path, default=RESULTS / "profile_loop.json")
-    args = parser.parse_args()
+def cells(settings: Settings) -> dict[str, Any]:
+    """A cell for each of the two loops and batches."""
+    loops = {"solve": solving, "step": stepping}
+    return {
+        f"{name}-batch-{batch}": partial(measure, name, make, batch)
+        for name, make in loops.items()
+        for batch in settings.some((1, 64))
+    }
+
+
+def measure(name: str, make: Any, batch: int, settings: Settings, machine: Machine) -> list[dict[str, Any]]:  # noqa: ANN401
+    """A row for each file of ours: its operations and microseconds, of one run."""
     table = Table.load(RESULTS / "tables" / "digits-two-call-5.json")
-    rows = {}
-    for batch in (1, 64):
-        rows[f"solve, batch {batch}"] = profiled(solving(table, batch), table.depth, args.rounds)
-        calls = table.nfe + table.moves_first_call
-        rows[f"EPDScheduler.step, batch {batch}"] = profiled(stepping(table, batch), calls, args.rounds)
-    for name, row in rows.items():
-        print(name, json.dumps(row, indent=1))
-    result = {"table": "digits-two-call-5", "rounds": args.rounds, "environment": environment(), "rows": rows}
-    write_atomically(args.out, (json.dumps(result, indent=1) + "\n").encode())
-
-
-if __name__ == "__main__":
-    main()
+    calls = table.depth if name == "solve" else table.nfe + table.moves_first_call
+    found = profiled(make(table, batch), settings.rounds)
+    return [
+        {"loop": name, "batch": batch, "calls": calls, "file": file, "operations": found[0][file], "microseconds": us}
+        for file, us in found[1].items()
+    ]

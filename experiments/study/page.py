@@ -1,0 +1,69 @@
+"""What docs/study.md shows of what the study has measured so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ..learned_results import contents, of_model
+from ..markdown import MISSING, markdown_table, measured_in
+from .cells import CALLS, HEADLINE, OURS, PEERS, WORLDS
+from .parts import ablations, failures, transfers
+from .results import Files, ahead, solvers
+
+FOLDER = Path(__file__).resolve().parent.parent / "results" / "study"
+
+
+def seeds(files: Files) -> str:
+    """How many training seeds there are, and how long a run is."""
+    rows = []
+    for name in HEADLINE:
+        results, training = of_model(files, name), WORLDS[name].training
+        if results.runs:
+            count = {family: len(results.seeds(family, CALLS[0])) for family in (*OURS, *PEERS)}
+            updates = f"{training['screening']} and {training['iterations']} of {training['batch']}"
+            few, many = min(count.values()), max(count.values())
+            runs = str(many) if few == many else f"{few} to {many}"
+            rows.append([f"`{name}`", runs, updates, f"{training['pool']:,}", f"{results.judged['samples']:,}"])
+    head = ["world", "training seeds", "updates from each start and from the best", "trajectories", "measured samples"]
+    return markdown_table(head, rows) if rows else MISSING
+
+
+def cost(files: Files) -> str:
+    """Seconds of the processor, by subject and in all."""
+    spent: dict[str, dict[str, float]] = {}
+    for path, content in files.items():
+        subject, kind = path.split("/")[0], "learning" if "table" in content else "measuring"
+        kind = "teacher and end points" if path.endswith("teacher.json") else kind
+        own = spent.setdefault(subject, {})
+        own[kind] = own.get(kind, 0.0) + content.get("cpu_seconds", 0.0)
+        own["measuring"] = own.get("measuring", 0.0) + content.get("measuring_cpu_seconds", 0.0)
+    if not spent:
+        return MISSING
+    kinds = ["teacher and end points", "learning", "measuring"]
+    rows = [[f"`{subject}`", *(f"{own.get(kind, 0.0):.0f}" for kind in kinds), f"{sum(own.values()) / 60:.1f}"]
+            for subject, own in spent.items()]  # fmt: skip
+    total = sum(sum(own.values()) for own in spent.values())
+    said = f"{len(files)} cells took {total / 60:.0f} minutes of one core, {total / 120:.0f} minutes of two:"
+    environments = [content["environment"] for content in files.values() if "environment" in content]
+    table = markdown_table(["seconds of the processor", *kinds, "minutes"], rows)
+    return f"{said}\n\n{table}\n\n{measured_in(*environments)}"
+
+
+def printed(folder: Path) -> str:
+    """The page's tables of what has been measured."""
+    files = contents(folder)
+    return "\n\n".join(f"{name}\n\n{render(files)}" for name, render in RENDERERS.items())
+
+
+# Marker in a page -> what stands there.
+RENDERERS: dict[str, Callable[[Files], str]] = {
+    "study-ahead": ahead,
+    "study-seeds": seeds,
+    **{f"study-{name}": partial(solvers, name) for name in HEADLINE},
+    "study-ablations": ablations,
+    "study-transfers": transfers,
+    "study-failures": failures,
+    "study-cost": cost,
+}
