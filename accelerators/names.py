@@ -14,6 +14,7 @@ from .native import Native
 from .ras import RAS
 from .rehash import Rehash
 from .reuse import Reuse
+from .slices import Slices
 from .teacache import TeaCache
 
 # Another one is one line here.
@@ -24,6 +25,7 @@ ACCELERATORS: dict[str, type[Any]] = {
     "ras": RAS,
     "rehash": Rehash,
     "reuse": Reuse,
+    "slices": Slices,
     "teacache": TeaCache,
 }
 # Those of one group cannot be together: who keeps whole slopes, who keeps features, who changes which tokens there are.

@@ -39,7 +39,7 @@ class LiveMemory(TorchDispatchMode):
 
     def _born(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        place, size = storage.data_ptr(), storage.nbytes()
+        place, size = storage._cdata, storage.nbytes()  # not its address: what is only pretended to be made has none
         self.largest = max(self.largest, size)
         self._users[place] = self._users.get(place, 0) + 1
         if self._users[place] == 1:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .accelerators.ras import RAS
     from .accelerators.rehash import Rehash, key_steps
     from .accelerators.reuse import Reuse
+    from .accelerators.slices import Slices
     from .accelerators.teacache import TeaCache
     from .denoisers.digits import digits_pipeline
     from .denoisers.mixture import GaussianMixture
@@ -84,6 +85,7 @@ _HOMES = {
     "RAS": "accelerators.ras",
     "Reuse": "accelerators.reuse",
     "TeaCache": "accelerators.teacache",
+    "Slices": "accelerators.slices",
     "EPDScheduler": "pipelines.scheduler",
     "shapes_pipeline": "pipelines.shapes",
     "find_table": "pipelines.find",
