@@ -234,7 +234,7 @@ def test_completion_scripts(shell: str, tmp_path: Path) -> None:
 def test_help_texts_are_set_as_prose(name: str, run: Run) -> None:
     _, out, _ = run(*name.split(), "--help")
     lines = out.replace("│", " ").splitlines()  # a frame, where the terminal can draw one
-    column = " " * 22
+    column = " " * 6  # texts stand beside their options, or below them where these are long
     texts = [line if line.startswith(column) and line.strip() else "" for line in lines]
     pairs = [(a, b) for a, b in itertools.pairwise(texts) if a and b]
     for line, following in pairs:
