@@ -186,7 +186,7 @@ def sample(options: Sample) -> int:
     model, solver = draw.model, draw.solver
     log.info("%d samples of %s: %s, %d sequential calls, %d evaluations", len(seeds), model.name, solver.name,
              solver.depth, solver.nfe)  # fmt: skip
-    shards.fill(draw.rows, workers, "sample", options.batch or samples_together(model.shape, SHARD))
+    shards.fill(draw.rows, workers, "samples", options.batch or samples_together(model.shape, SHARD))
     workers.together(lambda: None if workers.rank else written(options, draw, shards, workers.count))
     workers.end()
     return 0

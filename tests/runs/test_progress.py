@@ -88,4 +88,4 @@ def test_teacher_training_and_comparison_show_how_far_they_are(watch: Watch, tmp
 def test_samples_show_how_far_they_are(watch: Watch, run: Run, saved: Path, tmp_path: Path) -> None:
     terminal = watch()
     run("sample", "--model", "digits-exact", "--table", saved, "-n", 2, "--out", tmp_path / "out")
-    assert "sample: 100%" in terminal.getvalue()
+    assert "samples: 100%" in terminal.getvalue()
