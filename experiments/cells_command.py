@@ -64,6 +64,12 @@ def cells_command(
         return int(not all(list(pool.imap(partial(_tried, make), enumerate(cells, 1)))))
 
 
+def fits(text: str, cell: Any) -> bool:  # noqa: ANN401 - a dataclass
+    """Whether the first four fields of a cell are those of a filter; what is empty or left out is any."""
+    words, parts = text.split(","), [str(part) for part in astuple(cell)[:4]]
+    return len(words) <= len(parts) and all(word in ("", part) for word, part in zip(words, parts, strict=False))
+
+
 def _make(run: Callable[[Any, Path, Path], None], out: Path, work: Path, count: int, numbered: tuple[int, Any]) -> None:
     number, job = numbered
     log.info("cell %d of %d: %s, %s, %d calls, seed %d", number, count, *astuple(job)[:4])

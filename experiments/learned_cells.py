@@ -18,6 +18,7 @@ from ..distill.config import DistillConfig
 from ..distill.families import FAMILIES as LEARNED
 from ..distill.points import settled
 from ..pipelines.options import ModelOptions
+from .cells_command import fits
 
 CALLS, SEEDS = (3, 5, 7, 9), range(5)
 TRUE_LEVELS = [name for name in LEARNED["dense"].learn if name not in ("sigma_scale", "anchor_scale")]
@@ -190,9 +191,3 @@ def jobs(only: Sequence[str] = ()) -> list[Job]:
                 f"calls {names[2]}; seeds {SEEDS.start} to {SEEDS.stop - 1}; an empty one is any"
             )
     return [job for job in every if not only or any(fits(text, job) for text in only)]
-
-
-def fits(text: str, job: Job) -> bool:
-    """Whether a cell has the MODEL,FAMILY,CALLS,SEED of a filter; what is empty or left out is any."""
-    words, parts = text.split(","), (job.subject, job.family, str(job.calls), str(job.seed))
-    return len(words) <= len(parts) and all(word in ("", part) for word, part in zip(words, parts, strict=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..pipelines.options import ModelOptions
 from ..rl.config import RefineConfig
 from ..rl.rewards import load_reward
 from ..rl.task import Task, score_of
+from .cells_command import fits
 
 SEEDS = range(3)
 REWARD, WATCHED = "shapes-graded", ("shapes-all", "shapes-frac")
@@ -177,9 +178,3 @@ def jobs(only: Sequence[str] = ()) -> list[Job]:
                 f"handmade, distilled, refined, {', '.join(EFFICIENCY)}; an empty one is any"
             )
     return [*dict.fromkeys(job for text in only or [""] for job in every if fits(text, job))]
-
-
-def fits(text: str, job: Job) -> bool:
-    """Whether a cell has the MODEL,WHAT,CALLS,SEED of a filter; what is empty or left out is any."""
-    words, parts = text.split(","), [str(part) for part in astuple(job)]
-    return len(words) <= len(parts) and all(word in ("", part) for word, part in zip(words, parts, strict=False))

@@ -12,6 +12,7 @@ import torch
 from ...distill.config import DistillConfig
 from ...distill.families import FAMILIES as LEARNED
 from ...evaluation.peers import FAMILIES as TRAINED_PEERS
+from ..cells_command import fits
 from ..learned_cells import Subject, settings_of
 
 CALLS = (3, 5, 7, 9)
@@ -246,9 +247,3 @@ def cells(only: Sequence[str] = ()) -> list[Cell]:
                 f"families teacher, hand-made, {', '.join((*OURS, *PEERS, *ABLATIONS))}; an empty one is any"
             )
     return [cell for cell in every if not only or any(fits(text, cell) for text in only)]
-
-
-def fits(text: str, cell: Cell) -> bool:
-    """Whether a cell has the SUBJECT,FAMILY,CALLS,SEED of a filter; what is empty or left out is any."""
-    words, parts = text.split(","), (cell.subject, cell.family, str(cell.calls), str(cell.seed))
-    return len(words) <= len(parts) and all(word in ("", part) for word, part in zip(words, parts, strict=False))

@@ -14,7 +14,7 @@ from diffusers.hooks.mag_cache import MagCacheConfig
 from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastConfig
 from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig, apply_taylorseer_cache
 from diffusers.hooks.text_kv_cache import TextKVCacheConfig
-from helpers.accelerating import fails_in, traces
+from helpers.accelerating import assert_nothing_of_another_run_is_left, traces
 from helpers.pipeline_tables import assert_same, table_for
 from helpers.tiny_pipelines import build, network, run
 
@@ -118,20 +118,9 @@ def test_a_cache_that_finds_nothing_says_what_to_pass(config: Any) -> None:  # n
 
 @pytest.mark.parametrize("cache", ["taylor", "magnitude"])
 def test_nothing_of_another_run_is_left(cache: str) -> None:
-    """Another request, step count, custom sigmas, size, batch, without guidance, an interrupted one."""
     pipe = epd.accelerate(build("sd3"), epd.Native(CACHES[cache]))
     first = run(pipe, "sd3", 4)
-    one = {"prompt": "fox", "generator": torch.Generator().manual_seed(3)}
-    for changes in (
-        {}, {"num_inference_steps": 7}, {"sigmas": [1.0, 0.5, 0.2, 0.1]}, {"height": 96}, {"guidance_scale": 1.0}, one
-    ):  # fmt: skip
-        run(pipe, "sd3", 4, **changes)
-        assert torch.equal(run(pipe, "sd3", 4), first), changes
-    end = fails_in(network(pipe).transformer_blocks[1].norm2, 1)
-    with pytest.raises(InterruptedError):
-        run(pipe, "sd3", 4)
-    end()
-    assert torch.equal(run(pipe, "sd3", 4), first)
+    assert_nothing_of_another_run_is_left(pipe, first, network(pipe).transformer_blocks[1].norm2)
 
 
 def test_two_guidance_branches_are_two_contexts() -> None:
