@@ -148,7 +148,11 @@ class Gate:
             self._open.clear()  # of a question that nobody answered
             question.watch(self._answered)
         question.calls += 1
-        work = merged([live.before(now) for live in self._lives], now)
+        self._under.state = arguments.state
+        try:
+            work = merged([live.before(now) for live in self._lives], now)
+        finally:
+            self._under.state = None
         with self._calling(now, work):
             output, inside = self._computed(name, original, arguments, work, now)
             outside = time.perf_counter() - began - inside + self._under.seconds

@@ -11,6 +11,7 @@ from .contract import Accelerator
 from .first_block import FirstBlock
 from .ilf import ILF
 from .native import Native
+from .rapid3 import RAPID3
 from .ras import RAS
 from .rehash import Rehash
 from .reuse import Reuse
@@ -22,6 +23,7 @@ ACCELERATORS: dict[str, type[Any]] = {
     "first_block": FirstBlock,
     "ilf": ILF,
     "native": Native,
+    "rapid3": RAPID3,
     "ras": RAS,
     "rehash": Rehash,
     "reuse": Reuse,
@@ -30,7 +32,8 @@ ACCELERATORS: dict[str, type[Any]] = {
 }
 # Those of one group cannot be together: who keeps whole slopes, who keeps features, who changes which tokens there are.
 EXCLUDE: tuple[tuple[frozenset[str], str], ...] = (
-    (frozenset({"reuse", "rehash"}), "two of them reuse slopes"),
+    (frozenset({"rapid3", "reuse", "rehash"}), "two of them reuse slopes"),
+    (frozenset({"rapid3", "ilf"}), "an answer that stands for a step ahead is not to be taken twice"),
     (frozenset({"ras"}), "two of them choose tokens"),
     (frozenset({"first_block", "ilf", "native", "ras", "rehash", "teacache"}), "one leaves out what another needs"),
 )

@@ -27,12 +27,14 @@ class Under(threading.local):
 
     Args:
         now: which call; None outside of any.
+        state: what the network is given as the state, in all rows.
         work: what of it is computed.
         seconds: spent in hooks of accelerators; counted where `timed`.
     """
 
     def __init__(self) -> None:
         self.now: Moment | None = None
+        self.state: Any = None
         self.work = Work()
         self.seconds = 0.0
         self.timed = False
@@ -117,6 +119,13 @@ class Site:
     def work(self) -> Work:
         """What of that call is computed, by all accelerators together: its rows are those that the network is given."""
         return self._under.work
+
+    @property
+    def state(self) -> Any:  # noqa: ANN401 - a tensor, or a list with one tensor per row
+        """What the network is given as the state in that call, in all of its rows: for `before`, which may leave some
+        out. None outside of it.
+        """
+        return self._under.state
 
     @property
     def only(self) -> Module:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .accelerators.ilf import ILF
     from .accelerators.moment import Moment
     from .accelerators.native import Native
+    from .accelerators.rapid3 import RAPID3
     from .accelerators.ras import RAS
     from .accelerators.rehash import Rehash, key_steps
     from .accelerators.reuse import Reuse
@@ -82,6 +83,7 @@ _HOMES = {
     "Native": "accelerators.native",
     "Rehash": "accelerators.rehash",
     "key_steps": "accelerators.rehash",
+    "RAPID3": "accelerators.rapid3",
     "RAS": "accelerators.ras",
     "Reuse": "accelerators.reuse",
     "TeaCache": "accelerators.teacache",

@@ -1,0 +1,55 @@
+"""RAPID3: three small heads decide for each sample and step how far to jump, whether to compute, and how densely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..formats.files import user_path
+from .deciding import Deciding
+from .heads import Heads
+from .heads_file import load_heads
+from .moment import Moment
+from .site import Site
+
+POLICY = "policy.safetensors"
+
+
+@dataclass(frozen=True)
+class RAPID3:
+    """A learned policy leaves out network calls, for each sample on its own; the likeliest choices, nothing is drawn.
+
+    A jump over steps of the solver's grid, and a reused slope, are the last slope taken again: for solvers that ask
+    once a step and move along that slope (Euler, DDIM), which is what it is learned with.
+
+    Args:
+        policy: file of safetensors that `epd refine-acceleration` wrote, or the folder of its run.
+
+    Raises:
+        ValueError: for no file.
+
+    Reference: arXiv 2509.22323.
+    """
+
+    policy: str
+
+    def __post_init__(self) -> None:
+        if not self.policy:
+            raise ValueError("policy = '' names no file: give one that `epd refine-acceleration` wrote")
+
+    def attach(self, site: Site) -> Deciding:
+        """Loads the heads; they stay outside of the network."""
+        path = user_path(self.policy)
+        heads, _ = load_heads(path / POLICY if path.is_dir() else path)
+        return Deciding(site, placed(heads, site))
+
+    def plan(self, calls: Sequence[Moment]) -> None:
+        """None: it depends on the sample."""
+
+
+def placed(heads: Heads, site: Site) -> Heads:
+    """The heads where the network computes."""
+    parameters = (p for network in site.networks.values() for p in network.parameters())
+    return heads.to(next((p.device for p in parameters if p.device.type != "meta"), torch.device("cpu")))
