@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.utils.convert_parameters import parameters_to_vector, vector_to_parameters
+from torch.nn.utils.convert_parameters import parameters_to_vector
 
 from ..denoisers.rows import samples_together
 from ..distill.config import GUIDANCE
@@ -21,12 +21,13 @@ from .conservative import level
 from .distribution import Samples
 from .exploration import exploring, exploring_share, floor_of
 from .learning import learned
+from .moments import load_vector, restore, stored
 from .objective import BASELINES, adapted, normalised
 from .parametrisation import PARAMETRISATIONS
 from .policy import Policy
 from .starts import best_start, start_tables
 from .state import RefineState, Update
-from .task import Draws, Task
+from .task import Draws, Task, without_lost
 from .testing import Tester
 
 log = logging.getLogger("epd")
@@ -59,11 +60,6 @@ def policy_of(base: Table, config: RefineConfig, context_size: int = 0) -> Polic
     if config.learn_guidance:
         kind = replace(kind, log_normal=kind.log_normal + GUIDANCE)
     return Policy(base, kind, context_size, config.hidden, config.seed)
-
-
-def load_vector(policy: Policy, vector: Tensor) -> None:
-    """Gives the policy these parameters; a copy, as parameters would be views, which Adam then changes in place."""
-    vector_to_parameters(vector.clone(), policy.parameters())
 
 
 class Refiner:
@@ -141,14 +137,15 @@ class Refiner:
         if bool(mask.any()):
             advantages = BASELINES[config.baseline](grouped[mask]).flatten()
             advantages = normalised(advantages) if config.normalise else advantages
-            self._restore(state)
+            restore(self.optimizer, self.policy, state.moments, state.steps)
             kept = None if context is None else context[rows]
             lr = config.lr * (1 - state.iteration / state.total)
             scalars |= learned(
                 self.policy, self.reference, self.optimizer, samples[rows], advantages, kept, config, lr, state.kl,
                 generator,
             )  # fmt: skip
-            state = self._stored(state)
+            vector, moments, steps = stored(self.optimizer, self.policy)
+            state = replace(state, vector=vector, moments=moments, steps=steps)
         kl = state.kl
         if config.kl_target is not None and "losses/kl_to_reference" in scalars:
             kl = adapted(kl, scalars["losses/kl_to_reference"], config.kl_target)
@@ -193,43 +190,4 @@ class Refiner:
 
         parts = self.config.accumulate
         all_of_them = self.workers.mean(parts, len(self.task.scores) * len(draws), part) * parts
-        return dict(zip(self.task.scores, _without_lost(all_of_them.reshape(len(self.task.scores), -1)), strict=True))
-
-    def _restore(self, state: RefineState) -> None:
-        """Puts the state's parameters and moments into Adam."""
-        first, second = state.moments
-        at = 0
-        for parameter in self.policy.parameters():
-            size = parameter.numel()
-            parts = (m[at : at + size].reshape(parameter.shape).clone() for m in (first, second))
-            names = ("exp_avg", "exp_avg_sq")
-            moments: dict[str, Tensor] = dict(zip(names, parts, strict=True))
-            self.optimizer.state[parameter] = {"step": torch.tensor(float(state.steps)), **moments}
-            at += size
-
-    def _stored(self, state: RefineState) -> RefineState:
-        """The state with Adam's parameters and moments."""
-        parameters = list(self.policy.parameters())
-        moments = [
-            torch.cat([self.optimizer.state[p][name].flatten() for p in parameters])
-            for name in ("exp_avg", "exp_avg_sq")
-        ]
-        steps = int(self.optimizer.state[parameters[0]]["step"])
-        vector = parameters_to_vector(parameters).detach().clone()
-        return replace(state, vector=vector, moments=torch.stack(moments), steps=steps)
-
-
-def _without_lost(scores: Tensor) -> Tensor:
-    """Scores (S, N), where those of samples that were lost, NaN, are the worst of the others'.
-
-    Raises:
-        FloatingPointError: where all are lost.
-    """
-    lost = scores[0].isnan()
-    if bool(lost.all()):
-        raise FloatingPointError(
-            f"all {len(lost)} sampled tables lead out of the finite numbers: stay nearer to the given one, by a "
-            "smaller std, a larger concentration or a smaller lr"
-        )
-    worst = scores[:, ~lost].min(1, keepdim=True).values
-    return torch.where(lost, worst, scores)
+        return dict(zip(self.task.scores, without_lost(all_of_them.reshape(len(self.task.scores), -1)), strict=True))

@@ -31,8 +31,9 @@ from ..solvers.table_json import dumps
 from .closeness import Closeness
 from .config import RefineConfig
 from .conservative import Interval
+from .moments import load_vector
 from .policy_file import save_policy
-from .refine import load_vector, policy_of, refine
+from .refine import policy_of, refine
 from .starts import start_tables
 from .state import Passed, RefineState, Update
 from .task import Task

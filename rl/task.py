@@ -177,3 +177,19 @@ class Task:
         names = list(self.scores)
         weights = {name: self.weights.get(name, 1.0) for name in names}
         return combined({name: raw[name] for name in names}, weights, scales)
+
+
+def without_lost(scores: Tensor) -> Tensor:
+    """Scores (S, N), where those of samples that were lost, NaN, are the worst of the others'.
+
+    Raises:
+        FloatingPointError: where all are lost.
+    """
+    lost = scores[0].isnan()
+    if bool(lost.all()):
+        raise FloatingPointError(
+            f"all {len(lost)} sampled tables lead out of the finite numbers: stay nearer to the given one, by a "
+            "smaller std, a larger concentration or a smaller lr"
+        )
+    worst = scores[:, ~lost].min(1, keepdim=True).values
+    return torch.where(lost, worst, scores)
