@@ -28,6 +28,7 @@ from ..runs.table_picture import table_picture
 from ..solvers.provenance import require_path
 from ..solvers.table import Table
 from ..solvers.table_json import dumps
+from .acceleration_config import AccelerationConfig
 from .closeness import Closeness
 from .config import RefineConfig
 from .conservative import Interval
@@ -76,7 +77,7 @@ def run_refine(
     if dry_run:
         workers.together(lambda: print(forecast(task, base, config)) if workers.rank == 0 else None)
         return None
-    identity = workers.together(lambda: _identity(task, base, config))
+    identity = workers.together(lambda: identity_of_task(task, base, config))
     folder = Folder(Path(out), {"conditions": dict(conditions or {}), **identity})
     held = workers.together(lambda: folder.held(resume))
     if held.finished:
@@ -155,7 +156,7 @@ def _finish(task: Task, base: Table, config: RefineConfig, state: RefineState, f
     folder.finish(dumps(table))
 
 
-def _identity(task: Task, base: Table, config: RefineConfig) -> dict[str, object]:
+def identity_of_task(task: Task, base: Table, config: RefineConfig | AccelerationConfig) -> dict[str, object]:
     """What a checkpoint must agree with: everything that changes the numbers and can be told beforehand.
 
     What code does cannot: rewards may be mended before a run goes on. `Tester.compare` sees where their scores differ.
