@@ -103,6 +103,11 @@ class Deciding:
             )
         self._now = as_map(_states(self._site.state, now), self._heads.layout.size)
         self._levels = None
+        if self._now.shape[1] != self._heads.layout.channels:
+            raise ValueError(
+                f"the policy is for states of {self._heads.layout.channels} channels, and this network is given "
+                f"{self._now.shape[1]}: give one that was learned for this model"
+            )
         if self._slope is None:
             self._levels = self._dense_or_not(now, torch.arange(now.samples), first=True)
             return

@@ -12,6 +12,7 @@ from ..distill.config import MOST_CALLS, MOST_POINTS, DistillConfig
 from ..evaluation.tune_config import TuneConfig
 from ..pipelines.options import FROZEN, UserPath
 from ..rl.config import RefineConfig
+from .acceleration_options import RefineAcceleration  # noqa: F401 - as below
 from .feedback_options import DistillFeedback  # noqa: F401 - as below
 from .model_arguments import ModelArguments, SolverArguments, UsageError  # noqa: F401 - as below
 from .report_options import Report  # noqa: F401 - as below

@@ -14,7 +14,7 @@ from ..rl.task import Task
 from .inputs import command_line, fits, model_options, texts_of
 from .inspect import inspect_run
 from .models import load_model
-from .options import Refine, UsageError
+from .options import Refine, RefineAcceleration, UsageError
 
 log = logging.getLogger("epd")
 FEW = 10  # prompts of which none is held out
@@ -28,17 +28,12 @@ def refine(options: Refine) -> int:
     if options.table is None or not options.reward:
         missing = "table" if options.table is None else "reward"
         raise UsageError(f"--{missing} is missing: give the solver to refine and what its pictures are rewarded by")
-    if options.weights and len(options.weights) != len(options.reward):
-        raise UsageError(f"{len(options.weights)} weights for {len(options.reward)} rewards: give one for each")
-    named = [*options.reward, *options.watch]
-    twice = [spec for i, spec in enumerate(named) if spec in named[:i]]
-    if twice:
-        raise UsageError(f"the reward {twice[0]} is given twice, to --reward or --watch: give it once")
+    require_rewards(options)
     source = options.table
     workers = Workers.of_accelerate()  # before there is a model: each process takes a device of its own
     config, chosen = options.refine_config(), model_options(options)
     base = workers.together(lambda: find_table(source))
-    task = workers.together(lambda: _task(options, chosen))
+    task = workers.together(lambda: task_of(options, chosen))
     fits(base, task.model, source)
     path = run_refine(task, base, config, options.out, options.resume, options.dry_run, chosen.conditions())
     workers.end()
@@ -52,7 +47,22 @@ def refine(options: Refine) -> int:
     return 0
 
 
-def _task(options: Refine, chosen: ModelOptions) -> Task:
+def require_rewards(options: Refine | RefineAcceleration) -> None:
+    """Refuses weights of other rewards, and one that is given twice.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if options.weights and len(options.weights) != len(options.reward):
+        raise UsageError(f"{len(options.weights)} weights for {len(options.reward)} rewards: give one for each")
+    named = [*options.reward, *options.watch]
+    twice = [spec for i, spec in enumerate(named) if spec in named[:i]]
+    if twice:
+        raise UsageError(f"the reward {twice[0]} is given twice, to --reward or --watch: give it once")
+
+
+def task_of(options: Refine | RefineAcceleration, chosen: ModelOptions) -> Task:
+    """The model with its rewards, and which prompts are trained and tested on."""
     train, held_out = _prompts(options, chosen)
     texts = [*train, *held_out]
     if texts:
@@ -72,7 +82,7 @@ def _task(options: Refine, chosen: ModelOptions) -> Task:
     )
 
 
-def _prompts(options: Refine, chosen: ModelOptions) -> tuple[list[str], list[str]]:
+def _prompts(options: Refine | RefineAcceleration, chosen: ModelOptions) -> tuple[list[str], list[str]]:
     """Training prompts, and those that are held out; the latter are none where there are few.
 
     A prompt may stand there several times, to be trained on more often; it is held out altogether or not at all.

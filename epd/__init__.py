@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from .pipelines.scheduler import EPDScheduler
     from .pipelines.shapes import shapes_pipeline
     from .pipelines.sharing import load_learned, save_learned
+    from .rl.acceleration_config import AccelerationConfig
     from .rl.config import RefineConfig
-    from .rl.learn import refine
+    from .rl.learn import refine, refine_acceleration
     from .rl.policy_file import load_policy
     from .solvers import rules, schedules
     from .solvers.answers import batched, serial, slope, streams
@@ -119,9 +120,11 @@ _HOMES = {
     "distill_feedback": "distill.feedback_run",
     "distill": "distill.learn",
     "distill_each": "distill.learn",
+    "AccelerationConfig": "rl.acceleration_config",
     "RefineConfig": "rl.config",
     "load_policy": "rl.policy_file",
     "refine": "rl.learn",
+    "refine_acceleration": "rl.learn",
     "compare": "evaluation.compare",
     "evaluate": "evaluation.evaluate",
     "inspect": "evaluation.inspection",

@@ -32,6 +32,9 @@ COMMANDS = {
         "DistillFeedback", "distill_feedback:distill_feedback", "learn inner-loop feedback for a frozen network"
     ),
     "refine": Command("Refine", "refine:refine", "refine a learned solver by rewards"),
+    "refine-acceleration": Command(
+        "RefineAcceleration", "refine_acceleration:refine_acceleration", "learn which network calls can be left out"
+    ),
     "tune": Command("Tune", "tune:tune", "find the best learned solver within a budget on this machine"),
     "sample": Command("Sample", "sample:sample", "draw samples with a learned or hand-made solver"),
     "compare": Command("Compare", "compare:compare", "hold learned solvers against all hand-made ones"),
@@ -49,6 +52,7 @@ GO_ON = {
     "distill": "; add --resume to continue the run",
     "distill-feedback": "; add --resume to continue the run",
     "refine": "; add --resume to continue the run",
+    "refine-acceleration": "; add --resume to continue the run",
     "tune": "; the same command again continues it",
     "sample": "; the same command again continues it",
     "compare": "; the same command again continues it",
@@ -60,6 +64,7 @@ WITH_LESS = {
     "distill": "; give --rows 1, a smaller --batch, a larger --accumulate, or with Adam --checkpointing",
     "distill-feedback": "; give a smaller --batch, or --objective steps",
     "refine": "; give --rows 1, or a larger --accumulate",
+    "refine-acceleration": "; give a larger --accumulate, or smaller --groups",
     "tune": "; give --rows 1",
     "sample": "; give --rows 1, or a smaller --batch",
     "compare": "; give --rows 1, or a smaller --batch",

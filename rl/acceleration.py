@@ -62,9 +62,9 @@ class AccelerationTrainer:
         self.table = grid_table(task.model, config) if table is None else table
         self.can_be_shorter = self.table.digest == grid_table(task.model, config).digest
         require_single(self.table)
-        channels = as_map(torch.zeros(1, *task.model.shape), config.size).shape[1]
+        channels = as_map(torch.zeros(1, *task.model.shape), config.map_size).shape[1]
         self.layout = Layout(
-            channels, self.table.num_steps, config.heads, width=config.width, size=config.size, jump=config.jump,
+            channels, self.table.num_steps, config.heads, width=config.channels, size=config.map_size, jump=config.jump,
             sharpness=config.sharpness, explored=config.explored,
         )  # fmt: skip
         self.heads = Heads(self.layout, config.seed).to(task.model.device)
@@ -103,7 +103,7 @@ class AccelerationTrainer:
     def share_of_heads(self) -> float:
         """What the heads' decisions of a step cost beside a network call of one row, in floating point operations."""
         model = self.task.model
-        row, one = as_map(torch.zeros(1, *model.shape, device=model.device), self.config.size), torch.ones(1).long()
+        row, one = as_map(torch.zeros(1, *model.shape, device=model.device), self.config.map_size), torch.ones(1).long()
         seen = look(row, row, 1.0, 1, one.to(row.device), one.to(row.device), one.to(row.device))
         x, level = torch.zeros(1, *model.shape, device=model.device), torch.tensor(model.sigma_max).double()
         with torch.no_grad():

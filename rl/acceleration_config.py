@@ -37,9 +37,9 @@ class AccelerationConfig(BaseModel):
     """Of jumps at the start: these are jump - 1/2 + 1/sharpness steps on average; larger explores less."""
     explored: float = Field(default=0.1, gt=0, lt=1)
     """Probability at the start with which a slope is taken again."""
-    width: int = Field(default=16, ge=1, le=1024)
+    channels: int = Field(default=16, ge=1, le=1024)
     """Channels of a head's first convolution; the later ones have two and four times as many."""
-    size: int = Field(default=32, ge=1, le=1024)
+    map_size: int = Field(default=32, ge=1, le=1024)
     """Longest side of what heads see of a state; larger ones are averaged."""
     decay: float = Field(default=0.97, gt=0, le=1)
     """Lambda: what earns is quality x (1 - lambda^K) / (K (1 - lambda)) with K network calls. Smaller: fewer calls."""

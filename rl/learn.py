@@ -1,7 +1,8 @@
-"""Refining a table from Python: one call."""
+"""Learning from rewards in Python: one call each for a table and for a policy that accelerates."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from ..denoisers.checks import checked
 from ..denoisers.protocol import Model
 from ..solvers.table import Table
 from . import refine as trainer
+from .acceleration_config import AccelerationConfig
+from .acceleration_run import run_acceleration
 from .closeness import Closeness
 from .config import RefineConfig
 from .reward import Reward
@@ -62,20 +65,8 @@ def refine(
         RewardError: for a reward that cannot be loaded, or fails.
         ValueError: for a model that `check_model` refuses, a table of another path, or a folder that holds another run.
     """
-    limited = checked(model, getattr(torch, config.dtype))
-    if texts is None:
-        texts = limited.model.prompts_of if isinstance(limited.model, Prompted) else no_text
-    named = rewards if isinstance(rewards, Mapping) else {_name(rewards): rewards}
-    task = Task(
-        model=limited,
-        scores={name: score(reward, limited, config.tolerance, name) for name, reward in named.items()},
-        weights=dict(weights or {}),
-        watched={name: score(reward, limited, config.tolerance, name) for name, reward in (watched or {}).items()},
-        texts=texts,
-        train=tuple(train),
-        held_out=tuple(held_out),
-        context=context,
-    )
+    task = task_of(model, rewards, config.dtype, config.tolerance, weights, watched, texts, train, held_out)
+    task = dataclasses.replace(task, context=context)
     if out is not None:
         path = run_refine(task, table, config, Path(out), resume)
         assert path is not None, "only a dry run has no table"
@@ -84,6 +75,72 @@ def refine(
         raise ValueError("resume = True needs out=, the folder of the run that is continued")
     *_, last = trainer.refine(task, table, config)
     return refined(task, table, config, last.state)
+
+
+def refine_acceleration(
+    model: Model,
+    rewards: RewardLike | Mapping[str, RewardLike],
+    config: AccelerationConfig = AccelerationConfig(),  # noqa: B008 - frozen
+    out: Path | str = "runs/acceleration",
+    *,
+    table: Table | None = None,
+    resume: bool = False,
+    weights: Mapping[str, float] | None = None,
+    watched: Mapping[str, RewardLike] | None = None,
+    texts: Callable[[Sequence[int]], list[str]] | None = None,
+    train: Sequence[int] = (),
+    held_out: Sequence[int] = (),
+) -> Path:
+    """Learns which network calls can be left out, for each sample on its own; returns the file for `epd.RAPID3`.
+
+    Maximise E q f(K) over small heads that decide how far to jump and whether to take a slope again; q is the reward, K
+    the calls of a sample, f(K) = (1 - decay^K) / (K (1 - decay)). The model is never touched. The result is the best
+    policy that earned more than the plain solver beyond doubt, or one that computes everything. Reference: arXiv
+    2509.22323, arXiv 2412.01243.
+
+    Args:
+        model: as of `distill`.
+        rewards, weights, watched, texts, train, held_out: as of `refine`.
+        config: how many updates, of how many trajectories.
+        out: folder of the run, as of `epd refine-acceleration`.
+        table: the plain solver, which asks once a step; none: Euler on the config's grid.
+        resume: continue the run in `out`.
+
+    Raises:
+        RewardError: for a reward that cannot be loaded, or fails.
+        ValueError: for a model that `check_model` refuses, another table, or a folder that holds another run.
+    """
+    task = task_of(model, rewards, config.dtype, config.tolerance, weights, watched, texts, train, held_out)
+    path = run_acceleration(task, table, config, Path(out), resume)
+    assert path is not None, "only a dry run has no policy"
+    return path
+
+
+def task_of(
+    model: Model,
+    rewards: RewardLike | Mapping[str, RewardLike],
+    dtype: str,
+    tolerance: float,
+    weights: Mapping[str, float] | None,
+    watched: Mapping[str, RewardLike] | None,
+    texts: Callable[[Sequence[int]], list[str]] | None,
+    train: Sequence[int],
+    held_out: Sequence[int],
+) -> Task:
+    """The model, checked, with its rewards; arguments are those of `refine`."""
+    limited = checked(model, getattr(torch, dtype))
+    if texts is None:
+        texts = limited.model.prompts_of if isinstance(limited.model, Prompted) else no_text
+    named = rewards if isinstance(rewards, Mapping) else {_name(rewards): rewards}
+    return Task(
+        model=limited,
+        scores={name: score(reward, limited, tolerance, name) for name, reward in named.items()},
+        weights=dict(weights or {}),
+        watched={name: score(reward, limited, tolerance, name) for name, reward in (watched or {}).items()},
+        texts=texts,
+        train=tuple(train),
+        held_out=tuple(held_out),
+    )
 
 
 def _name(reward: RewardLike) -> str:

@@ -19,7 +19,7 @@ def toy_acceleration_config(**changes: object) -> AccelerationConfig:
     """Seconds, not minutes."""
     small: dict[str, object] = {
         "steps": 4, "grid": 6, "schedule": "logsnr", "groups": 4, "group_size": 4, "epochs": 2, "held_out": 64,
-        "evaluate_every": 2, "width": 4, "dtype": "float64", "decay": 0.8, "lr": 0.01,
+        "evaluate_every": 2, "channels": 4, "dtype": "float64", "decay": 0.8, "lr": 0.01,
     }  # fmt: skip
     return AccelerationConfig.model_validate({**small, **changes})
 

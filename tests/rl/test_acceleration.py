@@ -123,7 +123,7 @@ def test_tables_that_ask_twice_are_refused() -> None:
 def test_a_run_leaves_what_it_says_and_goes_on(tmp_path: Path) -> None:
     config, out = toy_acceleration_config(), tmp_path / "run"
     path = run_acceleration(toy_task({"bright": brightness}), None, config, out)
-    assert path == out / "policy.safetensors"
+    assert path is not None and path == out / "policy.safetensors"
     heads, learned = load_heads(path)
     assert heads.layout.steps == 6 and learned.model == "toy" and len(learned.sigmas) == 7
     assert epd.Table.load(out / "solver.json").num_steps == 6
