@@ -72,8 +72,10 @@ class Deciding:
         if self._sparsity is not None:
             self._sparsity.use(None if levels is None else levels.repeat_interleave(now.points))
         if self._slope is None or asked is None or bool(asked.all()):
-            return Work()
-        return Work([b * now.points + k for b in asked.nonzero().flatten().tolist() for k in range(now.points)])
+            return Work(blocks=self._share(None))
+        rows = asked.nonzero().flatten()
+        points = [b * now.points + k for b in rows.tolist() for k in range(now.points)]
+        return Work(points, blocks=self._share(rows))
 
     def after(self, now: Moment, slopes: Tensor) -> Tensor:
         with torch.no_grad():
@@ -186,6 +188,13 @@ class Deciding:
             seen = self._look(now, rows, self._now[own], as_map(slope[own], layout.size))
             ahead = jump_of(self._choose("step", now, rows, seen).cpu(), torch.full_like(rows, remaining))
         self._next = self._next.index_copy(0, rows, now.step + ahead)
+
+    def _share(self, rows: Tensor | None) -> float:
+        """Mean cost of a call of these samples, or of all, in dense ones."""
+        if self._levels is None:
+            return 1.0
+        costs = self._costs(len(self._levels))
+        return float((costs if rows is None else costs[rows]).mean()) if rows is None or len(rows) else 1.0
 
     def _costs(self, samples: int) -> Tensor:
         """(B,) of a call of each sample."""

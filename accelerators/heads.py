@@ -35,12 +35,14 @@ class Layout:
         channels: of a state as a map, see `as_map`.
         steps: N, of the solver that they are learned for.
         heads: which there are; what has none is as at the start: a jump of `jump`, always computed, always dense.
-        levels: share of its block products that each sparse level keeps; level 0 is dense and not among them.
+        levels: share of attention's mass that each sparse level keeps, see `kept_blocks`; level 0 is dense and not
+            among them.
         costs: of a call at each of these levels, in dense calls.
         width: channels of the first convolution; the later ones have two and four times as many.
         size: longest side of the maps that heads see; larger ones are averaged.
         jump: steps ahead at the start.
         sharpness: of the jump's Beta at the start, see `jump_parameters`.
+        block: tokens in a block of sparse attention.
         explored: probability, at the start, of reusing, and of any sparse level.
 
     Raises:
@@ -57,9 +59,10 @@ class Layout:
     jump: int = 1
     sharpness: float = 2.0
     explored: float = 0.1
+    block: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("channels", "steps", "width", "size", "jump"):
+        for name in ("channels", "steps", "width", "size", "jump", "block"):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= 2**20:
                 raise ValueError(f"{name} = {value!r} must be a whole number from 1 to {2**20}")

@@ -9,10 +9,11 @@ import torch
 
 from ..formats.files import user_path
 from .deciding import Deciding
-from .heads import Heads
+from .heads import Heads, Layout
 from .heads_file import load_heads
 from .moment import Moment
 from .site import Site
+from .sparsity import Levels
 
 POLICY = "policy.safetensors"
 
@@ -43,10 +44,19 @@ class RAPID3:
         """Loads the heads; they stay outside of the network."""
         path = user_path(self.policy)
         heads, _ = load_heads(path / POLICY if path.is_dir() else path)
-        return Deciding(site, placed(heads, site))
+        return Deciding(site, placed(heads, site), sparsity=levels_of(heads.layout, site))
 
     def plan(self, calls: Sequence[Moment]) -> None:
         """None: it depends on the sample."""
+
+
+def levels_of(layout: Layout, site: Site) -> Levels | None:
+    """What the levels of a sparse head are told to, where there is one.
+
+    Raises:
+        ValueError: for a network whose attention is not known.
+    """
+    return Levels(site, layout.levels, layout.block) if layout.levels else None
 
 
 def placed(heads: Heads, site: Site) -> Heads:
