@@ -79,8 +79,3 @@ def attention_share(call: Callable[[], object]) -> float:
     own = sum(count for op, count in counts.items() if "scaled_dot_product" in str(op))
     assert FORMULAS, "the processor's attention is counted"
     return own / max(1, sum(counts.values()))
-
-
-def costs_of(shares: list[float], attention: float) -> tuple[float, ...]:
-    """Of calls that keep these shares of their attention's blocks, in dense calls: 1 - a (1 - kept)."""
-    return tuple(1 - attention * (1 - kept) for kept in shares)

@@ -21,7 +21,7 @@ from ..runs.processes import Workers
 from ..solvers.registry import Ends, make_sigmas
 from ..solvers.table import Table
 from .acceleration_config import AccelerationConfig
-from .acceleration_rollout import travel, with_network
+from .acceleration_rollout import costs_of_levels, travel, with_network
 from .acceleration_state import AccelerationState, AccelerationUpdate
 from .acceleration_tester import AccelerationTester
 from .moments import load_vector, restore, stored
@@ -62,15 +62,17 @@ class AccelerationTrainer:
         self.table = grid_table(task.model, config) if table is None else table
         self.can_be_shorter = self.table.digest == grid_table(task.model, config).digest
         require_single(self.table)
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
         channels = as_map(torch.zeros(1, *task.model.shape), config.map_size).shape[1]
+        levels = config.levels if "sparse" in config.heads else ()
+        costs = costs_of_levels(self.task, self.table, levels, config.block, self.dtype) if levels else ()
         self.layout = Layout(
-            channels, self.table.num_steps, config.heads, width=config.channels, size=config.map_size, jump=config.jump,
-            sharpness=config.sharpness, explored=config.explored,
+            channels, self.table.num_steps, config.heads, levels, costs, config.channels, config.map_size, config.jump,
+            config.sharpness, config.explored, config.block,
         )  # fmt: skip
         self.heads = Heads(self.layout, config.seed).to(task.model.device)
         self.tester = AccelerationTester(self.task, self.table, config, self.workers)
         self.optimizer = torch.optim.Adam(self.heads.parameters(), lr=config.lr, foreach=False)
-        self.dtype: torch.dtype = getattr(torch, config.dtype)
 
     def updates(self, state: AccelerationState | None = None) -> Iterator[AccelerationUpdate]:
         """The rest of the updates; `state` of an earlier run of the same task and config continues it bit for bit.

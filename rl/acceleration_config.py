@@ -28,9 +28,14 @@ class AccelerationConfig(BaseModel):
     """Smallest noise level, where the solver ends; none: the model's."""
     sigma_max: float | None = Field(default=None, gt=0)
     """Largest noise level, where the solver begins; none: the model's."""
-    heads: tuple[Literal["step", "cache"], ...] = ("step", "cache")
+    heads: tuple[Literal["step", "cache", "sparse"], ...] = ("step", "cache")
     """What is decided for each sample: step, how many steps of the grid to jump over; cache, whether the last slope is
-    taken again. The step head alone, with --baseline rloo, is TPDM (arXiv 2412.01243)."""
+    taken again; sparse, which share of attention is computed (DiT, PixArt, SD3). The step head alone, with --baseline
+    rloo, is TPDM (arXiv 2412.01243)."""
+    levels: tuple[float, ...] = (0.98, 0.95, 0.9)
+    """Sparse levels: shares of attention's mass that are kept."""
+    block: int = Field(default=128, ge=1)
+    """Tokens in a block of sparse attention; a multiple of 128 where a GPU is to gain by it."""
     jump: int = Field(default=1, ge=1)
     """Steps of a jump at the start; 1: the plain solver."""
     sharpness: float = Field(default=2.0, gt=0)
@@ -86,7 +91,7 @@ class AccelerationConfig(BaseModel):
         if self.groups % self.accumulate:
             raise ValueError(f"accumulate = {self.accumulate} must divide groups = {self.groups}")
         if not self.heads or len(set(self.heads)) < len(self.heads):
-            raise ValueError(f"heads = {list(self.heads)}: give step, cache, or both, each once")
+            raise ValueError(f"heads = {list(self.heads)}: give some of step, cache and sparse, each once")
         return self
 
     @property

@@ -15,8 +15,9 @@ from ..accelerators.deciding import Deciding
 from ..accelerators.decisions import Dice
 from ..accelerators.heads import HeadName, Heads, Taken
 from ..accelerators.moment import Moment
-from ..accelerators.rapid3 import placed
+from ..accelerators.rapid3 import levels_of, placed
 from ..accelerators.site import Site
+from ..accelerators.sparsity import Levels, attention_share
 from ..denoisers.as_network import AsNetwork
 from ..denoisers.rows import RowLimited
 from ..solvers.table import Table
@@ -52,7 +53,8 @@ class Exploring:
         self.live: Deciding | None = None
 
     def attach(self, site: Site) -> Deciding:
-        self.live = Deciding(site, placed(self.heads, site), self.dice, deposit=self._deposit)
+        sparsity = levels_of(self.heads.layout, site)
+        self.live = Deciding(site, placed(self.heads, site), self.dice, sparsity, self._deposit)
         return self.live
 
     def plan(self, calls: Sequence[Moment]) -> None:
@@ -74,6 +76,61 @@ def travel(task: Task, table: Table, heads: Heads, draws: Draws, seeds: list[int
         rollout = task.roll_out(table.coefficients(), draws, dtype, check=False)
     assert own.live is not None, "attached above"
     return Trip(rollout, own.live.spent, {head: Taken.joined(parts) for head, parts in own.taken.items()})
+
+
+class Sparsely:
+    """All rows at one sparse level, as an accelerator, to see what it costs.
+
+    Args:
+        masses: of the levels.
+        level: from 1.
+    """
+
+    def __init__(self, masses: tuple[float, ...], block: int, level: int) -> None:
+        self.masses, self.block, self.level = masses, block, level
+        self.kept: list[float] = []
+
+    def attach(self, site: Site) -> Sparsely:
+        self._levels = Levels(site, self.masses, self.block)
+        self._levels.told = lambda share: self.kept.append(float(share.mean()))
+        return self
+
+    def plan(self, calls: Sequence[Moment]) -> None:
+        """None: it depends on the sample."""
+
+    def begin(self) -> None:
+        """Nothing is kept."""
+
+    def before(self, now: Moment) -> None:
+        self._levels.use(torch.full((now.rows,), self.level))
+
+    def after(self, now: Moment, slopes: Tensor) -> Tensor:
+        return slopes
+
+    def stored(self) -> int:
+        return 0
+
+
+def costs_of_levels(
+    task: Task, table: Table, masses: tuple[float, ...], block: int, dtype: torch.dtype, count: int = 8
+) -> tuple[float, ...]:
+    """Of a network call at each level, in dense calls, by the products that it leaves out: 1 - a (1 - kept).
+
+    a is the share of attention's products in a call, and kept the mean share of blocks that are attended to along the
+    trajectories of a few training samples. What a device gains in time is less, and nothing where masks do it.
+    """
+    draws, out = task.draw(count, 1, False, torch.Generator().manual_seed(0)), []
+    x, level = torch.zeros(1, *task.model.shape, device=task.model.device), torch.tensor(task.model.sigma_max).double()
+    with torch.no_grad():
+        attention = attention_share(lambda: task.model.for_seeds([0])(x, level))
+    for number in range(1, len(masses) + 1):
+        own = Sparsely(masses, block, number)
+        with attached(task.model, own):
+            task.roll_out(table.coefficients(), draws, dtype)
+        if not own.kept:
+            raise ValueError(f"no attention of {task.model.name} can be sparse: leave sparse out of --heads")
+        out.append(1 - attention * (1 - sum(own.kept) / len(own.kept)))
+    return tuple(out)
 
 
 @contextmanager

@@ -14,11 +14,15 @@ from torch import Tensor
 
 import epd
 from epd.accelerators.heads_file import load_heads
+from epd.denoisers.digits import digits
+from epd.denoisers.rows import limit_rows
 from epd.rl import acceleration as module
 from epd.rl.acceleration import AccelerationTrainer
 from epd.rl.acceleration_run import run_acceleration
 from epd.rl.conservative import Verdict
+from epd.rl.rewards import FunctionReward
 from epd.rl.step_reward import discount
+from epd.rl.task import Task, score_of
 from epd.runs.checkpoint import RunError
 
 
@@ -85,6 +89,23 @@ def test_the_step_head_alone_with_leave_one_out_is_tpdm() -> None:
     assert list(trainer.heads.parts) == ["step"]
     updates = list(trainer.updates())
     assert not torch.equal(updates[-1].state.vector, trainer.first().vector)
+
+
+def test_all_three_heads_learn_on_a_network() -> None:
+    model = limit_rows(digits())
+    heads = ("step", "cache", "sparse")
+    config = toy_acceleration_config(steps=1, grid=3, groups=2, heads=heads, levels=(0.5,), block=4, dtype="float32")
+    task = Task(model, {"bright": score_of(FunctionReward("bright", brightness))})
+    trainer = AccelerationTrainer(task, None, config)
+    first = trainer.first()
+    (update,) = trainer.updates(first)
+    assert 0.5 < trainer.layout.costs[0] < 1 and update.scalars["charts/calls"] < 3
+    moved, at = set(), 0
+    for name, parameter in trainer.heads.named_parameters():
+        rows = slice(at, at := at + parameter.numel())
+        if not torch.equal(update.state.vector[rows], first.vector[rows]):
+            moved.add(name.split(".")[1])
+    assert moved == set(heads)
 
 
 def test_a_run_stops_anywhere_and_goes_on_to_the_same_bits() -> None:

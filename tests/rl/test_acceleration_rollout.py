@@ -13,8 +13,9 @@ from epd import Table
 from epd.accelerators.accelerate import accelerators_of
 from epd.accelerators.decisions import jump_of
 from epd.accelerators.heads import trajectory_log_prob
+from epd.denoisers.digits import digits
 from epd.denoisers.rows import limit_rows
-from epd.rl.acceleration_rollout import Trip, travel, with_network
+from epd.rl.acceleration_rollout import Trip, costs_of_levels, travel, with_network
 from epd.rl.closeness import Closeness
 from epd.rl.task import Draws, Task
 from epd.solvers.schedules import logsnr
@@ -87,3 +88,19 @@ def test_a_model_with_a_limit_keeps_it(rows: int) -> None:
     assert limited.model.fixed == rows
     with pytest.raises(ValueError, match="larger limit of rows"):
         travel(limited, TABLE, HEADS, DRAWS, None, torch.float64)
+
+
+def test_levels_cost_what_they_keep_and_are_decided_on_where_all_else_is_computed() -> None:
+    model = limit_rows(digits())
+    own = Task(model, {"closeness": Closeness(model, 1e-3)})
+    table = Table(logsnr(3, 0.02, 5.0), [[]] * 3, [[]] * 3, anchor=[1.0] * 3, calls=1)
+    one, half = costs_of_levels(own, table, (0.9999, 0.3), 4, torch.float32, count=2)
+    assert 0.5 < half < one <= 1
+    layout = layout_of(1, 3, heads=("cache", "sparse"), levels=(0.9999, 0.3), costs=(one, half), block=4)
+    found = travel(own, table, undecided(layout), DRAWS, list(range(COUNT)), torch.float32)
+    cache, sparse = found.taken["cache"], found.taken["sparse"]
+    reused = {(int(b), int(n)) for b, n, a in zip(cache.samples, cache.steps, cache.action, strict=True) if a}
+    asked = {(int(b), int(n)) for b, n in zip(sparse.samples, sparse.steps, strict=True)}
+    assert reused and asked == {(b, n) for b in range(COUNT) for n in range(3)} - reused
+    cost = torch.tensor([1.0, one, half], dtype=torch.float64)[sparse.action]
+    torch.testing.assert_close(found.calls, torch.zeros(COUNT).double().index_add(0, sparse.samples, cost))
