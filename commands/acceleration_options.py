@@ -27,6 +27,9 @@ class RefineAcceleration(AccelerationConfig, ModelArguments):
     """Of each reward, which are measured in standard deviations of the plain solver's; none: 1."""
     watch: tuple[str, ...] = ()
     """Rewards that are recorded on held-out samples without being learned from, to see whether others are hacked."""
+    features: str | None = None
+    """What a discriminator sees pictures as, see --discriminator: inception, or file.py:function or
+    package.module:function, as in epd evaluate."""
     held_out_prompts: UserPath | None = None
     """File with prompts that are tested on and never trained on; none: every fifth of ten prompts or more."""
     out: UserPath = Path("runs/acceleration")

@@ -27,7 +27,15 @@ def refine_acceleration(options: RefineAcceleration) -> int:
     task = workers.together(lambda: task_of(options, chosen))
     if table is not None and source is not None:
         fits(table, task.model, source)
-    path = run_acceleration(task, table, config, options.out, options.resume, options.dry_run, chosen.conditions())
+    conditions, features = dict(chosen.conditions()), None
+    if options.features is not None:
+        from ..evaluation.extractors import load_features
+
+        conditions["features"] = options.features
+        features = load_features(options.features, task.model.device)
+    path = run_acceleration(
+        task, table, config, options.out, options.resume, options.dry_run, conditions, features
+    )  # fmt: skip
     workers.end()
     if path is not None:
         log.info(

@@ -24,9 +24,11 @@ from .acceleration_config import AccelerationConfig
 from .acceleration_rollout import costs_of_levels, travel, with_network
 from .acceleration_state import AccelerationState, AccelerationUpdate
 from .acceleration_tester import AccelerationTester
+from .adversary import Adversary, Pair
+from .discriminator import Features
 from .moments import load_vector, restore, stored
 from .objective import BASELINES, approx_kl, clipfrac, clipped_loss
-from .step_reward import with_spread
+from .step_reward import discounted, with_spread
 from .task import Draws, Task, without_lost
 
 TOLD = ("losses/policy_loss", "losses/approx_kl", "losses/clipfrac", "losses/entropy")
@@ -34,14 +36,17 @@ TOLD = ("losses/policy_loss", "losses/approx_kl", "losses/clipfrac", "losses/ent
 
 @dataclass(frozen=True)
 class Part:
-    """What a process keeps of its part of an update: decisions of samples from 0, and their log probability then."""
+    """What a process keeps of its part of an update: decisions of samples from 0, their log probability then, and what
+    a discriminator sees.
+    """
 
     taken: dict[HeadName, Taken]
     old: Tensor
+    pair: Pair | None
 
 
 class AccelerationTrainer:
-    """Maximise E q f(K) over the heads by clipped policy gradients, prompts alone; the model is frozen.
+    """Maximise E (q + weight d) f(K) over the heads by clipped policy gradients, prompts alone; the model is frozen.
 
     J = mean min(A rho, A clip(rho, 1 - clip, 1 + clip)), rho the ratio of a trajectory's probabilities, A what it earns
     compared with the others of its prompt. Reference: arXiv 2509.22323.
@@ -50,14 +55,23 @@ class AccelerationTrainer:
         task: a model without a network is given one, see `AsNetwork`.
         table: the plain solver, with one question of one point in each step; None: Euler on the config's grid.
         workers: processes that share the parts of an update.
+        features: of pictures, for the discriminator that the config asks for.
 
     Raises:
-        ValueError: for another table.
+        ValueError: for another table, or a discriminator without features.
     """
 
     def __init__(
-        self, task: Task, table: Table | None, config: AccelerationConfig, workers: Workers | None = None
+        self,
+        task: Task,
+        table: Table | None,
+        config: AccelerationConfig,
+        workers: Workers | None = None,
+        features: Features | None = None,
     ) -> None:
+        if (config.discriminator > 0) != (features is not None):
+            has = "needs features" if features is None else "has no use for features"
+            raise ValueError(f"discriminator = {config.discriminator:g} {has} of pictures: give both, or neither")
         self.task, self.config, self.workers = with_network(task), config, workers or Workers()
         self.table = grid_table(task.model, config) if table is None else table
         self.can_be_shorter = self.table.digest == grid_table(task.model, config).digest
@@ -73,6 +87,9 @@ class AccelerationTrainer:
         self.heads = Heads(self.layout, config.seed).to(task.model.device)
         self.tester = AccelerationTester(self.task, self.table, config, self.workers)
         self.optimizer = torch.optim.Adam(self.heads.parameters(), lr=config.lr, foreach=False)
+        self.adversary = None
+        if features is not None:
+            self.adversary = Adversary(self.task, self.table, features, config, self.workers)
 
     def updates(self, state: AccelerationState | None = None) -> Iterator[AccelerationUpdate]:
         """The rest of the updates; `state` of an earlier run of the same task and config continues it bit for bit.
@@ -95,7 +112,8 @@ class AccelerationTrainer:
         """Before the first update."""
         vector = parameters_to_vector(Heads(self.layout, self.config.seed).parameters()).detach()
         vector = vector.to(self.task.model.device)
-        return AccelerationState(0, vector, vector.new_zeros(2, len(vector)), 0, self.tester.plain(), 0, vector)
+        judge = torch.zeros(3, 0) if self.adversary is None else self.adversary.first()
+        return AccelerationState(0, vector, vector.new_zeros(2, len(vector)), 0, self.tester.plain(), 0, vector, judge)
 
     def finished(self, state: AccelerationState) -> Heads:
         """What a run leaves: the best that passed its test, or the start, which computes everything."""
@@ -119,10 +137,13 @@ class AccelerationTrainer:
         load_vector(self.heads, state.vector)
         draws = self.task.draw(config.groups, config.group_size, config.shared_noise, generator)
         seeds = torch.randint(2**62, (config.samples,), generator=generator).tolist()
-        raw, calls, parts = self._sampled(draws, seeds)
+        if self.adversary is not None:
+            self.adversary.load(state.judge)
+        raw, calls, real, parts = self._sampled(draws, seeds)
         named = dict(zip(self.task.scores, raw, strict=True))
         quality = self.tester.quality(named, state.given)
-        rewards = self.tester.earned(quality, calls).reshape(config.groups, config.group_size)
+        rewards = discounted(quality, calls, config.decay, real, config.discriminator)
+        rewards = rewards.reshape(config.groups, config.group_size)
         telling = with_spread(rewards)
         scalars = {f"rewards/{name}": float(values.mean()) for name, values in named.items()}
         scalars |= {
@@ -140,10 +161,15 @@ class AccelerationTrainer:
             scalars |= self._learned(parts, advantages.flatten(), kept, share)
             vector, moments, steps = stored(self.optimizer, self.heads)
             state = replace(state, vector=vector, moments=moments, steps=steps)
+        if self.adversary is not None:
+            pairs = {i: part.pair for i, part in parts.items() if part.pair is not None}
+            judge, steps, loss = self.adversary.learned(pairs, state.judge, state.judge_steps)
+            state = replace(state, judge=judge, judge_steps=steps)
+            scalars |= {"discriminator/real": float(real.mean()), "discriminator/loss": loss}
         return replace(state, iteration=state.iteration + 1), scalars
 
-    def _sampled(self, draws: Draws, seeds: Sequence[int]) -> tuple[Tensor, Tensor, dict[int, Part]]:
-        """Scores (S, B) and calls (B,) of all samples, and this process's parts of what was decided.
+    def _sampled(self, draws: Draws, seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, dict[int, Part]]:
+        """Scores (S, B), calls (B,) and a discriminator's verdicts (B,) of all samples, and this process's parts.
 
         A sample that leads out of the finite numbers is as bad as the worst of the others.
         """
@@ -152,7 +178,8 @@ class AccelerationTrainer:
         scores = self.task.scores
 
         def part(i: int) -> Tensor:
-            out = torch.zeros(len(scores) + 1, len(draws), dtype=torch.float64)
+            out = torch.zeros(len(scores) + 2, len(draws), dtype=torch.float64)
+            features = list[Tensor]()
             taken: dict[HeadName, list[Taken]] = {}
             for first in range(i * size, (i + 1) * size, together):
                 rows = slice(first, min(first + together, (i + 1) * size))
@@ -162,18 +189,24 @@ class AccelerationTrainer:
                 seen = replace(trip.rollout, states=trip.rollout.states.masked_fill(beside, 0.0))
                 for row, score in zip(out, scores.values(), strict=False):
                     row[rows] = score(seen).masked_fill(lost.cpu(), math.nan)
-                out[-1, rows] = trip.calls
+                out[-2, rows] = trip.calls
+                if self.adversary is not None:
+                    features.append(self.adversary.seen(seen))
+                    out[-1, rows] = self.adversary.discriminator.real(features[-1])
                 for head, own in trip.taken.items():
                     moved = replace(own, samples=own.samples + first - i * size)
                     taken.setdefault(head, []).append(moved)
             joined: dict[HeadName, Taken] = {head: Taken.joined(own) for head, own in taken.items()}
+            pair = None
+            if self.adversary is not None:
+                pair = Pair(self.adversary.plain(draws[i * size : (i + 1) * size]), torch.cat(features))
             with torch.no_grad():
-                kept[i] = Part(joined, trajectory_log_prob(self.heads, joined, size)[0])
+                kept[i] = Part(joined, trajectory_log_prob(self.heads, joined, size)[0], pair)
             return out.flatten()
 
         parts = self.config.accumulate
-        found = (self.workers.mean(parts, (len(scores) + 1) * len(draws), part) * parts).reshape(-1, len(draws))
-        return without_lost(found[:-1]), found[-1], kept
+        found = (self.workers.mean(parts, (len(scores) + 2) * len(draws), part) * parts).reshape(-1, len(draws))
+        return without_lost(found[:-2]), found[-2], found[-1], kept
 
     def _learned(self, parts: dict[int, Part], advantages: Tensor, kept: Tensor, share: float) -> dict[str, float]:
         """Moves the heads; rates are multiplied by the share of the run that is left. Returns what there is to tell.

@@ -52,6 +52,11 @@ class AccelerationConfig(BaseModel):
     """Added to the rewards, which are in standard deviations from the plain solver's mean, before they are clipped at 0
     from below: of a negative reward more calls would earn more. None: raw rewards, neither shifted nor clipped, as
     published."""
+    discriminator: float = Field(default=0.0, ge=0)
+    """Weight, beside the reward, of the probability by which a discriminator takes a picture for one of the plain
+    solver; it learns along, from features of pictures. 0: none."""
+    discriminator_lr: float = Field(default=1e-3, gt=0)
+    """Its learning rate."""
     groups: int = Field(default=16, ge=1)
     """Prompts of an update."""
     group_size: int = Field(default=8, ge=2)

@@ -26,11 +26,12 @@ from .acceleration import AccelerationTrainer, grid_table
 from .acceleration_config import AccelerationConfig
 from .acceleration_state import AccelerationState, AccelerationUpdate, Measured, Passing, Tested
 from .conservative import Interval
+from .discriminator import Features
 from .run import REPORT, identity_of_task
 from .task import Task
 
 log = logging.getLogger("epd")
-TENSORS = ("vector", "moments", "given", "best")  # of an AccelerationState; all else in it is numbers
+TENSORS = ("vector", "moments", "given", "best", "judge")  # of an AccelerationState; all else in it is numbers
 ALONE = ("rapid3", "reuse", "rehash", "ilf")  # accelerators that answer in a policy's place
 
 
@@ -42,6 +43,7 @@ def run_acceleration(
     resume: bool = False,
     dry_run: bool = False,
     conditions: Mapping[str, object] | None = None,
+    features: Features | None = None,
 ) -> Path | None:
     """Learns a policy into `out`: policy.safetensors for `epd.RAPID3`, solver.json with the plain solver, report.json,
     config.json, checkpoint.safetensors, history.jsonl, tb/. Returns the policy's path.
@@ -54,6 +56,7 @@ def run_acceleration(
         resume: continue the run in `out` bit for bit; a finished run is left as it is.
         dry_run: print the plan and its cost, learn nothing, return None.
         conditions: what else the run was asked for, ready for JSON; it is not continued with others.
+        features: of pictures, for the config's discriminator.
 
     Raises:
         RunError: where `out` holds another run, or its checkpoint is damaged or of another configuration.
@@ -65,7 +68,7 @@ def run_acceleration(
     table = grid_table(task.model, config) if table is None else table
     first = float(table.sigmas[0])
     require_path(table.provenance.path, first, task.model.path, task.model.name, "take one that was learned for it")
-    trainer = AccelerationTrainer(task, table, config, workers)
+    trainer = AccelerationTrainer(task, table, config, workers, features)
     if dry_run:
         workers.together(lambda: print(forecast(trainer)) if workers.rank == 0 else None)
         return None
@@ -151,7 +154,7 @@ def state_of(checkpoint: Checkpoint, path: Path) -> AccelerationState:
         tensors = {name: checkpoint.tensors[name] for name in TENSORS}
         return AccelerationState(
             int(numbers["iteration"]), steps=int(numbers["steps"]), looks=int(numbers["looks"]), passed=passed,
-            **tensors,
+            judge_steps=int(numbers["judge_steps"]), **tensors,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path} is not of learning acceleration ({error}): choose another --out") from error

@@ -48,6 +48,7 @@ class AccelerationState:
         given: (S, N) held-out scores of the plain solver, in the order of the task's.
         looks: tests so far.
         best: (V,) parameters of the best that passed its test; those of the start while `passed` is None.
+        judge: (3, W) parameters and Adam's moments of the discriminator, and its `judge_steps`; W = 0 without one.
     """
 
     iteration: int
@@ -57,6 +58,8 @@ class AccelerationState:
     given: Tensor
     looks: int
     best: Tensor
+    judge: Tensor
+    judge_steps: int = 0
     passed: Passing | None = None
 
 

@@ -90,6 +90,7 @@ def refine_acceleration(
     texts: Callable[[Sequence[int]], list[str]] | None = None,
     train: Sequence[int] = (),
     held_out: Sequence[int] = (),
+    features: Callable[[Tensor], Tensor] | None = None,
 ) -> Path:
     """Learns which network calls can be left out, for each sample on its own; returns the file for `epd.RAPID3`.
 
@@ -105,13 +106,14 @@ def refine_acceleration(
         out: folder of the run, as of `epd refine-acceleration`.
         table: the plain solver, which asks once a step; none: Euler on the config's grid.
         resume: continue the run in `out`.
+        features: pictures (B, 3, H, W) in [0, 1] -> (B, F), such as a CLIP tower's; for the config's discriminator.
 
     Raises:
         RewardError: for a reward that cannot be loaded, or fails.
         ValueError: for a model that `check_model` refuses, another table, or a folder that holds another run.
     """
     task = task_of(model, rewards, config.dtype, config.tolerance, weights, watched, texts, train, held_out)
-    path = run_acceleration(task, table, config, Path(out), resume)
+    path = run_acceleration(task, table, config, Path(out), resume, features=features)
     assert path is not None, "only a dry run has no policy"
     return path
 

@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_no_option_of_the_trainer_hides_one_of_the_model() -> None:
-    own = {"table", "reward", "weights", "watch", "held_out_prompts", "out", "resume", "dry_run"}
+    own = {"table", "reward", "weights", "watch", "features", "held_out_prompts", "out", "resume", "dry_run"}
     assert not set(AccelerationConfig.model_fields) & set(ModelArguments.model_fields)
     assert set(RefineAcceleration.model_fields) == {
         *AccelerationConfig.model_fields, *ModelArguments.model_fields, *own
