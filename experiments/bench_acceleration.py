@@ -24,14 +24,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..accelerators.accelerate import accelerate, decelerate, measure
-from ..accelerators.rapid3 import RAPID3
-from ..denoisers.digits import classes_of, digits, digits_classifier
+from ..accelerators.accelerate import measure
+from ..accelerators.heads_file import load_heads
+from ..accelerators.rapid3 import POLICY
+from ..denoisers.digits import NUM_CLASSES, classes_of, digits, digits_classifier
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
+from ..denoisers.rows import limit_rows
 from ..distill.gits import gits_of
 from ..formats.files import write_atomically
 from ..rl.acceleration_config import AccelerationConfig
+from ..rl.acceleration_rollout import Exploring, attached
 from ..rl.learn import refine_acceleration
 from ..runs.environment import environment
 from ..solvers.exact import converged
@@ -101,13 +104,14 @@ def measured(model: Model, folder: Path, grid: int) -> dict[str, Any]:
     """A policy on fresh samples beside static solvers of equal mean cost."""
     judge = Judge(model, list(range(FIRST_SEED, FIRST_SEED + SAMPLES)))
     levels = make_sigmas(SCHEDULE, grid, Ends.of(model))
-    accelerate(model, RAPID3(str(folder)))
-    with measure(model, counts=False) as counted:
+    policy = Exploring(load_heads(folder / POLICY)[0])
+    with attached(limit_rows(model, SAMPLES), policy), measure(model, counts=False) as counted:
         states = judge.solved(levels)
-    decelerate(model)
+    assert policy.live is not None, "attached above"
+    spent = policy.live.spent
     often = torch.tensor([called.rows / called.now.rows for called in counted.calls])
-    calls = float(often.sum())
-    gits = gits_of(model, Ends.of(model), **TEACHER)
+    calls = float(spent.mean())
+    gits = gits_of(model, Ends.of(model), samples=TEACHER["samples"], fine=TEACHER["fine"])
 
     def mask(steps: int) -> Tensor:
         computed = often.sort(descending=True, stable=True).indices[:steps].sort().values
@@ -120,6 +124,9 @@ def measured(model: Model, folder: Path, grid: int) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "calls": calls,
+        "least": float(spent.min()),
+        "most": float(spent.max()),
+        "calls by class": [float(spent[classes_of(judge.seeds) == k].mean()) for k in range(NUM_CLASSES)],
         "computed in each step": often.tolist(),
         "policy": judge.told(states),
         "plain": judge.told(judge.solved(levels)),

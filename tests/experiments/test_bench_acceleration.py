@@ -39,7 +39,7 @@ def test_a_cell_is_made_once(
     small = {"steps": 1, "groups": 1, "group_size": 4, "held_out": 64, "tolerance": 0.1, "epochs": 1}
     monkeypatch.setattr(bench, "LEARNING", {**bench.LEARNING, **small})
     monkeypatch.setattr(bench, "GRID", 4)
-    monkeypatch.setattr(bench, "SAMPLES", 8)
+    monkeypatch.setattr(bench, "SAMPLES", 10)
     monkeypatch.setattr(bench, "TOLERANCE", 0.1)
     monkeypatch.setattr(bench, "TEACHER", {"samples": 2, "fine": 6})
     words = ["--only", "digits,tpdm,,0", "--out", str(tmp_path), "--work", str(tmp_path / "work")]

@@ -11,7 +11,6 @@ from torch import Tensor
 from epd.rl.acceleration import AccelerationTrainer
 from epd.rl.discriminator import Discriminator, features_of
 from epd.rl.reward import RewardError
-from epd.rl.step_reward import discount
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -44,9 +43,8 @@ def test_what_it_says_is_earned_beside_the_reward() -> None:
         0.6931472
     )
     draws = own.task.draw(4, 4, True, torch.Generator().manual_seed(0))
-    _, calls, real, parts = own._sampled(draws, list(range(16)))
+    _, _, real, parts = own._sampled(draws, list(range(16)))
     assert bool((real != 0.5).all()) and parts[0].pair is not None and len(parts[0].pair.plain) == 4
-    assert float(discount(calls, 0.8).min()) > 0
     assert update.state.judge_steps == 1 and not torch.equal(update.state.judge[0], own.first().judge[0])
 
 
