@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .tabular import Array, checked
-from .tabular_bounds import Bonus, Knowledge
+from .tabular import Array, Flags, Indices, checked
+from .tabular_bounds import ExplorationBonus, TabularKnowledge
 
 PARTS, ROUNDS = 16, 3  # rho is found to 16^-3, which is 12 halvings, in 3 evaluations of 15 policies at once
 
@@ -36,9 +36,9 @@ class Mixture:
     optimistic: Array
     coin: Array
     lower: Array
-    start: Array
+    start: Indices
     rho: Array
-    certified: Array
+    certified: Flags
 
 
 class NotCertified(ValueError):
@@ -46,14 +46,17 @@ class NotCertified(ValueError):
 
 
 def candidates(baseline: ArrayLike, optimistic: ArrayLike) -> Array:
-    """pi^0, ..., pi^H: pi^j follows the baseline in steps 0 to j - 1, then the optimistic policy; (..., H + 1, H, S, A)."""
+    """pi^0, ..., pi^H (..., H + 1, H, S, A): pi^j is the baseline in steps 0 to j - 1, then the optimistic policy."""
     first, then = np.asarray(baseline, dtype=np.float64), np.asarray(optimistic, dtype=np.float64)
     steps = first.shape[-3]
     follows = np.arange(steps) < np.arange(steps + 1)[:, None]  # (H + 1, H)
     return np.where(follows[..., None, None], first[..., None, :, :, :], then[..., None, :, :, :])
 
 
-def step_mix(known: Knowledge, baseline: ArrayLike, floor: ArrayLike, bonus: Bonus) -> Mixture:
+def step_mix(
+    known: TabularKnowledge, baseline: ArrayLike, floor: ArrayLike, bonus: ExplorationBonus,
+    optimistic: Array | None = None,
+) -> Mixture:  # fmt: skip
     """The most optimistic mixture, step by step, whose lower bound reaches the floor.
 
     The optimistic policy where its bound L_0 reaches it. The baseline, where not even its own bound L_H does. Otherwise
@@ -64,6 +67,8 @@ def step_mix(known: Knowledge, baseline: ArrayLike, floor: ArrayLike, bonus: Bon
     Args:
         baseline: (..., H, S, A).
         floor: gamma, (...) or one number; 0 allows everything.
+        optimistic: (..., H, S, A), what is mixed in; by default the greedy policy of the upper bounds. The floor is
+            kept whatever it is.
 
     Raises:
         ValueError: for another shape, rows that are not distributions, or a floor that no episode can earn.
@@ -71,7 +76,7 @@ def step_mix(known: Knowledge, baseline: ArrayLike, floor: ArrayLike, bonus: Bon
     Reference: arXiv 2306.06265, Alg. 1 (StepMix).
     """
     base, floors = _given(known, baseline, floor)
-    optimistic, _ = known.optimistic(bonus)
+    optimistic = known.optimistic(bonus)[0] if optimistic is None else _policy(known, optimistic)
     mixed = candidates(base, optimistic)
     lower = known.lower(mixed, bonus)  # (..., H + 1)
     safe = lower >= floors[..., None]
@@ -91,7 +96,10 @@ def step_mix(known: Knowledge, baseline: ArrayLike, floor: ArrayLike, bonus: Bon
     return Mixture(policy, optimistic, np.ones_like(low), low, start, rho, safe[..., 0] | safe[..., -1])
 
 
-def eps_mix(known: Knowledge, baseline: ArrayLike, floor: ArrayLike, bonus: Bonus) -> Mixture:
+def eps_mix(
+    known: TabularKnowledge, baseline: ArrayLike, floor: ArrayLike, bonus: ExplorationBonus,
+    optimistic: Array | None = None,
+) -> Mixture:  # fmt: skip
     """The optimistic policy with probability rho, otherwise the baseline: one coin an episode.
 
     rho = (L_baseline - floor) / (L_baseline - L_optimistic), 1 where L_optimistic reaches the floor and 0 where
@@ -103,7 +111,7 @@ def eps_mix(known: Knowledge, baseline: ArrayLike, floor: ArrayLike, bonus: Bonu
     Reference: arXiv 2306.06265 (EpsMix).
     """
     base, floors = _given(known, baseline, floor)
-    optimistic, _ = known.optimistic(bonus)
+    optimistic = known.optimistic(bonus)[0] if optimistic is None else _policy(known, optimistic)
     of_base, of_optimistic = np.moveaxis(known.lower(np.stack([base, optimistic], -4), bonus), -1, 0)
     certain, safe = of_optimistic >= floors, of_base >= floors
     room = np.where(safe & ~certain, of_base - of_optimistic, 1.0)
@@ -113,7 +121,7 @@ def eps_mix(known: Knowledge, baseline: ArrayLike, floor: ArrayLike, bonus: Bonu
     return Mixture(optimistic, optimistic, coin, low, start, coin, certain | safe)
 
 
-def offline_baseline(known: Knowledge, floor: float, bonus: Bonus) -> tuple[Array, float]:
+def offline_baseline(known: TabularKnowledge, floor: float, bonus: ExplorationBonus) -> tuple[Array, float]:
     """A baseline from offline data, pessimistic value iteration, with its lower bound as certificate.
 
     Its counts are where exploration should start. The rows of the data must be independent episodes.
@@ -146,21 +154,26 @@ def offline_baseline(known: Knowledge, floor: float, bonus: Bonus) -> tuple[Arra
     )
 
 
-def _given(known: Knowledge, baseline: ArrayLike, floor: ArrayLike) -> tuple[Array, Array]:
+def _given(known: TabularKnowledge, baseline: ArrayLike, floor: ArrayLike) -> tuple[Array, Array]:
     """The baseline and one floor for each trial."""
-    base = checked(np.asarray(baseline, dtype=np.float64)[..., None, :, :, :], known.means.shape)[..., 0, :, :, :]
     floors = np.asarray(floor, dtype=np.float64)
     if not ((floors >= 0) & (floors <= known.ceilings[0])).all():
         raise ValueError(
-            f"floor = {floor} must be in [0, {known.ceilings[0]:g}], what an episode can earn; give a share of what the "
-            "baseline earns"
+            f"floor = {floor} must be in [0, {known.ceilings[0]:g}], what an episode can earn: give a share of what "
+            "the baseline earns"
         )
-    return base, np.broadcast_to(floors, known.means.shape[:-3])
+    return _policy(known, baseline), np.broadcast_to(floors, known.means.shape[:-3])
+
+
+def _policy(known: TabularKnowledge, policy: ArrayLike) -> Array:
+    """One (..., H, S, A), checked."""
+    return checked(np.asarray(policy, dtype=np.float64)[..., None, :, :, :], known.means.shape)[..., 0, :, :, :]
 
 
 def _largest_share(
-    known: Knowledge, bonus: Bonus, policy: Array, optimistic: Array, step: Array, floors: Array, lower: Array
-) -> tuple[Array, Array]:
+    known: TabularKnowledge, bonus: ExplorationBonus, policy: Array, optimistic: Array, step: Indices, floors: Array,
+    lower: Array,
+) -> tuple[Array, Array]:  # fmt: skip
     """rho (...) in `step` and its bound, by direct evaluation: with a clipped bonus the bound isn't linear in rho."""
     share, parts = np.zeros_like(lower), np.arange(1, PARTS)
     for turn in range(1, ROUNDS + 1):
@@ -173,7 +186,7 @@ def _largest_share(
     return share, lower
 
 
-def _mixed(policy: Array, optimistic: Array, step: Array, shares: Array) -> Array:
+def _mixed(policy: Array, optimistic: Array, step: Indices, shares: Array) -> Array:
     """Policies (..., R, H, S, A) that mix a share (..., R) of the optimistic one into one step (...)."""
     here = np.arange(policy.shape[-3]) == step[..., None]
     weight = (shares[..., None] * here[..., None, :])[..., None, None]

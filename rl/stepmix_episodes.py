@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .stepmix import Mixture, eps_mix, step_mix
-from .tabular import Array, TabularMDP, checked
-from .tabular_bounds import Bonus, Knowledge
+from .tabular import Array, Flags, Indices, TabularMDP, checked
+from .tabular_bounds import ExplorationBonus, TabularKnowledge
 
 Method = Literal["stepmix", "epsmix", "optimism", "cumulative", "baseline"]
 EXACT = 1e-12  # rounding of a value
 RECORDED = ("values", "lower", "start", "rho")
 LONGEST = 512  # episodes that are walked at once
-
-Flags = NDArray[np.bool_]
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +48,13 @@ class History:
         return self.values < self.floor[:, None] - EXACT
 
 
-def play(
+def play_episodes(
     mdp: TabularMDP,
     baseline: ArrayLike,
     floor: ArrayLike,
     method: Method,
     episodes: int,
-    bonus: Bonus,
+    bonus: ExplorationBonus,
     seeds: Sequence[int] = (0,),
     offline: ArrayLike | None = None,
     growth: float = 0.05,
@@ -81,7 +78,7 @@ def play(
 
     References: arXiv 2306.06265; `cumulative` after arXiv 2002.03218.
     """
-    trials, (steps, states, actions) = len(seeds), mdp.sizes
+    trials, (steps, states, _) = len(seeds), mdp.sizes
     _require(method, episodes, growth, trials)
     worlds = mdp.trials(trials)
     base = np.broadcast_to(np.asarray(baseline, dtype=np.float64), worlds.rewards.shape)
@@ -132,8 +129,9 @@ class _Run:
     """What the trials know and play. Each is planned at its own times, so they are at different episodes."""
 
     def __init__(
-        self, worlds: TabularMDP, base: Array, floors: Array, method: Method, bonus: Bonus, growth: float, counts: Array
-    ) -> None:
+        self, worlds: TabularMDP, base: Array, floors: Array, method: Method, bonus: ExplorationBonus, growth: float,
+        counts: Array,
+    ) -> None:  # fmt: skip
         trials = len(base)
         self._worlds, self._base, self._floors = worlds, base, floors
         self._method, self._bonus, self._growth, self.counts = method, bonus, growth, counts
@@ -150,7 +148,7 @@ class _Run:
         if not who.size:
             return
         world = TabularMDP(self._worlds.transitions[who], self._worlds.rewards[who], self._worlds.initial[who])
-        known = Knowledge(self.counts[who], world.rewards, initial=world.initial)
+        known = TabularKnowledge(self.counts[who], world.rewards, initial=world.initial)
         made = self._made(known, who)
         values = world.values(np.stack([self._base[who], made.policy], 1))
         steps = self._base.shape[1]
@@ -167,7 +165,7 @@ class _Run:
         self.due[who] = False
         self.plans[who] += 1
 
-    def _made(self, known: Knowledge, who: Indices) -> Mixture:
+    def _made(self, known: TabularKnowledge, who: Indices) -> Mixture:
         base, bonus = self._base[who], self._bonus
         if self._method == "stepmix":
             return step_mix(known, base, self._floors[who], bonus)
@@ -197,7 +195,7 @@ class _Run:
         step, state, action = np.unravel_index(cells[row, column], shape)
         np.add.at(self.counts, (who[row, None], step, state, action, following[row, column]), 1)
         np.subtract.at(self._left, (who[row, None], step, state, action), 1)
-        self.due[who] = (self._left[who] <= 0).any((1, 2, 3))
+        self.due[who] = self._left[who].reshape(len(who), -1).min(-1) <= 0
         self._budget[who] = budgets[np.arange(len(who)), taken - 1]
         return chosen, taken
 
@@ -238,7 +236,7 @@ def _drawn(cumulated: Array, draws: Array) -> Indices:
 
 
 def _until_due(cells: Indices, left: Array) -> Indices:
-    """Episodes (T,) of the block up to the first one, inclusive, in which some cell is visited for the last time left."""
+    """Episodes (T,) of the block up to and with the first one in which some cell uses up its visits."""
     trials, block, steps = cells.shape
     flat = left.reshape(trials, -1)
     keys = (cells + flat.shape[1] * np.arange(trials)[:, None, None]).ravel()
@@ -248,4 +246,4 @@ def _until_due(cells: Indices, left: Array) -> Indices:
     visit = np.empty(len(keys), np.int64)
     visit[order] = np.arange(len(keys)) - first + 1
     last = (visit >= flat.ravel()[keys]).reshape(trials, block, steps).any(-1)
-    return np.where(last.any(1), last.argmax(1) + 1, block)
+    return np.where(last.any(-1), last.argmax(-1) + 1, block)

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Indices = NDArray[np.int64]
 TOLERANCE = 1e-9  # of probabilities that shall sum to one
 
 
@@ -79,9 +81,9 @@ def _plain(_: int, q: Array, __: Array) -> Array:
 
 def backup(transitions: Array, value: Array) -> Array:
     """P V of one step: (..., S, A, S) and (..., S, C) -> (..., S, A, C)."""
-    *trials, s, a, _ = transitions.shape
-    out = transitions.reshape(*trials, s * a, s) @ value  # all policies in one product
-    return out.reshape(*trials, s, a, value.shape[-1])
+    *trials, states, actions, _ = transitions.shape
+    out = transitions.reshape(*trials, states * actions, states) @ value  # all policies in one product
+    return out.reshape((*transitions.shape[:-1], out.shape[-1]))
 
 
 def evaluate(
@@ -105,7 +107,7 @@ def greedy(transitions: Array, rewards: Array, correct: Correct = _plain) -> tup
         plain = rewards[..., h, :, :, None] + backup(transitions[..., h, :, :, :], value)
         q[..., h, :, :] = correct(h, plain, value)[..., 0]
         value = q[..., h, :, :].max(-1)[..., None]
-    return one_hot(q.argmax(-1), q.shape[-1]), q
+    return one_hot(q.argmax(-1), rewards.shape[-1]), q
 
 
 def one_hot(actions: ArrayLike, count: int) -> Array:

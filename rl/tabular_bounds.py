@@ -14,7 +14,7 @@ from .tabular import Array, Correct, backup, checked, evaluate, greedy, initial_
 
 
 @dataclass(frozen=True)
-class Bonus:
+class ExplorationBonus:
     """How far an estimate of r + P V may be from the truth after n visits of a state and action.
 
         Hoeffding:  b = R sqrt(L / (2 n))
@@ -66,7 +66,7 @@ class Bonus:
 
 
 @dataclass(frozen=True, eq=False)
-class Knowledge:
+class TabularKnowledge:
     """What is known of a process: how often s' followed on (s, a) at step h, and the rewards.
 
     Args:
@@ -149,11 +149,11 @@ class Knowledge:
         assert self.largest is not None
         return np.append(np.cumsum(self.largest[::-1])[::-1], 0.0)
 
-    def lower(self, policies: ArrayLike, bonus: Bonus) -> Array:
+    def lower(self, policies: ArrayLike, bonus: ExplorationBonus) -> Array:
         """Lower bounds (..., C) of the values of policies (..., C, H, S, A): Q = max(0, r + P V - b)."""
         return self._evaluated(policies, _correction(self, bonus, -1))
 
-    def upper(self, policies: ArrayLike, bonus: Bonus) -> Array:
+    def upper(self, policies: ArrayLike, bonus: ExplorationBonus) -> Array:
         """Upper bounds, likewise: Q = min(ceiling, r + P V + b)."""
         return self._evaluated(policies, _correction(self, bonus, 1))
 
@@ -161,11 +161,11 @@ class Knowledge:
         """The values of policies on the estimate itself, with no bonus."""
         return self._evaluated(policies, lambda h, q, value: q)
 
-    def optimistic(self, bonus: Bonus) -> tuple[Array, Array]:
+    def optimistic(self, bonus: ExplorationBonus) -> tuple[Array, Array]:
         """The greedy policy of the upper bounds Q = min(ceiling, r + P max Q + b), and these, (..., H, S, A)."""
         return greedy(self.transitions, self.means, _correction(self, bonus, 1))
 
-    def pessimistic(self, bonus: Bonus) -> tuple[Array, Array]:
+    def pessimistic(self, bonus: ExplorationBonus) -> tuple[Array, Array]:
         """The greedy policy of the lower bounds Q = max(0, r + P max Q - b), and these, (..., H, S, A)."""
         return greedy(self.transitions, self.means, _correction(self, bonus, -1))
 
@@ -174,7 +174,7 @@ class Knowledge:
         return evaluate(self.transitions, self.means, self.initial, checked(policies, self.means.shape), correct)
 
 
-def _correction(known: Knowledge, bonus: Bonus, sign: int) -> Correct:
+def _correction(known: TabularKnowledge, bonus: ExplorationBonus, sign: int) -> Correct:
     """r + P V with the bonus added (1) or taken off (-1), between 0 and what can be earned at all."""
     n = known.visits[..., None]
     *_, steps, states, actions = known.means.shape
@@ -202,12 +202,12 @@ def _correction(known: Knowledge, bonus: Bonus, sign: int) -> Correct:
     return correct
 
 
-def _centre(known: Knowledge, h: int, q: Array) -> Array:
+def _centre(known: TabularKnowledge, h: int, q: Array) -> Array:
     """Of the random part of r + V: all of it where rewards are observed, V where they are known."""
     return q if known.rewards is None else q - known.means[..., h, :, :, None]
 
 
-def _second_moment(known: Knowledge, h: int, value: Array) -> Array:
+def _second_moment(known: TabularKnowledge, h: int, value: Array) -> Array:
     """Of the same: E[(r + V)^2] or E[V^2] on the estimate."""
     of_values = backup(known.transitions[..., h, :, :, :], value**2)
     if known.sums is None or known.squares is None:
