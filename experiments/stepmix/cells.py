@@ -8,13 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ...rl.stepmix import NotCertified, offline_baseline
 from ...rl.stepmix_episodes import History, Method, play_episodes
-from ...rl.tabular import Array, TabularMDP, random_mdp, softmax_policy
+from ...rl.tabular import Array, Flags, TabularMDP, random_mdp, softmax_policy
 from ...rl.tabular_bounds import ExplorationBonus, TabularKnowledge
 from ...runs.environment import environment
 from ..bench_learned import read, write
@@ -38,13 +38,11 @@ class Cell:
     """Trials of a method, each on a random process of its own.
 
     Args:
-        sweep: whose part it is: the folder of its file.
         gap: the floor is 1 - gap of the baseline's value.
         temperature: the baseline is the softmax of Q* / temperature.
-        offline: episodes of a uniform policy that are known beforehand; with any, the baseline is what they certify.
+        offline: of how many episodes of a uniform policy a baseline is made, instead of playing.
     """
 
-    sweep: Literal["episodes", "gap", "bonus", "length", "states", "offline", "digits"]
     method: Method = "stepmix"
     bonus: ExplorationBonus = field(default_factory=ExplorationBonus)
     gap: float = 0.2
@@ -61,8 +59,9 @@ class Cell:
         """In the folder of results."""
         bonus = str(self.bonus).replace(", ", "-").replace("unproved scale ", "")
         sizes = f"{self.steps}x{self.states}x{self.actions}"
-        data = f"-offline-{self.offline}" if self.offline else ""
-        return f"{self.sweep}/{self.method}-{bonus}-gap-{self.gap:g}-{sizes}{data}.json"
+        if self.offline:
+            return f"offline/{bonus}-gap-{self.gap:g}-{sizes}-{self.offline}.json"
+        return f"random/{self.method}-{bonus}-gap-{self.gap:g}-{sizes}.json"
 
 
 @dataclass(frozen=True)
@@ -78,17 +77,22 @@ class Digits:
         return "digits/process.json" if self.bonus is None else f"digits/{self.bonus.kind}.json"
 
 
-CELLS: tuple[Cell | Digits, ...] = (
-    *(Cell("episodes", method) for method in METHODS),
-    *(Cell("gap", method, bonus, gap) for gap in GAPS for bonus in (ExplorationBonus(), USUAL) for method in METHODS[:4]),
-    *(Cell("bonus", method, bonus) for bonus in BONUSES for method in ("stepmix", "optimism")),
-    *(Cell("length", method, USUAL, steps=h, trials=10) for h in LENGTHS for method in METHODS[:2]),
-    *(Cell("states", method, USUAL, states=s, trials=10) for s in STATES for method in METHODS[:2]),
-    *(Cell("offline", "stepmix", bonus, offline=n) for n in OFFLINE for bonus in (ExplorationBonus(), USUAL)),
-    Digits(),
-    Digits(ExplorationBonus(), 160),
-    Digits(USUAL, 60),
-)
+EPISODES = tuple(Cell(method) for method in METHODS)
+BY_GAP = {
+    bonus: {gap: {m: Cell(m, bonus, gap) for m in METHODS[:4]} for gap in GAPS} for bonus in (ExplorationBonus(), USUAL)
+}
+BY_BONUS = {bonus: {m: Cell(m, bonus) for m in ("stepmix", "optimism")} for bonus in BONUSES}
+BY_LENGTH = {h: {m: Cell(m, USUAL, steps=h, trials=10) for m in METHODS[:2]} for h in LENGTHS}
+BY_STATES = {s: {m: Cell(m, USUAL, states=s, trials=10) for m in METHODS[:2]} for s in STATES}
+BY_DATA = {bonus: {n: Cell(bonus=bonus, offline=n) for n in OFFLINE} for bonus in (ExplorationBonus(), USUAL)}
+DIGITS = (Digits(), Digits(ExplorationBonus(), 160), Digits(USUAL, 60))
+CELLS: tuple[Cell | Digits, ...] = tuple(
+    dict.fromkeys([
+        *EPISODES, *(cell for rows in BY_GAP.values() for row in rows.values() for cell in row.values()),
+        *(cell for rows in (BY_BONUS, BY_LENGTH, BY_STATES, BY_DATA) for row in rows.values() for cell in row.values()),
+        *DIGITS,
+    ])
+)  # fmt: skip
 
 
 def worlds(cell: Cell) -> TabularMDP:
@@ -121,7 +125,7 @@ def told(history: History, best: Array) -> dict[str, Any]:
     def over(x: Array) -> list[float]:
         return [round(float(x[:, a:b].mean()), 6) for a, b in windows]
 
-    def first(x: Array) -> list[int | None]:
+    def first(x: Flags) -> list[int | None]:
         return [int(row.argmax()) if row.any() else None for row in x]
 
     return {

@@ -111,7 +111,7 @@ def tuned(bonus: ExplorationBonus, batches: int, measured: Mapping[str, Any]) ->
         })  # fmt: skip
     found = tuner.schedule()
     return {
-        "bonus": str(bonus), "floor": floor, "batch": BATCH, "lower": found.lower, "settings": found.settings,
+        "bonus": str(bonus), "floor": floor, "batch": BATCH, "lower": found.lower, "schedule": found.settings,
         "judged": judged(mdp, found.settings), "course": course,
     }  # fmt: skip
 
