@@ -10,7 +10,6 @@ from typing import Any
 from ..learned_results import contents
 from ..markdown import MISSING, markdown_table, measured_in
 from .cells import BY_BONUS, BY_DATA, BY_GAP, BY_LENGTH, BY_STATES, DIGITS, EPISODES, Cell, middle
-from .digits import BATCH
 
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "stepmix"
 NAMES = {
@@ -25,9 +24,10 @@ def episodes(files: Files) -> str:
     rows = []
     for cell in (cell for cell in EPISODES if cell.path in files):
         found = files[cell.path]
-        ratio = fmean(found["regret"]) / fmean(found["regret_half"])
+        half = fmean(found["regret_half"])
         rows.append([
-            NAMES[cell.method], broken(found), f"{fmean(found['regret']):.0f}", f"{ratio:.2f}",
+            NAMES[cell.method], broken(found), f"{fmean(found['regret']):.0f}",
+            f"{fmean(found['regret']) / half:.2f}" if half else "",
             when(found["first_mixing"]), when(found["first_pure"]),
         ])  # fmt: skip
     head = ["method", "episodes below the floor", "regret", "times that of half the episodes", "first mixing",
@@ -108,7 +108,7 @@ def tuned(files: Files) -> str:
     head = ["schedule", "network evaluations", "RMSE to converged", "earned in runs", "on the process", "lower bound"]
     said = [
         f"With {run['bonus']}, floor {run['floor']:.4f}: {sum(x['value'] < run['floor'] for x in run['course'])} of "
-        f"{len(run['course'])} batches of {BATCH:,} runs were below it on the process, first mixing after "
+        f"{len(run['course'])} batches of {run['batch']:,} runs were below it on the process, first mixing after "
         f"{runs_until(run, lambda x: x['rho'] > 0 or x['start'] < 4)} runs, purely optimistic after "
         f"{runs_until(run, lambda x: x['start'] == 0)}."
         for run in runs if run
@@ -126,7 +126,7 @@ def scheduled(name: str, one: Mapping[str, Any], lower: float | None = None) -> 
 def runs_until(run: Mapping[str, Any], true: Callable[[Mapping[str, Any]], bool]) -> str:
     """Runs before the first batch of which this is true."""
     found = [i for i, batch in enumerate(run["course"]) if true(batch)]
-    return f"{found[0] * BATCH:,}" if found else "none of its"
+    return f"{found[0] * run['batch']:,}" if found else "none of its"
 
 
 def settings(files: Files) -> str:

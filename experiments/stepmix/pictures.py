@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...evaluation.pareto import HANDMADE, INK, LEARNED, PEER, save_figure
 from ..learned_results import contents
 from .cells import BY_BONUS, BY_DATA, BY_GAP, BY_LENGTH, BY_STATES, DIGITS, EPISODES, middle
-from .digits import BATCH, DECISIONS, STEPS
+from .digits import DECISIONS, STEPS
 from .page import NAMES, Files, relative
 
 if TYPE_CHECKING:
@@ -51,15 +51,15 @@ def episodes(files: Files) -> Figure:
     floor = fmean(f / b for f, b in zip(first["floor"], first["best"], strict=True))
     value.axhline(floor, color=INK, lw=1, ls=(0, (4, 3)))
     value.text(11, floor, "floor", color=INK, va="bottom", fontsize=9)
-    _label(value, "expected return, share of the best policy's", "episode")
+    _label(value, "expected return, of the best one", "episode")
     _label(broken, "episodes below the floor so far, a trial", "episode")
     _label(mixing, "share of steps that are optimistic", "episode")
-    value.legend(frameon=False, fontsize=9, loc="lower right")
+    value.legend(frameon=False, fontsize=9, loc="center left")
     for name, color in (("start", LEARNED[0]), ("rho", PEER)):
         text = "j, first optimistic step" if name == "start" else "ρ, share in step j − 1"
         one.step(first["at"], first["one"][name], where="post", color=color, lw=1.8, label=text)
     one.set_yticks(range(first["settings"]["steps"] + 1))
-    _label(one, "StepMix in the first trial: j (steps), ρ (0 to 1)", "episode")
+    _label(one, "j (steps) and ρ (0 to 1) in one trial", "episode")
     one.legend(frameon=False, fontsize=9, loc="center left")
     for panel in axes.flat:
         panel.set_xscale("log")
@@ -91,7 +91,7 @@ def bonuses(files: Files) -> Figure:
     panel, names, end = axes[0, 0], [], EPISODES[0].episodes
     for place, (bonus, cells) in enumerate(reversed(BY_BONUS.items())):
         found = files[cells["stepmix"].path]
-        begin, pure = middle(found["first_mixing"]), middle(found["first_pure"])
+        begin, pure = (max(middle(found[name]), 1) for name in ("first_mixing", "first_pure"))  # on a log axis
         color = LEARNED[0] if bonus.proved else PEER
         panel.plot([min(begin, end), min(pure, end)], [place, place], color=color, lw=2, alpha=0.5)
         if begin < end:
@@ -99,13 +99,14 @@ def bonuses(files: Files) -> Figure:
         if pure < end:
             panel.plot([pure], [place], "o", color=color, ms=8)
         lost = fmean(found["violations"])
-        panel.text(1.02 * end, place, f"{lost:.1f}" if lost else "0", va="center", color=INK, fontsize=9)
+        panel.text(1.15 * end, place, f"{lost:.1f}" if lost else "0", va="center", color=INK, fontsize=9)
         names.append(f"{bonus}{' (proved)' if bonus.proved else ''}")
-    panel.text(1.02 * end, len(names) - 0.35, "below the\nfloor", color=INK, fontsize=8.5, va="bottom")
+    panel.text(1.15 * end, len(names) - 0.35, "below the\nfloor", color=INK, fontsize=8.5, va="bottom")
     panel.set_yticks(range(len(names)), names)
-    panel.set_xlim(0, end)
+    panel.set_xscale("log")
+    panel.set_xlim(1, end)
     panel.set_ylim(-0.6, len(names) - 0.4)
-    _label(panel, "", "episode (of 20,000)")
+    _label(panel, "", f"episode (of {end:,})")
     return figure
 
 
@@ -149,7 +150,7 @@ def digits(files: Files) -> Figure:
     for cell, color in zip(DIGITS[1:], (LEARNED[0], PEER), strict=True):
         run = files[cell.path]
         course: Sequence[Mapping[str, Any]] = run["course"]
-        at = [(i + 1) * BATCH / 1000 for i in range(len(course))]
+        at = [(i + 1) * run['batch'] / 1000 for i in range(len(course))]
         value.plot(at, [x["value"] for x in course], color=color, lw=1.8, label=f"earned; {run['bonus']}")
         value.plot(at, [x["lower"] for x in course], color=color, lw=1.4, ls="--", label="its lower bound")
         shares = [(DECISIONS - x["start"] + (x["rho"] if x["start"] else 0)) / DECISIONS for x in course]

@@ -73,22 +73,22 @@ def test_cells_are_made_once_and_shown(tmp_path: Path, monkeypatch: pytest.Monke
     bonuses = (ExplorationBonus(), usual := ExplorationBonus("both"))
     episodes = tuple(Cell(method, **SMALL) for method in cells.METHODS)
     by = {0.2: {c.method: c for c in episodes}}
-    process, tuned = Digits(), Digits(usual, 2)
+    runs = (Digits(), *(Digits(bonus, 2) for bonus in bonuses))
     for module in (page, pictures, cells):
         for name, value in {
             "EPISODES": episodes, "BY_GAP": {ExplorationBonus(): by}, "BY_LENGTH": by, "BY_STATES": by,
-            "BY_BONUS": {ExplorationBonus(): by[0.2]}, "DIGITS": (process, tuned),
+            "BY_BONUS": {ExplorationBonus(): by[0.2]}, "DIGITS": runs,
             "BY_DATA": {b: {n: Cell(bonus=b, offline=n, **SMALL) for n in (9, 90)} for b in bonuses},
         }.items():  # fmt: skip
             monkeypatch.setattr(module, name, value, raising=False)
     data = [c for row in cells.BY_DATA.values() for c in row.values()]
-    monkeypatch.setattr(cells, "CELLS", (*episodes, *data, process, tuned))
+    monkeypatch.setattr(cells, "CELLS", (*episodes, *data, *runs))
     for name, value in {"BATCH": 8, "MEASURED": 2, "JUDGED": 1, "REFERENCE": 13}.items():
         monkeypatch.setattr(digits, name, value)
     words = ["--out", str(tmp_path / "out"), "--docs", str(tmp_path)]
     assert command.main(words) == 0
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/*.json")}
-    assert len(made) == 5 + 4 + 2 and not cells.missing(tmp_path / "out", [])
+    assert len(made) == 5 + 4 + 3 and not cells.missing(tmp_path / "out", [])
     one = json.loads((tmp_path / "out" / episodes[0].path).read_text())
     assert one["environment"]["numpy"] and one["settings"]["bonus"]["kind"] == "hoeffding"
     assert one["violations"] == [0, 0]
