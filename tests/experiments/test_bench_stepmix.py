@@ -70,7 +70,7 @@ SMALL: dict[str, Any] = {"episodes": 40, "trials": 2, "states": 2, "actions": 2,
 
 
 def test_cells_are_made_once_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:  # noqa: ANN401
-    bonuses = (ExplorationBonus(), usual := ExplorationBonus("both"))
+    bonuses = (ExplorationBonus(), ExplorationBonus("both"))
     episodes = tuple(Cell(method, **SMALL) for method in cells.METHODS)
     by = {0.2: {c.method: c for c in episodes}}
     runs = (Digits(), *(Digits(bonus, 2) for bonus in bonuses))
