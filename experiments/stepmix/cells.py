@@ -82,8 +82,8 @@ BY_GAP = {
     bonus: {gap: {m: Cell(m, bonus, gap) for m in METHODS[:4]} for gap in GAPS} for bonus in (ExplorationBonus(), USUAL)
 }
 BY_BONUS = {bonus: {m: Cell(m, bonus, 0.1) for m in ("stepmix", "optimism")} for bonus in BONUSES}
-BY_LENGTH = {h: {m: Cell(m, USUAL, steps=h, trials=10) for m in METHODS[:2]} for h in LENGTHS}
-BY_STATES = {s: {m: Cell(m, USUAL, states=s, trials=10) for m in METHODS[:2]} for s in STATES}
+BY_LENGTH = {h: {m: Cell(m, USUAL, steps=h) for m in METHODS[:2]} for h in LENGTHS}
+BY_STATES = {s: {m: Cell(m, USUAL, states=s) for m in METHODS[:2]} for s in STATES}
 BY_DATA = {bonus: {n: Cell(bonus=bonus, offline=n) for n in OFFLINE} for bonus in (ExplorationBonus(), USUAL)}
 DIGITS = (Digits(), Digits(ExplorationBonus(), 160), Digits(USUAL, 60))
 CELLS: tuple[Cell | Digits, ...] = tuple(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = {"stepmix": LEARNED[0], "epsmix": LEARNED[1], "cumulative": LEARNED[2], "optimism": PEER, "baseline": HANDMADE}
+SMOOTHED = 8  # batches, of what changes with each plan
 STYLES = {"stepmix": "-", "epsmix": "--", "cumulative": "-.", "optimism": "-", "baseline": ":"}
 
 
@@ -112,7 +113,7 @@ def bonuses(files: Files) -> Figure:
 
 def sizes(files: Files) -> Figure:
     """Regret as a share of the baseline's by the number of steps and of states."""
-    figure, axes = _figure(1, 2, (10.5, 4.0), "Longer episodes, more states: bonus both, simple; gap 20 %, ten trials")
+    figure, axes = _figure(1, 2, (10.5, 4.0), "Longer episodes, more states: bonus both, simple; gap 20 %")
     for panel, by, name in zip(axes[0], (BY_LENGTH, BY_STATES), ("steps H (S = 5)", "states S (H = 3)"), strict=True):
         for method in ("stepmix", "epsmix"):
             shares = [100 * relative(files[cells[method].path]) for cells in by.values()]
@@ -155,7 +156,9 @@ def digits(files: Files) -> Figure:
         value.plot(at, [x["lower"] for x in course], color=color, lw=1.4, ls="--", label="its lower bound")
         shares = [(DECISIONS - x["start"] + (x["rho"] if x["start"] else 0)) / DECISIONS for x in course]
         mixing.plot(at, shares, color=color, lw=1.8)
-        cost.plot(at, [STEPS * x["cost"] for x in course], color=color, lw=1.8)
+        costs = [STEPS * x["cost"] for x in course]
+        means = [fmean(costs[max(i - SMOOTHED + 1, 0) : i + 1]) for i in range(len(costs))]
+        cost.plot(at, means, color=color, lw=1.8)
     floor = files[DIGITS[1].path]["floor"]
     value.axhline(floor, color=INK, lw=1, ls=(0, (4, 3)))
     value.text(value.get_xlim()[1], floor - 0.006, "floor", color=INK, ha="right", va="top", fontsize=9)
@@ -163,14 +166,15 @@ def digits(files: Files) -> Figure:
     value.legend(frameon=False, fontsize=8.5, loc="lower right")
     _label(value, "reward of a run, 0 to 1", "thousand runs")
     _label(mixing, "share of decisions that are optimistic", "thousand runs")
-    _label(cost, "network evaluations a run", "thousand runs")
+    _label(cost, f"network evaluations a run, mean of {SMOOTHED} batches", "thousand runs")
     return figure
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], title: str) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.05), facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
     for panel in axes.flat:
