@@ -28,6 +28,7 @@ COMPUTED = {"full": 3, "two": 2, "one": 1}  # of these, from the first on; the o
 SPACE = ScheduleSpace({name: count / EACH for name, count in COMPUTED.items()}, (0.05, 0.6), DECISIONS, share=0.7)
 BASELINE, KEPT = ("two",) * DECISIONS, 0.9  # floor: this share of what the baseline earns
 WORST = 0.2  # root mean square error, of grey values in [-1, 1], at which a decision is worth nothing
+PLAIN, JUDGING = (6, 7, 8), 3 * 10**6  # steps with nothing reused; the first seed of what schedules are judged on
 BATCH, MEASURED, JUDGED = 1024, 40, 4  # runs in a batch; batches by which the process is measured, schedules are judged
 
 
@@ -93,7 +94,21 @@ def process() -> dict[str, Any]:
     return {
         "transitions": mdp.transitions.tolist(), "rewards": mdp.rewards.tolist(),
         "visits": log.known.visits.tolist(), "schedules": {k: judged(mdp, v) for k, v in named.items()},
+        "plain": {str(steps): plain(steps) for steps in PLAIN},
     }  # fmt: skip
+
+
+def plain(steps: int) -> float:
+    """The error of Euler's method in so many steps, all computed, on the noise that schedules are judged on."""
+    sampler, errors = Sampler(JUDGING), []
+    sigmas = polynomial(steps, sampler.model.sigma_min, sampler.model.sigma_max)
+    for _ in range(JUDGED):
+        sampler.noise = unit_noise(range(sampler.seed, sampler.seed + BATCH), sampler.model.shape)
+        sampler.seed += BATCH
+        with torch.no_grad():
+            sampler.ends = solve(rules.euler(), sampler.model, sampler.noise, sigmas)
+        errors.append(sampler.rmse())
+    return float(np.sqrt(np.mean(np.square(errors))))
 
 
 def tuned(bonus: ExplorationBonus, batches: int, measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +135,7 @@ def judged(mdp: TabularMDP, settings: Sequence[Sequence[str]]) -> dict[str, Any]
     """A schedule on the measured process, and in real runs on noise that nothing was learned on."""
     names = list(COMPUTED)
     policy = one_hot([[names.index(name) for name in row] for row in settings], len(names))
-    sampler, errors, costs, earned = Sampler(3 * 10**6), [], [], []
+    sampler, errors, costs, earned = Sampler(JUDGING), [], [], []
     for _ in range(JUDGED):
         _, actions, qualities = _runs(sampler, lambda step, buckets: policy[step, buckets].argmax(-1))
         earned.append(SPACE.rewards(actions, qualities).sum(1))

@@ -104,6 +104,8 @@ def tuned(files: Files) -> str:
     names = {"full": "full throughout", "two": "two throughout (the baseline)", "one": "one throughout",
              "best": "best of the process"}  # fmt: skip
     rows = [scheduled(names[name], one) for name, one in process["schedules"].items()]
+    rows += [[f"{steps} steps, nothing reused", f"{int(steps):.2f}", f"{rmse:.4f}", "", "", ""]
+             for steps, rmse in process["plain"].items()]  # fmt: skip
     rows += [scheduled(f"tuned, {run['bonus']}", run["judged"], run["lower"]) for run in runs if run]
     head = ["schedule", "network evaluations", "RMSE to converged", "earned in runs", "on the process", "lower bound"]
     said = [
