@@ -10,13 +10,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..denoisers.protocol import Denoiser, coefficient_device
+from ..denoisers.protocol import Denoiser, coefficient_device, expand
 from .answers import MakeAnswer, batched
 from .graphs import MakeGraph, Outputs
 from .replay import Replays
 from .schedules import checked_sigmas
 from .solve import solve
-from .walk import History, Rule, Steps, drive, expand, walk
+from .walk import History, Rule, Steps, drive, walk
 
 Conditions: TypeAlias = Mapping[str, Tensor]
 Bind: TypeAlias = Callable[[Conditions], Denoiser]
