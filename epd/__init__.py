@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .solvers.answers import batched, serial, slope, streams
     from .solvers.auto import auto
     from .solvers.capture import capture
+    from .solvers.graphs import CompiledGraph
     from .solvers.named import named_table, table_names
     from .solvers.sharded import sharded
     from .solvers.solve import solve, trajectory
@@ -104,6 +105,7 @@ _HOMES = {
     "streams": "solvers.answers",
     "auto": "solvers.auto",
     "capture": "solvers.capture",
+    "CompiledGraph": "solvers.graphs",
     "sharded": "solvers.sharded",
     "solve": "solvers.solve",
     "trajectory": "solvers.solve",

@@ -157,23 +157,6 @@ def test_guidance_is_one_doubled_call() -> None:
     assert negative(x, sigma)[:, 0, 0].tolist() == [-1, -1, 9, 9]
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_one_level_for_all_rows_is_one_number_to_the_coefficients(guidance: float) -> None:
-    shapes: list[tuple[int, ...]] = []
-
-    def seen(sigma: Tensor) -> preconditioning.NetworkCoefficients:
-        shapes.append(tuple(sigma.shape))
-        return preconditioning.edm()(sigma)
-
-    denoiser, recorder = network(lambda x, t, rows: torch.tanh(x) + of_label(x, t, rows), seen)
-    bound, x, level = denoiser.bind(torch.tensor([1, 2, 3]), guidance), normal(3, *SHAPE), SIGMAS[2]
-    one, several = bound(x, level.expand(3)), bound(x, level.repeat(3))
-    rows = 3 if guidance == 1 else 6
-    assert shapes == [(), (rows,)]
-    assert [len(timestep) for _, timestep, _ in recorder.calls] == [rows, rows]
-    torch.testing.assert_close(one, several, rtol=1e-14, atol=1e-14)
-
-
 def test_seeds_stand_for_conditions() -> None:
     denoiser, _ = network(of_label)
     model = replace(denoiser, guidance=3.0, seed_rows=lambda seeds: {"class_labels": torch.tensor(seeds) % 4})
