@@ -103,6 +103,11 @@ ABLATIONS: dict[str, Ablation] = {
         )
         for name in ("polynomial", "time_uniform", "logsnr")
     },
+    "ld3": Ablation("weights", "of Adams-Bashforth, third order (LD3)", PEERS["LD3"]),
+    "relaxed": Ablation("objective", "end point, relaxed by 0.1", {**DENSE, "relax": 0.1}),
+    "ld3-relaxed": Ablation(
+        "objective", "LD3, relaxed by 0.1, as published", {**PEERS["LD3"], "relax": 0.1}, "ld3"
+    ),
     "adam": Ablation("optimiser", "Adam", {**DENSE, "optimizer": "adam"}),
     "two-call": Ablation("two calls a step", "`two-call`, two points", TWO_CALL),
     "epd": Ablation("two calls a step", "EPD, two points, by its end point", PEERS["EPD"], "two-call"),
