@@ -63,11 +63,20 @@ def attention_over(query: Tensor, key: Tensor, value: Tensor, kept: Tensor, bloc
     if query.is_cuda and block % FLEX == 0 and query.shape[2] % block == 0:
         if not _compiled:
             _compiled.append(torch.compile(flex_attention))
-        order = kept.int().argsort(-1, descending=True, stable=True).int()
-        mask = BlockMask.from_kv_blocks(kept.sum(-1, dtype=torch.int32), order, BLOCK_SIZE=block)
-        return _compiled[0](query, key, value, block_mask=mask, scale=scale)
+        return _compiled[0](query, key, value, block_mask=flex_mask(kept, block), scale=scale)
     tokens = torch.arange(query.shape[2], device=query.device) // block
     return F.scaled_dot_product_attention(query, key, value, kept[..., tokens, :][..., tokens], scale=scale)
+
+
+def flex_mask(kept: Tensor, block: int) -> BlockMask:
+    """The kept blocks (R, H, Q, K) as flex_attention takes them, all of them whole: nothing in them is masked."""
+    order = kept.int().sort(dim=-1, descending=True, stable=True).indices.int()
+    count = kept.sum(-1, dtype=torch.int32)
+
+    def inside(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return kept[b, h, q // block, k // block]
+
+    return BlockMask.from_kv_blocks(torch.zeros_like(count), order, count, order, block, mask_mod=inside)
 
 
 class SparseAttention(TorchFunctionMode):

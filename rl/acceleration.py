@@ -174,7 +174,7 @@ class AccelerationTrainer:
         A sample that leads out of the finite numbers is as bad as the worst of the others.
         """
         size, kept = len(draws) // self.config.accumulate, dict[int, Part]()
-        together = samples_together(self.task.model.shape, size)
+        together = min(samples_together(self.task.model.shape, size), self.task.model.rows())  # a call is not split
         scores = self.task.scores
 
         def part(i: int) -> Tensor:

@@ -37,7 +37,8 @@ class AccelerationTester:
         self.draws = task.tested(config.held_out)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         # A power of two, so that all looks begin where a block does.
-        self.block = 2 ** int(math.log2(samples_together(task.model.shape, BLOCK)))
+        together = min(samples_together(task.model.shape, BLOCK), task.model.rows())  # a call is not split
+        self.block = 2 ** int(math.log2(together))
 
     def plain(self, table: Table | None = None) -> Tensor:
         """Scores (S, N) of the plain solver, or of another table."""

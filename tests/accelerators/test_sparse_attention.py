@@ -10,9 +10,10 @@ import torch
 from helpers import tiny_pipelines
 from helpers.heads import always, layout_of, saved
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import flex_attention
 
 import epd
-from epd.accelerators.sparse_attention import SparseAttention, attention_over, kept_blocks
+from epd.accelerators.sparse_attention import SparseAttention, attention_over, flex_mask, kept_blocks
 from epd.accelerators.sparsity import attention_share
 
 
@@ -58,6 +59,18 @@ def test_kept_blocks_are_attended_to_and_no_others() -> None:
         others = [t for t in range(10) if kept[row, head, token // 4, t // 4]]
         weights = (query[row, head, token] @ key[row, head, others].T / 8**0.5).softmax(-1)
         torch.testing.assert_close(out[row, head, token], weights @ value[row, head, others], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_what_flex_attention_is_given_are_the_same_blocks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 512, 16, generator=generator) for _ in range(3))
+    kept = (torch.rand(2, 3, 4, 4, generator=generator) < 0.4) | torch.eye(4, dtype=torch.bool)
+    mask = flex_mask(kept, 128)
+    assert torch.equal(mask.to_dense().bool(), kept)
+    expected = attention_over(query, key, value, kept, 128, None)
+    found = flex_attention(query, key, value, block_mask=mask)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_each_row_has_its_own_level_and_dense_ones_keep_their_bits() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,14 @@ def test_a_run_stops_anywhere_and_goes_on_to_the_same_bits() -> None:
 def test_parts_are_summed_to_what_one_part_gives() -> None:
     one, parts = (list(trainer_of(accumulate=n, steps=2).updates())[-1].state for n in (1, 4))
     torch.testing.assert_close(one.vector, parts.vector, atol=1e-5, rtol=1e-4)
+
+
+def test_a_limit_of_rows_is_kept_by_solving_fewer_samples_together() -> None:
+    task = toy_task({"reward": brightness})
+    limited = dataclasses.replace(task, model=limit_rows(task.model, 3))
+    free, kept = (next(AccelerationTrainer(t, None, toy_acceleration_config()).updates()) for t in (task, limited))
+    torch.testing.assert_close(kept.state.vector, free.state.vector, atol=1e-5, rtol=1e-4)
+    assert kept.scalars["charts/calls"] == free.scalars["charts/calls"]
 
 
 def test_a_negative_reward_as_published_pays_for_more_calls() -> None:
