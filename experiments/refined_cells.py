@@ -108,8 +108,8 @@ SHORTER = {**SHORT, "pool": 768, "validation": 192, "batch": 32, "screening": 10
 REFINING = {"lr": 5e-3, "std": 0.1, "entropy": 0.03, "held_out": 512, "shared_noise": False}
 # Where samples cost more, the same noise for all tables of a prompt tells more of them; many prompts, few tables each;
 # and numbers that move pictures equally, without which all deviations shrink to what the most sensitive one bears.
-COSTLY = {"policy": "whitened", "lr": 5e-3, "std": 0.2, "entropy": 0.01, "held_out": 2048, "groups": 64, "group_size": 4,
-          "shared_noise": True, "start": "best", "learn_guidance": True}  # fmt: skip
+COSTLY = {"policy": "whitened", "lr": 5e-3, "std": 0.2, "entropy": 0.01, "held_out": 2048, "groups": 64,
+          "group_size": 4, "shared_noise": True, "start": "best", "learn_guidance": True}  # fmt: skip
 SUBJECTS: dict[str, Subject] = {
     "shapes-exact": Subject(
         "shapes-exact", 5.0, (2, 3), ("DPM-Solver++ 2M", "time uniform", 50), 4096, distilling=SHORT,
