@@ -33,6 +33,8 @@ class Policy(nn.Module):
         ValueError: for an unknown name, a size out of range, or a base that the parametrisation does not fit.
     """
 
+    mix: Tensor | None
+
     def __init__(
         self,
         base: Table,

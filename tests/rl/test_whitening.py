@@ -58,7 +58,8 @@ def test_a_policy_of_a_run_is_the_whitened_one_and_begins_at_its_base() -> None:
     policy = policy_of(task, base, config)
     assert policy.structure.kind == kind_of(config) and policy.structure.kind.std == 0.1
     torch.testing.assert_close(torch.tensor(policy.mean().sigmas), torch.tensor(base.sigmas), rtol=1e-12, atol=0)
-    assert torch.equal(policy.mix, policy_of(task, base, config).mix)  # a resumed run makes the same
+    again = policy_of(task, base, config)  # as a resumed run makes it
+    assert policy.mix is not None and again.mix is not None and torch.equal(policy.mix, again.mix)
     assert policy_of(task, base, toy_refine_config()).mix is None
 
 
@@ -76,7 +77,7 @@ def test_a_mix_is_kept_in_the_file_and_part_of_what_policies_share(tmp_path: Pat
     policy = moved(Policy(base, KIND, mix=mix))
     save_policy(policy, tmp_path / "p.safetensors")
     again = load_policy(tmp_path / "p.safetensors")
-    assert torch.equal(again.mix, mix)
+    assert again.mix is not None and torch.equal(again.mix, mix)
     assert torch.equal(policy.sample(5, generator()).values, again.sample(5, generator()).values)
     assert policy.mean() == again.mean() and float(policy.kl(again).detach()) == pytest.approx(0, abs=1e-12)
     with pytest.raises(ValueError, match="one base, parametrisation and mix"):
