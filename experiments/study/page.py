@@ -60,6 +60,7 @@ def printed(folder: Path) -> str:
 # Marker in a page -> what stands there.
 RENDERERS: dict[str, Callable[[Files], str]] = {
     "study-ahead": ahead,
+    "study-median": partial(ahead, error="median"),
     "study-seeds": seeds,
     **{f"study-{name}": partial(solvers, name) for name in HEADLINE},
     "study-ablations": ablations,

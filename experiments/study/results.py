@@ -25,7 +25,7 @@ class Entry:
     Args:
         name: of the family, or of the method, in its best variant.
         calls, evaluations: of one sample, recorded.
-        errors: RMSE of every training seed, best first; one where nothing is trained.
+        errors: of every training seed, best first; one where nothing is trained.
     """
 
     name: str
@@ -49,14 +49,18 @@ class Entry:
         return f"{self.error:.4f}{between}"
 
 
-def entries(results: Results) -> list[Entry]:
-    """Everything that was measured on a world."""
+def entries(results: Results, error: str = "rmse") -> list[Entry]:
+    """Everything that was measured on a world, by an error of its cells: `rmse`, or `median` over the samples."""
+
+    def of(*cells: Cell) -> tuple[float, ...]:
+        return tuple(sorted(getattr(cell, error) for cell in cells))
+
     keys = dict.fromkeys((run.family, run.calls) for run in results.runs)
     trained = []
     for family, calls in keys:
         cells = [run.cell for run in results.seeds(family, calls)]
-        trained.append(Entry(family, calls, cells[0].evaluations, tuple(cell.rmse for cell in cells)))
-    return [*trained, *(Entry(c.group, c.calls, c.evaluations, (c.rmse,)) for c in results.handmade)]
+        trained.append(Entry(family, calls, cells[0].evaluations, of(*cells)))
+    return [*trained, *(Entry(c.group, c.calls, c.evaluations, of(c)) for c in results.handmade)]
 
 
 def best(found: Sequence[Entry], count: Callable[[Entry], int], at: int) -> Entry | None:
@@ -103,11 +107,11 @@ def verdict(found: Sequence[Entry], count: Callable[[Entry], int], at: int) -> V
     return None if own is None or other is None else Verdict(own, other)
 
 
-def ahead(files: Files) -> str:
-    """The first table: in every column the best of ours and the best of all others."""
+def ahead(files: Files, error: str = "rmse") -> str:
+    """The first table: in every column the best of ours and the best of all others; see `entries`."""
     rows, behind = [], 0
     for name in HEADLINE:
-        found = entries(of_model(files, name))
+        found = entries(of_model(files, name), error)
         for what, count in COUNTS.items():
             verdicts = [verdict(found, count, at) for at in CALLS]
             behind += sum(v is not None and v.low <= 1 for v in verdicts)

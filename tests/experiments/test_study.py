@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,7 +161,7 @@ def test_the_best_of_ours_is_held_against_the_best_of_others_at_no_more_cost() -
 JUDGED = {"guidance": None, "samples": 64, "batch": 8, "dtype": "float64", "tolerance": 1e-6, "tuning": 4}
 
 
-def run_of(family: str, seed: int, rmse: float) -> dict[str, object]:
+def run_of(family: str, seed: int, rmse: float) -> dict[str, Any]:
     cell = {
         "solver": family, "group": family, "learned": True, "asked": 5, "calls": 5, "steps": 5, "evaluations": 5,
         "schedule": "learned", "rmse": rmse, "seconds": 0.01,
@@ -200,6 +201,16 @@ def test_what_a_part_is_worth_is_told_seed_by_seed(tmp_path: Path) -> None:
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
         "points a call: 2 points", "memory: no earlier slope", "optimiser: Adam",
     ]  # fmt: skip
+
+
+def test_who_is_ahead_is_told_by_the_median_too(tmp_path: Path) -> None:
+    for family, rmse, median in (("dense-1", 0.05, 0.01), ("S4S", 0.06, 0.002)):
+        content = run_of(family, 0, rmse)
+        path = tmp_path / "study" / "digits" / f"{family}-5-0.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**content, "cell": {**content["cell"], "median": median}}))
+    assert "**1.20x** (1.20 to 1.20)<br>dense-1 0.0500" in readme_tables.rendered("study-ahead", tmp_path)
+    assert "**0.20x** (0.20 to 0.20) **behind**<br>dense-1 0.0100" in readme_tables.rendered("study-median", tmp_path)
 
 
 def test_what_is_not_measured_is_said_to_be_so(tmp_path: Path) -> None:
