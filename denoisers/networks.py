@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .fingerprint import Dependencies
 from .preconditioning import Preconditioning
-from .protocol import Denoiser, Path, beside, capturing, coefficient_device, rows_per_condition, unguided
+from .protocol import Denoiser, Path, beside, capturing, coefficient_device, expand, rows_per_condition, unguided
 
 Rows = Mapping[str, Tensor]  # conditioning by name, one row per sample
 NetworkCall = Callable[[Tensor, Tensor, Rows], Tensor]  # (scaled x (R, *S), timestep (R,), rows) -> output (R, *S)
@@ -198,6 +198,8 @@ class NetworkDenoiser:
 
     def _denoised(self, x: Tensor, sigma: Tensor, guidance: float | Tensor) -> Tensor:
         sigma = noise_levels(x, sigma)
+        if sigma.ndim and sigma.stride() == (0,):
+            sigma = sigma[0]  # the same for all rows: coefficients are numbers then, and not columns
         # A graph must not read copies that may be thrown away while it lives: it makes its own.
         rows = self._expand(len(x)) if capturing(x) else self._rows_for(len(x))
         work = x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -209,10 +211,9 @@ class NetworkDenoiser:
         c_skip, c_out, c_in, c_noise = self.precondition(sigma)
         times = torch.float64 if self.dtype == torch.float64 else torch.float32
         timestep = c_noise.to(times).to(x.device).expand(len(x))
-        column = (-1, *[1] * len(self.shape))
-        output = self.call((beside(c_in, x).reshape(column) * x).to(self.dtype), timestep, rows)
+        output = self.call((expand(c_in, x) * x).to(self.dtype), timestep, rows)
         output = self._checked(output, x).to(x.dtype)
-        return beside(c_skip, x).reshape(column) * x + beside(c_out, x).reshape(column) * output
+        return expand(c_skip, x) * x + expand(c_out, x) * output
 
     def _checked(self, output: Tensor, x: Tensor) -> Tensor:
         if output.shape != x.shape and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):

@@ -38,6 +38,19 @@ def edm(sigma_data: float = 0.5) -> Preconditioning:
     return coefficients
 
 
+def continuous_v() -> Preconditioning:
+    """SVD's network: v as of `v_prediction`, told ln(sigma) / 4 as of EDM: x0 = alpha^2 x - alpha sigma v.
+
+    Reference: arXiv 2311.15127, Appendix D.
+    """
+
+    def coefficients(sigma: Tensor) -> NetworkCoefficients:
+        alpha = (sigma * sigma + 1).rsqrt()
+        return alpha * alpha, -alpha * sigma, alpha, sigma.log() / 4
+
+    return coefficients
+
+
 def epsilon(times: Timesteps) -> Preconditioning:
     """The network predicts the noise: x0 = x - sigma eps. Reference: arXiv 2006.11239, Eq. 11."""
     return lambda sigma: (torch.ones_like(sigma), -sigma, (sigma * sigma + 1).rsqrt(), times.timestep(sigma))

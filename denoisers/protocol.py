@@ -136,6 +136,13 @@ def beside(coefficients: Tensor, x: Tensor) -> Tensor:
     return coefficients.to(x.dtype).to(x.device)
 
 
+def expand(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient, 0-d or one per sample (B,), ready to multiply x (B, *S) without changing its dtype."""
+    if coefficient.ndim == 0:
+        return coefficient
+    return beside(coefficient, x).reshape(-1, *[1] * (x.ndim - 1))
+
+
 def capturing(x: Tensor) -> bool:
     """Whether what is computed beside x becomes part of a CUDA graph, and runs later."""
     return x.is_cuda and torch.backends.cuda.is_built() and torch.cuda.is_current_stream_capturing()

@@ -13,6 +13,7 @@ from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
 from ..denoisers.rows import RowLimited, limit_rows
 from .gauss_newton import evaluations
+from .objective import MOVES
 from .parameters import Parameters
 from .plan import Plan, parts_at
 from .portions import portions
@@ -66,7 +67,9 @@ def estimate(model: Model, plan: Plan, solved: bool = False) -> Cost:
         training = evaluations(parameters) * (config.batch // config.accumulate) * parts
     else:
         # A backward pass costs about two forward ones.
-        training = (3 + portions(model, plan).recompute) * table.nfe * config.batch * plan.total
+        each = 3 + portions(model, plan).recompute
+        each += (MOVES * each + 1) * (config.relax > 0)
+        training = each * table.nfe * config.batch * plan.total
     held_out = table.nfe * config.validation * (plan.total // config.validate_every)
     each = Teacher(model, config, torch.tensor(table.sigmas), cache_folder()).evaluations
     teacher = 0 if solved else each * (config.pool + config.validation)

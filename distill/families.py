@@ -7,11 +7,12 @@ What of the cited papers a family has, and what is ours:
   first call, and learned step by step (objective `steps`); ours are the same for all samples, and learned by the end.
 - `s4s` (arXiv 2502.17423; BNS, arXiv 2403.01329): every step weighs all slopes so far, with weights of its own, on
   learned noise levels. BNS frees the weights of states, too, and their sums; ours sum to one, so that a step stays
-  consistent. S4S learns weights and levels in turn, with LPIPS and the relaxed objective; ours together, with neither.
+  consistent. S4S learns weights and levels in turn, with LPIPS and the relaxed objective; ours together, and not
+  relaxed unless `relax` says so.
 - `ld3` (arXiv 2405.15506): the noise levels of a given solver, here third-order Adams-Bashforth. Theirs also learn the
   levels that the network is told, apart from the grid: `learn` = sigmas, anchor_scale; and they relax the objective,
-  min over |x' - x_T| <= r sigma_T of the distance from x' solved by the student to x_T solved by the teacher, for a few
-  numbers cannot fit every noise. Ours does not relax: what is measured here is the distance from the same noise.
+  for a few numbers cannot fit every noise: `relax` = r. Theirs moves the start of each of a hundred samples together
+  with the levels, over the whole training; ours seeks it anew in every update, as there are far more samples.
 - `epd`, `epd-plugin` (arXiv 2507.14797): as published, learned by the end unless the objective is `steps`.
 """
 

@@ -132,6 +132,8 @@ def _without_gradients(model: Model, config: DistillConfig) -> ResolvedConfig:
     if config.objective != "end":
         remedy = "objective = 'end', as Gauss-Newton matches ends only"
         raise ValueError(f"objective = {config.objective!r} needs gradients, but {trouble}: mend them, or use {remedy}")
+    if config.relax:
+        raise ValueError(f"relax = {config.relax:g} needs gradients, but {trouble}: mend them, or use relax = 0")
     if config.precision != "no":
         remedy = "precision = 'no', as Gauss-Newton takes differences"
         raise ValueError(f"precision = {config.precision!r} needs gradients, but {trouble}: mend them, or use {remedy}")

@@ -76,7 +76,7 @@ class Trainer:
             )  # fmt: skip
         self.starts = [Parameters.of(table, plan.learn) for table in plan.tables]
         self.iterations = plan.iterations
-        self.residual = end_residual(features, self.config.feature_weight)
+        self.residual = end_residual(features, self.config.feature_weight, self.config.relax)
         sigmas = torch.tensor(plan.tables[0].sigmas)
         self.teacher = Teacher(self.model, self.config, sigmas, cache, ends=self.config.objective == "end")
         for first, count in ((POOL_SEEDS, self.config.pool), (VALIDATION_SEEDS, self.config.validation)):

@@ -45,10 +45,16 @@ if TYPE_CHECKING:
     from .rl.config import RefineConfig
     from .rl.learn import refine
     from .rl.policy_file import load_policy
+    from .rl.safe_schedule import SafeSchedule, ScheduleSpace, ScheduleTuner
+    from .rl.stepmix import Mixture, NotCertified, eps_mix, offline_baseline, step_mix
+    from .rl.stepmix_episodes import play_episodes
+    from .rl.tabular import TabularMDP
+    from .rl.tabular_bounds import ExplorationBonus, TabularKnowledge
     from .solvers import rules, schedules
     from .solvers.answers import batched, serial, slope, streams
     from .solvers.auto import auto
     from .solvers.capture import capture
+    from .solvers.graphs import CompiledGraph
     from .solvers.named import named_table, table_names
     from .solvers.sharded import sharded
     from .solvers.solve import solve, trajectory
@@ -104,6 +110,7 @@ _HOMES = {
     "streams": "solvers.answers",
     "auto": "solvers.auto",
     "capture": "solvers.capture",
+    "CompiledGraph": "solvers.graphs",
     "sharded": "solvers.sharded",
     "solve": "solvers.solve",
     "trajectory": "solvers.solve",
@@ -120,6 +127,18 @@ _HOMES = {
     "RefineConfig": "rl.config",
     "load_policy": "rl.policy_file",
     "refine": "rl.learn",
+    "SafeSchedule": "rl.safe_schedule",
+    "ScheduleSpace": "rl.safe_schedule",
+    "ScheduleTuner": "rl.safe_schedule",
+    "Mixture": "rl.stepmix",
+    "NotCertified": "rl.stepmix",
+    "eps_mix": "rl.stepmix",
+    "offline_baseline": "rl.stepmix",
+    "step_mix": "rl.stepmix",
+    "play_episodes": "rl.stepmix_episodes",
+    "TabularMDP": "rl.tabular",
+    "ExplorationBonus": "rl.tabular_bounds",
+    "TabularKnowledge": "rl.tabular_bounds",
     "compare": "evaluation.compare",
     "evaluate": "evaluation.evaluate",
     "inspect": "evaluation.inspection",

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..denoisers.protocol import Denoiser, coefficient_device
+from ..denoisers.protocol import Denoiser, coefficient_device, expand
 from ..solvers.answers import batched
 from ..solvers.exact import converged
 from ..solvers.rules import analytic_slope
 from ..solvers.table import Table
-from ..solvers.walk import Answer, Ask, Restart, Rule, expand, walk
+from ..solvers.walk import Answer, Ask, Restart, Rule, walk
 
 ANCHOR, UPDATE = "anchor", "update"
 DENSE = 32  # intervals of the converged trajectory, at least

@@ -36,6 +36,7 @@ PICARD = ((1.5, 1 / 2, 0.05), (2.0, 1 / 2, 0.2), (3.0, 1 / 2, 0.2), (4.0, 1 / 3,
 # LD3's network is told levels of its own; see `distill/families.py` for what else is the papers' and what is not.
 FAMILIES: dict[str, dict[str, object]] = {
     "LD3": {"family": "ld3", "learn": ("sigmas", "anchor_scale")},
+    "LD3 relaxed": {"family": "ld3", "learn": ("sigmas", "anchor_scale"), "relax": 0.1},
     "S4S": {"family": "s4s"},
     "AMED": {"family": "amed"},
 }
@@ -78,7 +79,7 @@ def peers(solvers: Sequence[HandMade]) -> list[Peer]:
         for group in groups
     ]
     out.append(Peer("ParaDiGMS", "ParaDiGMS", _picard_cell, one_row=False))
-    return [*out, *(Peer(name, name, partial(_trained_cell, name)) for name in FAMILIES)]
+    return [*out, *(Peer(name, name.split()[0], partial(_trained_cell, name)) for name in FAMILIES)]
 
 
 Solver = TypeVar("Solver", HandMade, Peer)

@@ -6,11 +6,11 @@
     python -m epd.experiments.bench_refine --draw                          # docs/refine_*.png, likewise
 
 A cell is a solver that is made and measured: the reference of many steps; every hand-made method, in the variant and on
-the schedule that are best by `graded` on tuning samples; a distilled table; that table refined by `shapes-graded`; or a
-refinement of the study of sample efficiency, of which the course alone is kept. All are measured on held-out prompts
-and the same noise, on which nothing was learned, chosen or tested. Cells lie in results/refined/MODEL/
-WHAT-CALLS-SEED.json with their scores sample by sample; the same command goes on with what is missing, or was made with
-other settings.
+the schedule that are best by `graded` on tuning samples; a distilled table, of one point a call or (-k2) two; that
+table refined by `shapes-graded`; or a refinement of the study of sample efficiency, of which the course alone is kept.
+All are measured on held-out prompts and the same noise, on which nothing was learned, chosen or tested. Cells lie in
+results/refined/MODEL/WHAT-CALLS-SEED.json with their scores sample by sample; the same command goes on with what is
+missing, or was made with other settings.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ..rl.run import refined
 from ..rl.state import Evaluation
 from ..runs.environment import environment
 from ..solvers.table_json import dumps
-from . import refined_results
+from . import refined_efficiency, refined_results
 from .bench_learned import read, solve_teacher, table_in, write
 from .cells_command import cells_command
 from .refined_cells import EFFICIENCY, SUBJECTS, Job, jobs
@@ -72,7 +72,7 @@ def cell_of(job: Job, results: Path, work: Path) -> dict[str, Any]:
         settings = settings if job.what == "reference" else {"tuning": subject.tuning}
         content = read(job.path(results))
         return content if content.get("settings") == settings else {**asdict(job), "settings": settings}
-    if job.what == "distilled":
+    if job.what.startswith("distilled"):
         settings, make = job.distill_settings(), lambda: distilled(job, results, work)
     else:
         base = cell_of(job.base(), results, work)
@@ -109,7 +109,7 @@ def refining(job: Job, base: Mapping[str, Any]) -> dict[str, Any]:
             log.info("update %d: %s", last.iteration, {k: round(v, 4) for k, v in course[-1]["gain"].items()})
     assert last is not None, "there is an update at least"
     out = {**_seconds(wall, cpu), "course": course, "evaluations": last.total * config.samples * given.nfe}
-    if job.what != "refined":
+    if job.what in EFFICIENCY:
         return out
     table, passed = refined(task, given, config, last.state), last.state.passed
     found = {"passed": None if passed is None else asdict(passed), "digest": table.digest}
@@ -132,7 +132,7 @@ def drawn(results: Path, docs: Path) -> Iterator[Path]:
     """Writes the pictures of what has been measured."""
     files = refined_results.contents(results)
     for name in SUBJECTS:
-        courses = refined_results.courses(files, name)
+        courses = refined_efficiency.courses(files, name)
         if courses:
             yield draw_efficiency(courses, docs / "refine_efficiency.png")
     shown = refined_results.shown(files)

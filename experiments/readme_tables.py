@@ -19,6 +19,7 @@ from ..formats.files import write_atomically
 from . import learned_results, refined_results
 from .benchmarks import report, sharding
 from .markdown import MISSING, markdown_table, measured_in
+from .stepmix import page as stepmix
 from .study import page as study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,6 +70,7 @@ RENDERERS: dict[str, tuple[str, Render]] = {
     **{name: ("learned", render) for name, render in learned_results.RENDERERS.items()},
     **{name: ("refined", render) for name, render in refined_results.RENDERERS.items()},
     **{name: ("study", render) for name, render in study.RENDERERS.items()},
+    **{name: ("stepmix", render) for name, render in stepmix.RENDERERS.items()},
     **report.RENDERERS,
     **sharding.RENDERERS,
 }

@@ -22,6 +22,8 @@ from ..rl.task import Task, score_of
 from .cells_command import fits
 
 SEEDS = range(3)
+# What is learned, and the points of a call: of two, a table evaluates twice as often, in as many sequential calls.
+LEARNED = {"distilled": 1, "refined": 1, "distilled-k2": 2, "refined-k2": 2}
 REWARD, WATCHED = "shapes-graded", ("shapes-all", "shapes-frac")
 # Of the study of sample efficiency: baselines with the tables of a prompt on shared noise and each on its own, and the
 # default one with more prompts and fewer tables on each.
@@ -48,6 +50,7 @@ class Subject:
         tolerance: of these.
         distilling, refining: what differs from the defaults of training.
         efficiency: what differs from `refining` in the study of sample efficiency; empty: there is none.
+        points: of a call, of the tables.
     """
 
     model: str
@@ -62,6 +65,11 @@ class Subject:
     distilling: Mapping[str, object] = field(default_factory=dict)
     refining: Mapping[str, object] = field(default_factory=dict)
     efficiency: Mapping[str, object] = field(default_factory=dict)
+    points: tuple[int, ...] = (1,)
+
+    def evaluations(self) -> list[int]:
+        """Of the tables, each number once, smallest first: a hand-made solver has one a call."""
+        return sorted({points * calls for points in self.points for calls in self.calls})
 
     def training_model(self) -> Model:
         """The model whose seeds stand for training prompts."""
@@ -92,15 +100,16 @@ def prompted(name: str, guidance: float, texts: tuple[str, ...]) -> RowLimited:
 
 
 # A distillation with the defaults takes far longer than what refinement starts from needs.
-SHORT = {"family": "dense", "points": 1, "pool": 1024, "validation": 256, "batch": 64, "screening": 30,
+SHORT = {"family": "dense", "pool": 1024, "validation": 256, "batch": 64, "screening": 30,
          "iterations": 300}  # fmt: skip
 SHORTER = {**SHORT, "pool": 768, "validation": 192, "batch": 32, "screening": 10, "iterations": 240,
            "teacher_tolerance": 1e-2, "learn_guidance": True}  # fmt: skip
 # Without entropy the policy narrows to one table long before the best one is found.
 REFINING = {"lr": 5e-3, "std": 0.1, "entropy": 0.03, "held_out": 512, "shared_noise": False}
-# Where samples cost more, the same noise for all tables of a prompt tells more of them; many prompts, few tables each.
-COSTLY = {"lr": 2e-2, "std": 0.2, "concentration": 60, "held_out": 2048, "groups": 64, "group_size": 4, "start": "best",
-          "learn_guidance": True}  # fmt: skip
+# Where samples cost more, the same noise for all tables of a prompt tells more of them; many prompts, few tables each;
+# and numbers that move pictures equally, without which all deviations shrink to what the most sensitive one bears.
+COSTLY = {"policy": "whitened", "lr": 5e-3, "std": 0.2, "entropy": 0.01, "held_out": 2048, "groups": 64,
+          "group_size": 4, "shared_noise": True, "start": "best", "learn_guidance": True}  # fmt: skip
 SUBJECTS: dict[str, Subject] = {
     "shapes-exact": Subject(
         "shapes-exact", 5.0, (2, 3), ("DPM-Solver++ 2M", "time uniform", 50), 4096, distilling=SHORT,
@@ -109,7 +118,7 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "shapes": Subject(
         "shapes", 3.0, (3, 4, 5), ("Euler", "shift 1", 50), 1024, distilling=SHORTER,
-        refining={**COSTLY, "steps": 300, "evaluate_every": 100},
+        refining={**COSTLY, "steps": 150, "evaluate_every": 75}, points=(1, 2),
     ),
 }  # fmt: skip
 
@@ -119,7 +128,7 @@ class Job:
     """One cell.
 
     Args:
-        what: `reference`, `handmade`, `distilled`, `refined`, or a row of EFFICIENCY.
+        what: `reference`, `handmade`, one of LEARNED, or a row of EFFICIENCY.
         calls: sequential; of the reference its steps.
         seed: of training.
     """
@@ -131,7 +140,8 @@ class Job:
 
     def distilling(self) -> DistillConfig:
         """Of the table that is refined."""
-        own = {**SUBJECTS[self.subject].distilling, "calls": self.calls, "seed": self.seed}
+        own = {**SUBJECTS[self.subject].distilling, "calls": self.calls, "seed": self.seed,
+               "points": LEARNED[self.what]}  # fmt: skip
         return DistillConfig.model_validate(own)
 
     def refining(self) -> RefineConfig:
@@ -142,7 +152,9 @@ class Job:
 
     def base(self) -> Job:
         """The cell whose table is refined."""
-        return Job(self.subject, "distilled", self.calls, 0 if self.what in EFFICIENCY else self.seed)
+        if self.what in EFFICIENCY:
+            return Job(self.subject, "distilled", self.calls, 0)
+        return Job(self.subject, self.what.replace("refined", "distilled"), self.calls, self.seed)
 
     def distill_settings(self) -> dict[str, Any]:
         """The config with its defaults filled in, ready for JSON: where one of them changes, a cell is another."""
@@ -165,16 +177,16 @@ def jobs(only: Sequence[str] = ()) -> list[Job]:
     every: list[Job] = []
     for name, subject in SUBJECTS.items():
         every.append(Job(name, "reference", subject.reference[2]))
+        every += [Job(name, "handmade", calls) for calls in subject.evaluations()]
         for seed in SEEDS:
             for calls in subject.calls:
-                every += [Job(name, "handmade", calls)] if seed == 0 else []
-                every += [Job(name, "distilled", calls, seed), Job(name, "refined", calls, seed)]
+                every += [Job(name, what, calls, seed) for what, k in LEARNED.items() if k in subject.points]
         if subject.efficiency:
             every += [Job(name, what, subject.calls[0], seed) for seed in SEEDS for what in EFFICIENCY]
     for text in only:
         if not any(fits(text, job) for job in every):
             raise ValueError(
                 f"no cell is {text!r}: give MODEL,WHAT,CALLS,SEED, of models {', '.join(SUBJECTS)}; reference, "
-                f"handmade, distilled, refined, {', '.join(EFFICIENCY)}; an empty one is any"
+                f"handmade, {', '.join((*LEARNED, *EFFICIENCY))}; an empty one is any"
             )
     return [*dict.fromkeys(job for text in only or [""] for job in every if fits(text, job))]

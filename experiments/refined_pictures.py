@@ -17,7 +17,8 @@ from ..evaluation.pareto import HANDMADE, INK, LEARNED, save_figure, spread
 from ..runs.pictures import to_bytes
 from ..solvers.table_json import loads
 from ..solvers.walk import Rule
-from .refined_results import Course, Shown
+from .refined_efficiency import Course
+from .refined_results import Shown
 from .refined_scores import Judge
 
 if TYPE_CHECKING:

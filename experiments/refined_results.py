@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .markdown import MISSING, markdown_table, measured_in
-from .refined_cells import EFFICIENCY, REWARD, SUBJECTS
+from .refined_cells import LEARNED, SUBJECTS
+from .refined_efficiency import efficiency, require_equal
 from .refined_scores import SCORES, bootstrap
 
 FOLDER = Path(__file__).resolve().parent / "results" / "refined"
@@ -42,18 +43,34 @@ class Measured:
 
 @dataclass(frozen=True)
 class Column:
-    """What there is at so many calls of a model."""
+    """What there is at so many calls of a model, of so many points each.
+
+    Args:
+        handmade: at as many calls.
+        equal: at as many evaluations; empty where that isn't measured.
+    """
 
     calls: int
+    points: int
     reference: Measured
     handmade: tuple[Measured, ...]
+    equal: tuple[Measured, ...]
     distilled: Measured
     refined: Measured
     cells: tuple[Mapping[str, Any], ...]  # of the refinements
 
+    @property
+    def says(self) -> str:
+        """Its calls, and its points where there are several."""
+        return f"{self.calls} calls" + (f", {self.points} points each" if self.points > 1 else "")
+
     def best(self, score: str) -> Measured:
         """The best hand-made solver by a score, on the measured samples themselves, which is in its favour."""
-        return max(self.handmade, key=lambda one: float(one.scores[score].mean()))
+        return _best(self.handmade, score)
+
+
+def _best(solvers: Sequence[Measured], score: str) -> Measured:
+    return max(solvers, key=lambda one: float(one.scores[score].mean()))
 
 
 def contents(folder: Path = FOLDER) -> dict[str, Any]:
@@ -71,27 +88,27 @@ def columns(files: Mapping[str, Any], name: str) -> list[Column]:
     own = [content for path, content in files.items() if path.startswith(f"{name}/") and "judged" in content]
     if any(content["judged"] != own[0]["judged"] for content in own):
         raise ValueError(f"results of {name} are of different samples: run `python -m epd.experiments.bench_refine`")
+    def cells(what: str, calls: int) -> list[Mapping[str, Any]]:
+        return [content for content in own if (content["what"], content["calls"]) == (what, calls)]
+
+    def handmade(calls: int) -> tuple[Measured, ...]:
+        return tuple(_measured(s["group"], [s["scores"]]) for cell in cells("handmade", calls) for s in cell["solvers"])
+
+    reference = [content for content in own if content["what"] == "reference"]
     out = []
-    for calls in sorted({content["calls"] for content in own if content["what"] == "refined"}):
-        of = {what: [c for c in own if (c["what"], c["calls"]) == (what, calls)] for what in ("handmade", "refined")}
-        _require_equal(f"refinements of {name}", of["refined"], ("seed", "base"))
-        reference = [content for content in own if content["what"] == "reference"]
-        seeds = [content["seed"] for content in of["refined"]]
-        given = [c for c in own if (c["what"], c["calls"]) == ("distilled", calls) and c["seed"] in seeds]
-        if of["handmade"] and reference and len(given) == len(seeds):
-            handmade = tuple(_measured(s["group"], [s["scores"]]) for s in of["handmade"][0]["solvers"])
-            distilled, refined = (_measured(what, [c["scores"] for c in cells])
-                                  for what, cells in (("distilled", given), ("refined", of["refined"])))  # fmt: skip
-            steps = _measured(f"{reference[0]['calls']} steps", [reference[0]["scores"]])
-            out.append(Column(calls, steps, handmade, distilled, refined, tuple(of["refined"])))
+    for what, points in LEARNED.items():
+        for calls in sorted({c["calls"] for c in own if c["what"] == what}) if what.startswith("refined") else ():
+            refinements = cells(what, calls)
+            require_equal(f"refinements of {name}", refinements, ("seed", "base"))
+            seeds = [content["seed"] for content in refinements]
+            given = [c for c in cells(what.replace("refined", "distilled"), calls) if c["seed"] in seeds]
+            if handmade(calls) and reference and len(given) == len(seeds):
+                distilled, refined = (_measured(said, [c["scores"] for c in of])
+                                      for said, of in (("distilled", given), ("refined", refinements)))  # fmt: skip
+                steps = _measured(f"{reference[0]['calls']} steps", [reference[0]["scores"]])
+                by_hand = handmade(calls), handmade(calls * points)
+                out.append(Column(calls, points, steps, *by_hand, distilled, refined, tuple(refinements)))
     return out
-
-
-def _require_equal(what: str, cells: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> None:
-    """Raises a ValueError where cells differ in other settings than those that are varied."""
-    settings = [{key: value for key, value in cell["settings"].items() if key not in varied} for cell in cells]
-    if any(one != settings[0] for one in settings):
-        raise ValueError(f"{what} had different settings: run `python -m epd.experiments.bench_refine`")
 
 
 def _measured(name: str, scores: Sequence[Mapping[str, Any]]) -> Measured:
@@ -109,10 +126,11 @@ def solvers(name: str, files: Mapping[str, Any]) -> str:
     if not found:
         return MISSING
     heads = ["", "score", found[0].reference.name, "best hand-made", "distilled", "refined",
-             "refined - distilled", "refined - hand-made", "of the gap closed"]  # fmt: skip
+             "refined - distilled", "refined - hand-made", "the same at equal evaluations",
+             "of the gap closed"]  # fmt: skip
     rows = [_row(column, score) for column in found for score in SCORES]
     return "\n\n".join([
-        _heading(name, files, found), markdown_table(heads, rows),
+        _heading(name, found), markdown_table(heads, rows),
         "Not rewarded: root mean square distance to the converged end point, and the Fréchet distance to renderings of "
         "the same prompts (of the pictures' means over 4 x 4 pixels); smaller is better:",
         _watched(found),
@@ -123,8 +141,8 @@ def solvers(name: str, files: Mapping[str, Any]) -> str:
     ])  # fmt: skip
 
 
-def _heading(name: str, files: Mapping[str, Any], found: Sequence[Column]) -> str:
-    judged = files[f"{name}/refined-{found[0].calls}-{found[0].cells[0]['seed']}.json"]["judged"]
+def _heading(name: str, found: Sequence[Column]) -> str:
+    judged = found[0].cells[0]["judged"]
     seeds = dict.fromkeys(len(column.cells) for column in found)
     return (
         f"{judged['samples']:,} samples of `{name}` at guidance {judged['guidance']:g}, of held-out prompts, on noise "
@@ -140,7 +158,17 @@ def _row(column: Column, score: str) -> list[str]:
     cells = [_text(bootstrap(rows[i : i + 1], lambda m: m[..., 0])) for i in range(4)]
     cells[1] += f" ({best.name})"
     over = [_text(bootstrap(rows, lambda m, i=i: m[..., 3] - m[..., i]), "+") for i in (2, 1)]
-    return [f"{column.calls} calls", f"`{score}`", *cells, *over, _closed(rows)]
+    return [column.says, f"`{score}`", *cells, *over, _equal(column, score), _closed(rows)]
+
+
+def _equal(column: Column, score: str) -> str:
+    """Refined less the best hand-made solver of as many evaluations, which are its calls, where that was measured."""
+    if column.points == 1 or not column.equal:
+        return "the same" if column.points == 1 else MISSING
+    best = _best(column.equal, score)
+    rows = torch.stack([best.scores[score], column.refined.scores[score]])
+    value = float(best.scores[score].mean())
+    return f"{_text(bootstrap(rows, lambda m: m[..., 1] - m[..., 0]), '+')} ({best.name}, {value:.3f})"
 
 
 def _text(interval: tuple[float, float, float], sign: str = "") -> str:
@@ -163,19 +191,21 @@ def _watched(found: Sequence[Column]) -> str:
     for column in found:
         four = (column.reference, column.best("graded"), column.distilled, column.refined)
         distances = [f"{float(one.distances.square().mean().sqrt()):.4f}" for one in four]
-        rows += [[f"{column.calls} calls", "distance", *distances],
-                 [f"{column.calls} calls", "Fréchet", *(f"{one.frechet:.4f}" for one in four)]]  # fmt: skip
+        rows += [[column.says, "distance", *distances],
+                 [column.says, "Fréchet", *(f"{one.frechet:.4f}" for one in four)]]  # fmt: skip
     return markdown_table(heads, rows)
 
 
 def _handmade(found: Sequence[Column]) -> str:
-    groups = dict.fromkeys(one.name for column in found for one in column.handmade)
-    by = [{one.name: one for one in column.handmade} for column in found]
+    at = {column.calls: column.handmade for column in found}
+    at |= {column.calls * column.points: column.equal for column in found if column.equal}
+    by = {calls: {one.name: one for one in at[calls]} for calls in sorted(at)}
+    groups = dict.fromkeys(group for of in by.values() for group in of)
     rows = [
         [group, *(" / ".join(f"{float(of[group].scores[s].mean()):.3f}" for s in ("all", "graded"))
-                  if group in of else "" for of in by)] for group in groups
+                  if group in of else "" for of in by.values())] for group in groups
     ]  # fmt: skip
-    return markdown_table(["calls", *(str(column.calls) for column in found)], rows)
+    return markdown_table(["calls", *map(str, by)], rows)
 
 
 def _runs(found: Sequence[Column]) -> list[str]:
@@ -185,75 +215,13 @@ def _runs(found: Sequence[Column]) -> list[str]:
         seconds = [cell["cpu_seconds"] for cell in column.cells]
         passed = sum(cell["passed"] is not None for cell in column.cells)
         rows.append([
-            f"{column.calls} calls", ", ".join(f"{value:.3f}" for value in column.distilled.seeds),
+            column.says, ", ".join(f"{value:.3f}" for value in column.distilled.seeds),
             ", ".join(f"{value:.3f}" for value in column.refined.seeds), f"{passed} of {len(column.cells)}",
             f"{column.cells[0]['evaluations']:,}", f"{min(seconds):.0f} to {max(seconds):.0f} s",
         ])  # fmt: skip
     heads = ["", "`all`, distilled", "`all`, refined", "better beyond doubt", "evaluations", "processor time"]
     return ["Training seed by seed, and what a refinement took on one core, its tests included:",
             markdown_table(heads, rows)]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Course:
-    """The held-out gain of the reward along the refinements of one kind.
-
-    Args:
-        rollouts: (T,) after which it was tested.
-        gains: (seeds, T).
-    """
-
-    name: str
-    rollouts: tuple[int, ...]
-    gains: Tensor
-
-    @property
-    def label(self) -> str:
-        """Baseline, noise, and prompts x tables in words."""
-        row = EFFICIENCY[self.name]
-        noise = "shared" if row["shared_noise"] else "own"
-        return f"{row['baseline']}, {noise} noise, {row['groups']} x {row['group_size']}"
-
-
-def courses(files: Mapping[str, Any], name: str) -> list[Course]:
-    """The study of sample efficiency of a model, one course for each row that all its seeds have been measured of."""
-    out = []
-    for what in EFFICIENCY:
-        own = [cell for cell in _studied(files, name) if cell["what"] == what]
-        if own:
-            gains = [[test["gain"][REWARD] for test in cell["course"]] for cell in own]
-            rollouts = tuple(test["rollouts"] for test in own[0]["course"])
-            out.append(Course(what, rollouts, torch.tensor(gains, dtype=torch.float64)))
-    _require_equal(f"refinements of {name}", _studied(files, name), (*next(iter(EFFICIENCY.values())), "seed"))
-    return out
-
-
-def _studied(files: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    return [c for path, c in files.items() if path.startswith(f"{name}/") and c.get("what") in EFFICIENCY]
-
-
-def efficiency(name: str, files: Mapping[str, Any]) -> str:
-    """How much reward each baseline makes of as many rollouts."""
-    found = courses(files, name)
-    if not found:
-        return MISSING
-    most = max(float(course.gains[:, -1].mean()) for course in found)
-    shown = [i for i in range(len(found[0].rollouts)) if i in _thirds(len(found[0].rollouts))]
-    rows = []
-    for course in sorted(found, key=lambda one: -float(one.gains.mean())):
-        values = [f"{float(course.gains[:, i].mean()):+.4f} ({', '.join(f'{v:+.3f}' for v in course.gains[:, i])})"
-                  for i in shown]  # fmt: skip
-        half = next((f"{r:,}" for r, g in zip(course.rollouts, course.gains.mean(0), strict=True) if g >= most / 2), "")
-        rows.append([course.label, *values, half])
-    after = [f"{found[0].rollouts[i]:,} rollouts" for i in shown]
-    heads = ["baseline, noise, prompts x tables", *after, "rollouts to half of the largest gain"]
-    cells = _studied(files, name)
-    heading = f"Gain of `graded` on held-out prompts of `{name}`, mean (each of {len(found[0].gains)} training seeds):"
-    return f"{heading}\n\n{markdown_table(heads, rows)}\n\n{measured_in(*(cell['environment'] for cell in cells))}"
-
-
-def _thirds(count: int) -> list[int]:
-    return [count // 4, count // 2, count - 1]
 
 
 @dataclass(frozen=True)

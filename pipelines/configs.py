@@ -15,7 +15,7 @@ from typing import Any, Literal
 import diffusers
 
 Config = Mapping[str, Any]
-PathFamily = Literal["vp", "flow", "edm"]
+PathFamily = Literal["vp", "flow", "edm", "continuous"]
 
 FAMILIES: Mapping[str, PathFamily] = {
     "EulerDiscreteScheduler": "vp",
@@ -90,8 +90,9 @@ FOREIGN: Mapping[str, str] = {  # what they are, for those that somebody may wel
 }
 
 OBEYED = frozenset({  # the stock class makes its noise levels of them; those of the last line are for pipelines' `mu`
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
-    "snr_shift_scale", "prediction_type", "timestep_spacing", "steps_offset", "set_alpha_to_one", "interpolation_type",
+    "num_train_timesteps", "timestep_type", "beta_start", "beta_end", "beta_schedule", "trained_betas",
+    "rescale_betas_zero_snr", "snr_shift_scale", "prediction_type", "timestep_spacing", "steps_offset",
+    "set_alpha_to_one", "interpolation_type",
     "final_sigmas_type", "lambda_min_clipped", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
     "use_lu_lambdas", "sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho", "use_flow_sigmas", "flow_shift",
     "shift", "shift_terminal", "use_dynamic_shifting", "time_shift_type",
@@ -115,7 +116,8 @@ class Stock:
 
     Args:
         name: of its class.
-        family: `vp` (variance preserving), `flow` (rectified) or `edm`.
+        family: `vp` (variance preserving), `flow` (rectified), `edm` or `continuous` (v of networks that are told the
+            logarithm of the noise level, as SVD's).
         config: all parameters of this class, and no others.
     """
 
@@ -217,6 +219,8 @@ def stock_of(config: Config) -> Stock:
             raise ValueError(
                 f"use_flow_sigmas with prediction_type = {own['prediction_type']!r}: a flow's is 'flow_prediction'"
             )
+    if own.get("timestep_type") == "continuous" and own.get("prediction_type") == "v_prediction":
+        family = "continuous"  # with other predictions the stock class means discrete timesteps all the same
     return Stock(name, family, own)
 
 

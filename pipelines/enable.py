@@ -77,7 +77,8 @@ def enable(
         parallel: the points of a fan in one call; False: one call each, the same result.
         answer: the same by the name that it has in `solve`: `batched` or `serial`; none: what `parallel` says.
         graphs: replay the networks' calls of this pipeline's runs from CUDA graphs, one for each of their shapes: no
-            Python, no launches. What can't be is said once and runs as it is. Or what makes the graphs.
+            Python, no launches. What can't be is said once and runs as it is. Or what makes the graphs:
+            `epd.CompiledGraph` fuses kernels, too, and takes minutes to begin.
 
     Returns:
         The pipeline itself.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoisers.preconditioning import Preconditioning, discrete, edm, flow
+from ..denoisers.preconditioning import Preconditioning, continuous_v, discrete, edm, flow
 from ..denoisers.protocol import Path
 from ..denoisers.timesteps import Timesteps
 from .configs import completed, live_config, stock_of
@@ -65,6 +65,10 @@ def frame_of(scheduler: Any) -> Frame:  # noqa: ANN401 - any scheduler of diffus
         return Frame("ve", "edm", edm(float(stock.config["sigma_data"])), low, high, count)
     acp = _trained(scheduler.alphas_cumprod, stock.config, prediction)
     times = Timesteps(acp)
+    if stock.family == "continuous":
+        low, high = (stock.config.get(key) or trained
+                     for key, trained in (("sigma_min", times.sigma_min), ("sigma_max", times.sigma_max)))  # fmt: skip
+        return Frame("ve", prediction, continuous_v(), float(low), float(high), count)
     kind = discrete(prediction, times)  # type: ignore[arg-type] (it checks the name itself)
     return Frame("ve", prediction, kind, times.sigma_min, times.sigma_max, count, acp)
 

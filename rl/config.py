@@ -17,9 +17,10 @@ class RefineConfig(BaseModel):
     minutes: float | None = Field(default=None, gt=0)
     """Time for the run: makes updates fewer or more, so that they fit into it at the speed of the first one; none: as
     many as `steps` says, whatever they take."""
-    policy: Literal["ours", "published"] = "ours"
-    """What is sampled around the table. ours: noise levels, places of points, every weight, scales; published: places
-    and weights of points as Dirichlets, scales (arXiv 2512.22796)."""
+    policy: Literal["ours", "whitened", "published"] = "ours"
+    """What is sampled around the table. ours: noise levels, places of points, every weight, scales; whitened: the same,
+    in coordinates that each move the ends of trajectories by as much, `std` times their own size for all together;
+    published: places and weights of points as Dirichlets, scales (arXiv 2512.22796)."""
     start: Literal["given", "best"] = "given"
     """Where the policy starts. best: at a hand-made multistep solver of as many calls, where one earns more than the
     given table on training samples; what is exported is tested against the given one all the same."""

@@ -27,13 +27,20 @@ class Policy(nn.Module):
         context_size: C, numbers of the context that tables depend on (prompt embedding, guidance, ...); 0: none.
         width: of embedding and hidden layer.
         seed: of the initial weights.
+        mix: (D, D) of `Structure.of`, such as `whitening` makes; none: each number by itself.
 
     Raises:
         ValueError: for an unknown name, a size out of range, or a base that the parametrisation does not fit.
     """
 
     def __init__(
-        self, base: Table, kind: str | Parametrisation = "ours", context_size: int = 0, width: int = 32, seed: int = 0
+        self,
+        base: Table,
+        kind: str | Parametrisation = "ours",
+        context_size: int = 0,
+        width: int = 32,
+        seed: int = 0,
+        mix: Tensor | None = None,
     ) -> None:
         super().__init__()
         if isinstance(kind, str):
@@ -42,7 +49,8 @@ class Policy(nn.Module):
             kind = PARAMETRISATIONS[kind]
         if context_size < 0 or width < 1:
             raise ValueError(f"context_size = {context_size} must be >= 0 and width = {width} at least 1")
-        self.structure = s = Structure.of(base, kind)
+        self.structure = s = Structure.of(base, kind, mix)
+        self.register_buffer("mix", mix)
         self.context_size = context_size
         # A normal has two outputs, mean and log deviation.
         steps = torch.cat([s.steps, s.steps[len(s.shares) :]])

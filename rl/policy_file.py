@@ -54,7 +54,8 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
             raise ValueError("it holds numbers that are not finite")
         base = Table.from_dict(parse_json(metadata["base"], PolicyError, "its base"))
         kind = parse_json(metadata["parametrisation"], PolicyError, "its parametrisation")
-        policy = Policy(base, Parametrisation(**{**kind, **{k: tuple(kind[k]) for k in LISTS}}), *_sizes(tensors))
+        kind = Parametrisation(**{**kind, **{k: tuple(kind[k]) for k in LISTS}})
+        policy = Policy(base, kind, *_sizes(tensors), mix=tensors.get("mix"))
         policy.load_state_dict(tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise PolicyError(f"{path} is no policy of ours ({str(error)[:200]}): give a file of save_policy") from error

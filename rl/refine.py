@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -22,12 +23,13 @@ from .distribution import Samples
 from .exploration import exploring, exploring_share, floor_of
 from .learning import learned
 from .objective import BASELINES, adapted, normalised
-from .parametrisation import PARAMETRISATIONS
+from .parametrisation import PARAMETRISATIONS, Parametrisation
 from .policy import Policy
 from .starts import best_start, start_tables
 from .state import RefineState, Update
 from .task import Draws, Task
 from .testing import Tester
+from .whitening import whitening
 
 log = logging.getLogger("epd")
 
@@ -51,14 +53,19 @@ def refine(
     return Refiner(task, base, config, workers or Workers()).updates(state)
 
 
-def policy_of(base: Table, config: RefineConfig, context_size: int = 0) -> Policy:
-    """The policy that a run begins with, around the table that it starts at."""
+def kind_of(config: RefineConfig) -> Parametrisation:
+    """What a run's policy samples."""
     kind = PARAMETRISATIONS[config.policy]
     changes = {"concentration": config.concentration, "std": config.std, "scale_std": config.std}
     kind = replace(kind, **{name: value for name, value in changes.items() if value is not None})
-    if config.learn_guidance:
-        kind = replace(kind, log_normal=kind.log_normal + GUIDANCE)
-    return Policy(base, kind, context_size, config.hidden, config.seed)
+    return replace(kind, log_normal=kind.log_normal + GUIDANCE) if config.learn_guidance else kind
+
+
+def policy_of(task: Task, base: Table, config: RefineConfig) -> Policy:
+    """The policy that a run begins with, around the table that it starts at."""
+    kind, dtype = kind_of(config), getattr(torch, config.dtype)
+    mix = whitening(task, base, kind, config.seed, dtype) if config.policy == "whitened" else None
+    return Policy(base, kind, task.context_size, config.hidden, config.seed, mix)
 
 
 def load_vector(policy: Policy, vector: Tensor) -> None:
@@ -76,7 +83,8 @@ class Refiner:
 
     def _around(self, table: Table) -> None:
         """Lets the policy be one around this table."""
-        self.policy, self.reference = (policy_of(table, self.config, self.task.context_size) for _ in range(2))
+        self.policy = policy_of(self.task, table, self.config)
+        self.reference = copy.deepcopy(self.policy)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.lr, eps=1e-8, foreach=False)
 
     def updates(self, state: RefineState | None) -> Iterator[Update]:

@@ -31,8 +31,9 @@ from ..solvers.table_json import dumps
 from .closeness import Closeness
 from .config import RefineConfig
 from .conservative import Interval
+from .policy import Policy
 from .policy_file import save_policy
-from .refine import load_vector, policy_of, refine
+from .refine import kind_of, load_vector, policy_of, refine
 from .starts import start_tables
 from .state import Passed, RefineState, Update
 from .task import Task
@@ -69,7 +70,7 @@ def run_refine(
     workers = Workers.of_accelerate()
     first, remedy = float(base.sigmas[0]), "take one that was learned for it"
     require_path(base.provenance.path, first, task.model.path, task.model.name, remedy)
-    policy_of(base, config, task.context_size)  # refuses a table that it does not fit, before anything is written
+    Policy(base, kind_of(config), task.context_size)  # refuses a table that it does not fit, before anything is written
     if config.learn_guidance or base.scales_guidance:
         require_guided(task.model)
     if dry_run:
@@ -104,7 +105,7 @@ def refined(task: Task, base: Table, config: RefineConfig, state: RefineState) -
     interval = None if state.passed is None else state.passed.table
     if interval is None:
         return base
-    policy = policy_of(start_tables(task, base, config)[state.start], config, task.context_size)
+    policy = policy_of(task, start_tables(task, base, config)[state.start], config)
     load_vector(policy, state.best)
     table = policy.mean(task.mean_context(config.held_out))
     provenance = replace(
@@ -124,7 +125,7 @@ def _finish(task: Task, base: Table, config: RefineConfig, state: RefineState, f
     table = refined(task, base, config, state)
     refined_table = table is not base
     around = base if state.passed is None else start_tables(task, base, config)[state.start]
-    policy = policy_of(around, config, task.context_size)
+    policy = policy_of(task, around, config)
     if state.passed is not None:
         load_vector(policy, state.best)
         i = state.passed.interval
@@ -233,7 +234,7 @@ def _finite(value: float) -> float | None:
 
 def forecast(task: Task, base: Table, config: RefineConfig) -> str:
     """What --dry-run prints: the policy, what is rewarded, and what it costs."""
-    structure = policy_of(base, config, task.context_size).structure
+    structure = Policy(base, kind_of(config), task.context_size).structure
     tests = -(-config.steps // config.evaluate_every)
     training = config.steps * config.samples * base.nfe
     testing = (1 + tests) * config.held_out * base.nfe

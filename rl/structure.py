@@ -18,7 +18,7 @@ from .parametrisation import SCALES, Parametrisation
 # Shares of a Dirichlet stay this far inside (0, 1): a table needs nodes inside (0, 1), and the density is infinite or
 # zero on the border.
 INSIDE = 1e-7
-LARGEST_LOG_SCALE = 3.0  # factors on scales saturate at e^3 and e^-3: no sample overflows
+LARGEST_LOG_SCALE = 3.0  # factors on scales and shares saturate at e^3 and e^-3: no sample overflows
 UPDATE = ("anchor", "weights", "memory")
 
 
@@ -43,8 +43,9 @@ class _Row:
 class Structure:
     """The map from sampled values (B, E + D), E Dirichlet shares and D Gaussian coordinates, to tables.
 
-    The flat table holds the inner noise levels as shares of the log range, nodes, weights, and the logarithms of
-    factors on the base's scales; it is offset + values @ matrix. Entries that no value reaches keep the base's bits.
+    The flat table holds the inner noise levels as shares of the log range (where these are normal, changes of their
+    logarithms), nodes, weights, and the logarithms of factors on the base's scales; it is offset + values @ matrix.
+    Entries that no value reaches keep the base's bits.
 
     Args:
         base: the table that the mean values stand for.
@@ -69,18 +70,22 @@ class Structure:
     places: dict[str, Tensor]
 
     @classmethod
-    def of(cls, base: Table, kind: Parametrisation) -> Structure:
+    def of(cls, base: Table, kind: Parametrisation, mix: Tensor | None = None) -> Structure:
         """The structure of a base table.
 
+        Args:
+            mix: (D, D), what each Gaussian coordinate moves, in the coordinates that there are without it.
+
         Raises:
-            ValueError: where the weights shall be a Dirichlet and are not on the simplex, or nothing is sampled.
+            ValueError: for a mix of another shape, where the weights shall be a Dirichlet and are not on the simplex,
+                or where nothing is sampled.
         """
         if "weights" in kind.dirichlet and not on_simplex(base, {"weights"}):
             raise ValueError(
                 "the base table's weights are not on the simplex, as it has free sums, or anchor or memory weights "
                 "beside its points: a Dirichlet cannot sample them, take the parametrisation 'ours'"
             )
-        places, offset = _flat(base, _scales_of(kind))
+        places, offset = _flat(base, kind)
         simplices, gaussians = _dirichlet_rows(base, kind, places), _gaussian_rows(base, kind, places)
         rows = [*simplices, *gaussians]
         if not rows:
@@ -91,6 +96,11 @@ class Structure:
         matrix = torch.zeros(sum(len(row.steps) for row in rows), len(offset), dtype=torch.float64)
         for row, part in zip(rows, matrix.split([len(row.steps) for row in rows]), strict=True):
             part[:, row.targets] = row.matrix
+        if mix is not None:
+            normals = sum(len(row.steps) for row in gaussians)
+            if mix.shape != (normals, normals):
+                raise ValueError(f"mix has shape {tuple(mix.shape)}, needed {(normals, normals)}: one row a coordinate")
+            matrix[len(matrix) - normals :] = mix @ matrix[len(matrix) - normals :]
         for row in simplices:
             offset[row.targets] = 0.0
         empty = torch.zeros(0, dtype=torch.float64)
@@ -111,10 +121,10 @@ class Structure:
     def require_same(self, other: Structure) -> None:
         """Raises ValueError unless the other one maps equal values to equal tables."""
         own, its = (dataclasses.replace(s.kind, concentration=1, std=1, scale_std=1) for s in (self, other))
-        if self.base.digest != other.base.digest or own != its:
+        if self.base.digest != other.base.digest or own != its or not torch.equal(self.matrix, other.matrix):
             raise ValueError(
                 f"the policies sample around the tables {self.base.digest[:8]}, by {own}, and {other.base.digest[:8]}, "
-                f"by {its}: only policies of one base and one parametrisation can be compared"
+                f"by {its}: only policies of one base, parametrisation and mix can be compared"
             )
 
     def coefficients(self, values: Tensor) -> Coefficients:
@@ -156,6 +166,10 @@ class Structure:
             fields[name] = torch.tensor(getattr(self.base, name)) * factors
         first, last = torch.tensor(self.base.sigmas)[[0, -1]].log()
         ends = torch.tensor(self.base.sigmas).expand(len(values), -1)
+        if "sigmas" in self.kind.gaussian:
+            shares = torch.tensor(self.base.sigmas).log().diff() / (last - first)
+            moved = fields["sigmas"].clamp(-LARGEST_LOG_SCALE, LARGEST_LOG_SCALE)
+            fields["sigmas"] = (shares.log() + moved).softmax(1).cumsum(1)[:, :-1]
         inner = (first + (last - first) * fields["sigmas"]).exp()
         fields["sigmas"] = torch.cat([ends[:, :1], inner, ends[:, -1:]], 1)  # the ends are exact
         return fields
@@ -187,11 +201,12 @@ def _scales_of(kind: Parametrisation) -> tuple[str, ...]:
     return (*SCALES, *(name for name in GUIDANCE if name in kind.log_normal))
 
 
-def _flat(base: Table, scales: tuple[str, ...]) -> tuple[dict[str, Tensor], Tensor]:
+def _flat(base: Table, kind: Parametrisation) -> tuple[dict[str, Tensor], Tensor]:
     """Where each field lies in the flat table, and the base as such."""
-    c = base.coefficients()
+    c, scales = base.coefficients(), _scales_of(kind)
     logs = c.sigmas.log()
-    fields = {"sigmas": ((logs - logs[0]) / (logs[-1] - logs[0]))[1:-1], "nodes": c.nodes}
+    inner = ((logs - logs[0]) / (logs[-1] - logs[0]))[1:-1]
+    fields = {"sigmas": torch.zeros_like(logs[1:]) if "sigmas" in kind.gaussian else inner, "nodes": c.nodes}
     fields |= {"weights": torch.tensor(base.weights), "anchor": c.anchor, "memory": c.memory, "lookahead": c.lookahead}
     fields |= {name: torch.zeros(getattr(base, name).shape, dtype=torch.float64) for name in scales}
     places, size = {}, 0
@@ -227,6 +242,9 @@ def _dirichlet_rows(base: Table, kind: Parametrisation, places: dict[str, Tensor
 
 def _gaussian_rows(base: Table, kind: Parametrisation, places: dict[str, Tensor]) -> list[_Row]:
     rows, steps = [], base.num_steps
+    if "sigmas" in kind.gaussian and steps > 1:
+        sums = _sum_zero(steps)
+        rows.append(_Row(torch.arange(steps - 1), places["sigmas"], sums, torch.full((steps - 1,), kind.std).double()))
     if "update" in kind.gaussian:
         update = torch.cat([places[name].reshape(steps, -1) for name in UPDATE], 1)
         free = free_update(base, frozenset(UPDATE))

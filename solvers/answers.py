@@ -94,8 +94,10 @@ def _evaluated(denoiser: Denoiser, ask: Ask, slots: tuple[int, ...]) -> Tensor:
             of_rows = None if factor is None else _of_rows(factor, b)
             denoised = _denoised(denoiser, rows, _of_rows(told, b), of_rows)
             denoised = denoised.reshape(b, k, *denoised.shape[1:]).transpose(0, 1)
-    away = points - denoised
-    return asked.settled(away / beside(sigma, away).reshape(len(away), -1, *[1] * (away.ndim - 2)))
+    away, divisor = points - denoised, beside(sigma, points)
+    if k > 1 or sigma.ndim > 1:  # one level divides everything as it is
+        divisor = divisor.reshape(k, -1, *[1] * (away.ndim - 2))
+    return asked.settled(away / divisor)
 
 
 def _of_rows(values: Tensor, samples: int) -> Tensor:

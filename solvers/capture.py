@@ -10,13 +10,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..denoisers.protocol import Denoiser, coefficient_device
+from ..denoisers.protocol import Denoiser, coefficient_device, expand
 from .answers import MakeAnswer, batched
 from .graphs import MakeGraph, Outputs
 from .replay import Replays
 from .schedules import checked_sigmas
 from .solve import solve
-from .walk import History, Rule, Steps, drive, expand, walk
+from .walk import History, Rule, Steps, drive, walk
 
 Conditions: TypeAlias = Mapping[str, Tensor]
 Bind: TypeAlias = Callable[[Conditions], Denoiser]
@@ -54,7 +54,7 @@ def capture(
         device: of the noise; none: CUDA where there is any.
         answer: as `solve` takes it; `auto()` measures before recording.
         most: shapes that are kept; the one that was not used for longest goes.
-        make_graph: none: CUDA graphs.
+        make_graph: none: CUDA graphs; `CompiledGraph` fuses kernels, too, on any device.
     """
     captured = Captured(rule, denoiser, sigmas, answer, whole, make_graph, most)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .walk import expand
+from ..denoisers.protocol import expand
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -23,7 +23,7 @@ class _WeightedSum(torch.autograd.Function):
     def forward(ctx: Any, weights: Tensor, used: Sequence[int], *terms: Tensor) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(weights, *terms)
         ctx.used = tuple(used)
-        return _weighted_sum(weights, used, terms)
+        return _weighted_sum(weights.unbind(), used, terms)
 
     @staticmethod
     @once_differentiable
@@ -47,23 +47,25 @@ def _index(used: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(used, device=device)
 
 
-def _weighted_sum(weights: Tensor, used: Sequence[int], terms: Sequence[Tensor]) -> Tensor:
-    columns = weights.unbind()
+def _weighted_sum(columns: Sequence[Tensor], used: Sequence[int], terms: Sequence[Tensor]) -> Tensor:
     total = expand(columns[used[0]], terms[0]) * terms[0]
     for k, term in zip(used[1:], terms[1:], strict=True):
         total = total + expand(columns[k], term) * term
     return total
 
 
-def combine(weights: Tensor, terms: Sequence[Tensor], used: Sequence[int]) -> Tensor:
+def combine(
+    weights: Tensor, terms: Sequence[Tensor], used: Sequence[int], columns: Sequence[Tensor] | None = None
+) -> Tensor:
     """sum_k weights[k] terms[k] over the used k; element by element, so that a sample's bits ignore its batch.
 
     Args:
         weights: (T,), or (T, B) when each sample has its own.
         terms: T of (B, *S).
         used: indices into both.
+        columns: the weights one by one, where they are at hand.
     """
     inside = [terms[k] for k in used]
     if weights.requires_grad and torch.is_grad_enabled():
         return cast(Tensor, _WeightedSum.apply(weights, used, *inside))
-    return _weighted_sum(weights, used, inside)
+    return _weighted_sum(columns or weights.unbind(), used, inside)

@@ -122,14 +122,54 @@ class EagerGraph:
         with NoHostWork(("cpu", "cuda")):
             outputs = fn()
         self._fn = fn
-        self._outputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, outputs)
+        self._outputs = tree_map(cloned, outputs)
         return self._outputs
 
     def replay(self) -> None:
         """See `Graph`."""
-        for static, new in zip(tree_leaves(self._outputs), tree_leaves(self._fn()), strict=True):
-            if isinstance(static, Tensor):
-                static.copy_(new)
+        _copy(self._outputs, self._fn())
+
+
+class CompiledGraph:
+    """`torch.compile(mode="reduce-overhead")`: fused kernels, on a CUDA device in graphs that inductor records itself.
+
+    The results of such a graph are overwritten by the next call of any: each call is a new step, and its results are
+    copied at once.
+
+    Args:
+        backend: of `torch.compile`; any other than inductor has no modes.
+    """
+
+    def __init__(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        self._backend = backend
+
+    def capture(self, fn: Callable[[], Outputs]) -> Outputs:
+        """See `Graph`; what can't be compiled in one piece is compiled in several."""
+        mode = "reduce-overhead" if self._backend == "inductor" else None
+        self._fn = torch.compile(fn, mode=mode, backend=self._backend, dynamic=False)
+        for _ in range(WARM_UPS):  # compiles, then records
+            self._run()
+        self._outputs = tree_map(cloned, self._run())
+        return self._outputs
+
+    def replay(self) -> None:
+        """See `Graph`."""
+        _copy(self._outputs, self._run())
+
+    def _run(self) -> Outputs:
+        torch.compiler.cudagraph_mark_step_begin()
+        return self._fn()
+
+
+def cloned(leaf: Any) -> Any:  # noqa: ANN401
+    """A tensor's copy; anything else as it is."""
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _copy(statics: Outputs, values: Outputs) -> None:
+    for static, value in zip(tree_leaves(statics), tree_leaves(values), strict=True):
+        if isinstance(static, Tensor):
+            static.copy_(value)
 
 
 def cuda_graphs(device: torch.device) -> MakeGraph:

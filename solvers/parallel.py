@@ -116,18 +116,17 @@ def parallel(c: Coefficients) -> Rule:
             anchor = analytic_slope(x, sigma)
         elif calls == 2:
             anchor = analytic_slope(x, sigma) if analytic else (yield step.anchor(x, sigma))[0]
-            fan_slopes = (yield fan.ask(x, sigma, sigma_next, (anchor, *history))).unbind()
+            fan_slopes = (yield step.further(x, sigma, sigma_next, (anchor, *history))).unbind()
         else:
             if analytic:
                 history = (analytic_slope(x, sigma),) * min(columns, 1 + width)
-            ask = step.anchor(x, sigma)
-            if fan.slots:  # slot 0, the anchor, is not known yet, nor used
-                ask = together(ask, fan.ask(x, sigma, sigma_next, (x, *history)))
+            # Slot 0, the anchor, is not known yet, nor used.
+            ask = step.everything(x, sigma, sigma_next, (x, *history)) if fan.slots else step.anchor(x, sigma)
             anchor, *fan_slopes = (yield ask).unbind()
         evaluated = dict(zip(fan.slots, fan_slopes, strict=True))
         # A point that was not evaluated leaves its slot unused; the anchor only fills the place.
         slopes = (anchor, *(evaluated.get(j, anchor) for j in range(width)), *history)
-        return combine(step.update, slopes, step.terms), slopes[:columns]
+        return combine(step.update, slopes, step.terms, step.columns), slopes[:columns]
 
     return rule
 
@@ -152,51 +151,87 @@ def _require_fit(c: Coefficients, x: Tensor, n: int, history: History) -> None:
 
 
 @dataclass(frozen=True)
+class _Told:
+    """What the network is told at the points of a question beside their noise levels.
+
+    Args:
+        scale: (K,) or (K, B), the sigma scale.
+        guidance: the same, factors of the guidance; none: 1.
+    """
+
+    scale: Tensor
+    guidance: Tensor | None
+
+    def ask(self, points: Tensor, sigma: Tensor) -> Ask:
+        """The question for points (K, B, *S) at sigma, (K,) or (K, B)."""
+        if sigma.ndim == self.scale.ndim:
+            return Ask(points, sigma, self.scale, guidance=self.guidance)
+        sigma, scale = torch.broadcast_tensors(_per_sample(sigma), _per_sample(self.scale))
+        guidance = None if self.guidance is None else _per_sample(self.guidance).expand_as(sigma)
+        return Ask(points, sigma, scale, guidance=guidance)
+
+    def __add__(self, other: _Told) -> _Told:
+        if self.guidance is None or other.guidance is None:
+            return _Told(torch.cat([self.scale, other.scale]), None)
+        return _Told(torch.cat([self.scale, other.scale]), torch.cat([self.guidance, other.guidance]))
+
+
+def _per_sample(values: Tensor) -> Tensor:
+    """(K, B), or (K, 1) of (K,)."""
+    return values if values.ndim == 2 else values[:, None]
+
+
+@dataclass(frozen=True)
 class _Step:
     """What is known of one step before the state is.
 
     Args:
         fan: its look-ahead points.
-        scale: 0-d or (B,), the sigma scale of the anchor.
-        guidance: the same, its factor of the guidance; none: 1.
+        own, ahead, both: what the network is told at the state, at the fan, and where one question is of both.
         update: (1 + J + M,) or (1 + J + M, B), weights of [anchor, fan, memory] in the mean slope.
+        columns: the same, one by one; none where gradients go through them.
         terms: which of them are used.
     """
 
     fan: _Fan
-    scale: Tensor
-    guidance: Tensor | None
+    own: _Told
+    ahead: _Told
+    both: _Told
     update: Tensor
+    columns: Sequence[Tensor] | None
     terms: list[int]
 
     def anchor(self, x: Tensor, sigma: Tensor) -> Ask:
         """The question for the state itself."""
-        sigma, scale = torch.broadcast_tensors(sigma, self.scale)
-        guidance = None if self.guidance is None else self.guidance.expand_as(sigma)[None]
-        return Ask(x[None], sigma[None], scale[None], guidance=guidance)
+        return self.own.ask(x[None], sigma[None])
 
+    def further(self, x: Tensor, sigma: Tensor, sigma_next: Tensor, directions: Sequence[Tensor]) -> Ask:
+        """The question for the fan."""
+        points, levels = self.fan.points(x, sigma, sigma_next, directions)
+        return self.ahead.ask(torch.stack(points), levels)
 
-def together(first: Ask, second: Ask) -> Ask:
-    """One question for the points of both."""
-    asks = (first, second)
-    scales = [torch.ones_like(ask.sigma) if ask.sigma_scale is None else ask.sigma_scale for ask in asks]
-    factors = [torch.ones_like(ask.sigma) if ask.guidance is None else ask.guidance for ask in asks]
-    guidance = None if all(ask.guidance is None for ask in asks) else torch.cat(factors)
-    points, sigma = torch.cat([first.points, second.points]), torch.cat([first.sigma, second.sigma])
-    return Ask(points, sigma, torch.cat(scales), guidance=guidance)
+    def everything(self, x: Tensor, sigma: Tensor, sigma_next: Tensor, directions: Sequence[Tensor]) -> Ask:
+        """The question for the state and the fan."""
+        points, levels = self.fan.points(x, sigma, sigma_next, directions)
+        return self.both.ask(torch.stack([x, *points]), torch.cat([sigma.expand(1, *levels.shape[1:]), levels]))
 
 
 def _steps(c: Coefficients) -> list[_Step]:
     width = c.nodes.shape[1]
     updates = torch.cat([c.anchor[:, None], c.weights, c.memory], 1).unbind()
-    anchors = (c.anchor_scale.unbind(), _each(c.anchor_guidance, len(c.used)))
-    by_step = (c.used, updates, *anchors, _each(c.guidance_scale, len(c.used)))
-    rows_of_step = (c.lookahead, c.nodes, 1 - c.nodes, c.sigma_scale)
+    told = c.anchor_scale.split(1), _each(c.anchor_guidance, len(c.used)), _each(c.guidance_scale, len(c.used))
+    fans = c.sigma_scale, c.lookahead, c.nodes, 1 - c.nodes
     steps = []
-    for used, update, scale, guidance, *rows in zip(*by_step, *rows_of_step, strict=True):
-        fan = _Fan.of(used, *rows)
-        terms = [0] * used.anchor + [1 + j for j in fan.slots] + [1 + width + k for k in used.memory]
-        steps.append(_Step(fan, scale, guidance, update, terms))
+    for used, update, scale, factor, factors, *fan in zip(c.used, updates, *told, *fans, strict=True):
+        slots = [j for j, inside in enumerate(used.lookahead) if inside]
+        if len(slots) < width:
+            factors, fan = None if factors is None else factors[slots], [row[slots] for row in fan]
+        scales, lookahead, nodes, others = fan
+        own, ahead = _Told(scale, None if factor is None else factor[None]), _Told(scales, factors)
+        points = _Fan(slots, [used.lookahead[j] for j in slots], nodes, others, lookahead.transpose(0, 1))
+        terms = [0] * used.anchor + [1 + j for j in slots] + [1 + width + k for k in used.memory]
+        columns = None if update.requires_grad else update.unbind()
+        steps.append(_Step(points, own, ahead, own + ahead, update, columns, terms))
     return steps
 
 
@@ -212,8 +247,6 @@ class _Fan:
         slots: which of the J points are evaluated, F of them.
         inside: per evaluated point, which of [anchor, memory] point to it.
         nodes, others: (F,) or (F, B), r and 1 - r.
-        scale: like nodes, the sigma scale.
-        guidance: like nodes, factors of the guidance; none: 1.
         lookahead: (1 + M, F) or (1 + M, F, B).
     """
 
@@ -221,30 +254,15 @@ class _Fan:
     inside: list[tuple[int, ...]]
     nodes: Tensor
     others: Tensor
-    scale: Tensor
-    guidance: Tensor | None
     lookahead: Tensor
 
-    @classmethod
-    def of(cls, used: Used, guidance: Tensor | None, *rows: Tensor) -> _Fan:
-        slots = [j for j, inside in enumerate(used.lookahead) if inside]
-        if len(slots) < len(used.lookahead):
-            guidance, rows = None if guidance is None else guidance[slots], tuple(row[slots] for row in rows)
-        lookahead, nodes, others, scale = rows
-        inside = [used.lookahead[j] for j in slots]
-        return cls(slots, inside, nodes, others, scale, guidance, lookahead.transpose(0, 1))
-
-    def ask(self, x: Tensor, sigma: Tensor, sigma_next: Tensor, directions: Sequence[Tensor]) -> Ask:
-        """The question for these points."""
-        fan = self.per_sample() if sigma.ndim > self.nodes.ndim - 1 else self
-        mids = sigma_next**fan.nodes * sigma**fan.others
-        weights = ((mids - sigma) * fan.lookahead).unbind(1)
-        points = [x + combine(w, directions, inside) for w, inside in zip(weights, fan.inside, strict=True)]
-        guidance = None if fan.guidance is None else fan.guidance.expand_as(mids)
-        return Ask(torch.stack(points), mids, fan.scale.expand_as(mids), guidance=guidance)
-
-    def per_sample(self) -> _Fan:
-        """The same numbers for every sample, beside noise levels that each sample has of its own."""
-        nodes, others, scale, lookahead = (t[..., None] for t in (self.nodes, self.others, self.scale, self.lookahead))
-        guidance = None if self.guidance is None else self.guidance[..., None]
-        return _Fan(self.slots, self.inside, nodes, others, scale, guidance, lookahead)
+    def points(
+        self, x: Tensor, sigma: Tensor, sigma_next: Tensor, directions: Sequence[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """F points (B, *S) and their noise levels, (F,) or (F, B)."""
+        nodes, others, lookahead = self.nodes, self.others, self.lookahead
+        if sigma.ndim > nodes.ndim - 1:  # each sample has noise levels of its own, and the same numbers as the others
+            nodes, others, lookahead = nodes[..., None], others[..., None], lookahead[..., None]
+        levels = sigma_next**nodes * sigma**others
+        weights = ((levels - sigma) * lookahead).unbind(1)
+        return [x + combine(w, directions, inside) for w, inside in zip(weights, self.inside, strict=True)], levels

@@ -88,14 +88,17 @@ class _Stack(threading.local):
 _stack = _Stack()
 
 
-@contextlib.contextmanager
-def announced(ask: Ask, slots: tuple[int, ...]) -> Iterator[Asked]:
+class announced:  # noqa: N801 - a context manager, as it is called by
     """What is evaluated inside answers these points of a walk's question; one that no walk asks is not announced."""
-    asked = Asked(ask, slots)
-    _stack.asked.append(None if ask.site.run is None or _stack.silent else asked)
-    try:
-        yield asked
-    finally:
+
+    def __init__(self, ask: Ask, slots: tuple[int, ...]) -> None:
+        self._asked, self._silent = Asked(ask, slots), ask.site.run is None
+
+    def __enter__(self) -> Asked:
+        _stack.asked.append(None if self._silent or _stack.silent else self._asked)
+        return self._asked
+
+    def __exit__(self, *_: object) -> None:
         _stack.asked.pop()
 
 

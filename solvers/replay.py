@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from .graphs import Graph, MakeGraph, Outputs, cuda_graphs
+from .graphs import Graph, MakeGraph, Outputs, cloned, cuda_graphs
 
 log = logging.getLogger("epd")
 # Records one run on these arguments: the outputs, which stay where they are.
@@ -81,7 +81,7 @@ class Replays:
                     static.copy_(leaf, non_blocking=True)
             for graph in recording.graphs:
                 graph.replay()
-            return tree_map(_cloned, recording.outputs)
+            return tree_map(cloned, recording.outputs)
 
     @property
     def kept(self) -> int:
@@ -107,7 +107,7 @@ class Replays:
             graphs.append(self._make_graph())
             return graphs[-1]
 
-        inputs = [*map(_cloned, leaves)]
+        inputs = [*map(cloned, leaves)]
         try:
             outputs = self._program(make, tree_unflatten(inputs, spec))
         except RuntimeError as error:
@@ -122,10 +122,6 @@ class Replays:
         if reason and reason not in self._said:
             self._said.add(reason)
             log.warning("%s is not replayed from graphs: %s", self.name, reason)
-
-
-def _cloned(leaf: Any) -> Any:  # noqa: ANN401
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _signature(leaf: Any) -> Hashable:  # noqa: ANN401

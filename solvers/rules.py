@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .walk import Ask, History, Rule, Steps, expand
+from ..denoisers.protocol import expand
+from .walk import Ask, History, Rule, Steps
 
 
 def analytic_slope(x: Tensor, sigma: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..denoisers.protocol import Denoiser, coefficient_device
+from ..denoisers.protocol import Denoiser, coefficient_device, expand
 from .answers import MakeAnswer, batched
 from .schedules import checked_sigmas
-from .walk import History, Rule, Steps, drive, expand, walk
+from .walk import History, Rule, Steps, drive, walk
 
 
 def trajectory(
@@ -52,11 +52,11 @@ def trajectory(
         )
     x = noise * expand(levels[0], noise)
     yield x
-    totals = []
+    totals, wide = [], torch.promote_types(x.dtype, torch.float32)
     asking = walk(_forgetful(rule) if detach else rule, x, levels)
     for state in drive(asking, answer(denoiser), detach):
         if check:  # a sum is finite when all of x is
-            totals.append(state.x.sum(dtype=torch.promote_types(x.dtype, torch.float32)))
+            totals.append(state.x.sum(dtype=wide))
         yield state.x
     if check:
         _require_finite(totals, levels)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..denoisers.protocol import beside
+from ..denoisers.protocol import expand
 from .schedules import checked_sigmas
 
 
@@ -92,6 +92,12 @@ class Ask:
                 f"guidance has shape {tuple(self.guidance.shape)}, needed is that of sigma, {tuple(self.sigma.shape)}"
             )
 
+    def placed(self, site: Site) -> Ask:
+        """The same question, asked there."""
+        out = object.__new__(Ask)  # what it is made of was checked
+        out.__dict__.update(self.__dict__, site=site)
+        return out
+
     @property
     def network_sigma(self) -> Tensor:
         """The noise levels that the network gets: sigma * sigma_scale, shaped like sigma, float64."""
@@ -121,13 +127,6 @@ History: TypeAlias = tuple[Any, ...]
 Steps: TypeAlias = Generator[Ask, Tensor, tuple[Tensor, History]]
 Rule: TypeAlias = Callable[[Tensor, Tensor, Tensor, int, History], Steps]
 Walk: TypeAlias = Generator[Ask | State, Tensor | Restart | None, Tensor]
-
-
-def expand(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient, 0-d or one per sample (B,), ready to multiply x (B, *S) without changing its dtype."""
-    if coefficient.ndim == 0:
-        return coefficient
-    return beside(coefficient, x).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def walk(rule: Rule, x: Tensor, sigmas: Tensor, begin: int = 0, history: History = ()) -> Walk:
@@ -162,7 +161,7 @@ def _step(
         try:
             ask = next(asking)
             while True:
-                reply = yield replace(ask, site=Site(n, stage, run))
+                reply = yield ask.placed(Site(n, stage, run))
                 if isinstance(reply, Restart):
                     x = reply.x
                     break

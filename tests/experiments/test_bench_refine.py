@@ -102,6 +102,14 @@ def test_the_study_has_every_baseline_with_and_without_shared_noise() -> None:
         assert Job("shapes-exact", what, 2, 1).base() == Job("shapes-exact", "distilled", 2, 0)
 
 
+def test_a_table_of_two_points_is_refined_and_measured_beside_hand_made_solvers_of_as_many_evaluations() -> None:
+    job = Job("shapes", "refined-k2", 4, 1)
+    assert job.base() == Job("shapes", "distilled-k2", 4, 1) and job.base().distilling().points == 2
+    assert job.distilling().points == 2 and Job("shapes", "refined", 4, 1).base().distilling().points == 1
+    assert {job.calls for job in jobs(["shapes,handmade"])} == {3, 4, 5, 6, 8, 10}
+    assert {job.what for job in jobs(["shapes-exact"])}.isdisjoint({"distilled-k2", "refined-k2"})
+
+
 def test_no_sample_is_one_that_solvers_are_chosen_learned_or_tested_on() -> None:
     for subject in SUBJECTS.values():
         assert subject.samples <= TUNING_SEEDS and TUNING_SEEDS + subject.tuning <= POOL_SEEDS
@@ -215,9 +223,31 @@ def test_the_readme_compares_with_the_best_hand_made_solver_and_says_how_much_of
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[2].startswith("1.000 ") and cells[3].startswith("0.750 [") and cells[3].endswith("(Euler)")
     assert [cell.split()[0] for cell in cells[4:8]] == ["0.700", "0.925", "+0.225", "+0.175"]
-    assert cells[8].startswith("70 % [")
+    assert cells[8] == "the same" and cells[9].startswith("70 % [")
     assert "| 3 calls | 0.700, 0.700 | 0.900, 0.950 | 1 of 2 | 1,234 | 10 to 11 s |" in text
     assert "| UniPC | 0.500 / 0.500 |" in text and "4 calls" not in text
+
+
+def test_tables_of_two_points_are_held_against_as_many_calls_and_as_many_evaluations(tmp_path: Path) -> None:
+    folder = placed(tmp_path) / "refined" / "shapes-exact"
+    six = [{"group": name, "scores": scores(right)} for name, right in (("Euler", 340), ("UniPC", 372))]
+    content = {"judged": JUDGED, "environment": {"python": "3.11"}, "calls": 3, "seed": 0}
+    for name, more in {
+        "distilled-k2-3-0": {"what": "distilled-k2", "scores": scores(350)},
+        "refined-k2-3-0": {"what": "refined-k2", "scores": scores(392), "settings": {"seed": 0}, "cpu_seconds": 5.0,
+                           "passed": {}, "evaluations": 99},
+        "handmade-6": {"what": "handmade", "calls": 6, "solvers": six},
+    }.items():  # fmt: skip
+        (folder / f"{name}.json").write_text(json.dumps({**content, **more}))
+    lines = readme_tables.rendered("refined-shapes-exact", tmp_path).splitlines()
+    row = next(line for line in lines if line.startswith("| 3 calls, 2 points each | `all` |"))
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[3].endswith("(Euler)") and [cell.split()[0] for cell in cells[3:8]] == [
+        "0.750", "0.875", "0.980", "+0.105", "+0.230"
+    ]  # fmt: skip
+    assert cells[8].startswith("+0.050 [") and cells[8].endswith("(UniPC, 0.930)") and cells[9].startswith("92 % [")
+    assert "| Euler | 0.750 / 0.750 | 0.850 / 0.850 |" in lines
+    assert any(line.startswith("| 3 calls | `all` | 1.000") and "| the same |" in line for line in lines)
 
 
 def test_tables_that_were_refined_differently_are_not_averaged(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from epd.rl.policy import Policy
 
 from . import tables
 
-# Every structure with our parametrisation; those on the simplex with the published one.
+# Every structure with our parametrisations; those on the simplex with the published one.
 TABLES = {**tables.FAMILIES, "told levels": tables.told_table(), "two steps": tables.PLAIN}
 SIMPLEX = ("epd", "epd, AFS", "plugin", "plugin, AFS", "two steps")
-CASES = [(name, "ours") for name in TABLES] + [(name, "published") for name in SIMPLEX]
+CASES = [(name, kind) for kind in ("ours", "whitened") for name in TABLES] + [(name, "published") for name in SIMPLEX]
 
 assert set(PARAMETRISATIONS) == {kind for _, kind in CASES}
 

@@ -103,7 +103,6 @@ def test_5_2_cogvideox_alphas_are_the_stock_ones() -> None:
     [
         ({"beta_strat": 0.1}, "beta_strat = 0.1 means nothing to EulerDiscreteScheduler"),
         ({"prediction_type": "flow_prediction", "flow_shift": 3.0}, "flow_shift = 3.0 means nothing to FlowMatchEuler"),
-        ({"timestep_type": "continuous"}, "timestep_type = 'continuous' of EulerDiscreteScheduler is not supported"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas = True of Flow"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas with prediction_type = 'epsilon'"),
         ({"_class_name": "MyScheduler"}, "MyScheduler are not supported: it is unknown"),

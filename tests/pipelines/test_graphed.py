@@ -45,6 +45,19 @@ def test_anchor_and_fan_are_recorded_once_and_the_pictures_stay(name: str) -> No
     assert torch.equal(run(pipe, name, 4), expected) and len(made) == 2
 
 
+def test_compiled_networks_give_the_same_pictures() -> None:
+    table, graphs = table_for("sd3", "epd"), []
+
+    def compiled() -> epd.CompiledGraph:
+        graphs.append(epd.CompiledGraph("eager"))
+        return graphs[-1]
+
+    expected = run(epd.enable(build("sd3"), table), "sd3", 4)
+    pipe = epd.enable(build("sd3"), table, graphs=compiled)
+    for _ in range(2):
+        assert torch.equal(run(pipe, "sd3", 4), expected) and len(graphs) == 2
+
+
 def test_what_changed_in_the_network_is_recorded_again() -> None:
     table, pipe, plain = table_for("sd", "epd"), build("sd"), build("sd")
     epd.enable(pipe, table, graphs=graph)

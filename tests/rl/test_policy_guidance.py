@@ -18,7 +18,7 @@ from epd.distill.config import GUIDANCE
 from epd.rl.parametrisation import PARAMETRISATIONS
 from epd.rl.policy import Policy
 from epd.rl.policy_file import load_policy, save_policy
-from epd.rl.refine import policy_of
+from epd.rl.refine import kind_of
 from epd.rl.run import run_refine
 from epd.rl.task import Task
 from epd.solvers.parallel import parallel
@@ -58,9 +58,8 @@ def test_a_batch_of_tables_is_solved_as_each_alone(tmp_path: Path) -> None:
 
 
 def test_only_where_the_config_says_so() -> None:
-    base = TABLES["mixed calls"]
-    assert policy_of(base, toy_refine_config()).structure.kind.log_normal == PARAMETRISATIONS["ours"].log_normal
-    kind = policy_of(base, toy_refine_config(learn_guidance=True, policy="ours")).structure.kind
+    assert kind_of(toy_refine_config()).log_normal == PARAMETRISATIONS["ours"].log_normal
+    kind = kind_of(toy_refine_config(learn_guidance=True, policy="ours"))
     assert kind.log_normal == KIND["ours"].log_normal
 
 
