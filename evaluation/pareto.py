@@ -176,7 +176,7 @@ def _labels(axes: Axes, ends: Sequence[tuple[Curve, str, bool]]) -> None:
         x, y = curve.points[-1]
         axes.annotate(
             curve.group,
-            xy=(x, y),
+            xy=(x, min(y, axes.get_ylim()[1])),  # one that never comes down here is named at the top
             xytext=(1.035, place),
             textcoords="axes fraction",
             va="center",

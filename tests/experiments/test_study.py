@@ -90,7 +90,7 @@ def test_nothing_is_measured_on_what_is_learned_from_and_all_families_get_as_muc
 
 
 def test_filters_choose_cells() -> None:
-    assert cells(["shapes-exact,LD3,7,1"]) == [Run("shapes-exact", "LD3", 7, 1)]
+    assert cells(["digits-exact,LD3,7,1"]) == [Run("digits-exact", "LD3", 7, 1)]
     assert {cell.subject for cell in cells(["ablations"])} == {"ablations"}
     with pytest.raises(ValueError, match="no cell is 'digits,LD4': give SUBJECT,FAMILY,CALLS,SEED, of subjects digits"):
         cells(["digits,LD4"])
