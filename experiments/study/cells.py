@@ -18,8 +18,8 @@ from ..learned_cells import Subject, settings_of
 CALLS = (3, 5, 7, 9)
 # Every family gets as many updates of as many samples as the others of its world: what fits into an hour on two cores.
 SHORT = {"pool": 8192, "batch": 64, "screening": 30, "iterations": 300}
-# An update costs several times as much there, and there is time for one training seed. At guidance 5 most of an error is
-# that of a few samples in a hundred: of 128 held-out ones often none goes astray, and the best table would be luck.
+# An update costs several times as much there, and there is time for one training seed. At guidance 5 most of an error
+# is that of a few samples in a hundred: of 128 held-out ones often none goes astray, and the best table would be luck.
 SHORTER = {"pool": 1024, "validation": 512, "batch": 16, "screening": 15, "iterations": 200}
 NETWORK = {**SHORTER, "validation": 128, "iterations": 500}
 EXACT = Subject("digits-exact", 8192, 256, torch.float64, 1e-6, training=SHORT)
