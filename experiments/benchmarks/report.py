@@ -36,6 +36,7 @@ HEADS = {
 }  # fmt: skip
 SPREADS = ("ms_low", "ms_high", "ratio_low", "ratio_high")
 Cells = Mapping[str, Mapping[str, Any]]  # of one suite, by name
+PALETTE = (*LEARNED, "#1d8a6b", "#37474f", "#8d6e63")
 
 
 def contents(folder: Path) -> dict[str, dict[str, Any]]:
@@ -125,7 +126,7 @@ def _latency(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     kinds = list(dict.fromkeys((row["answer"], row["batch"]) for row in rows))
     for number, kind in enumerate(kinds):
         own = [row for row in rows if (row["answer"], row["batch"]) == kind]
-        x, color = [row["points"] for row in own], LEARNED[number % len(LEARNED)]
+        x, color = [row["points"] for row in own], PALETTE[number % len(PALETTE)]
         axes.plot(x, [row["ms"] for row in own], "-o", ms=4, color=color, label=f"{kind[0]}, batch {kind[1]}")
         axes.plot(x, [row["floor_ms"] for row in own], ":", color=color)
         axes.plot(x, [row["bound_ms"] for row in own], "--", lw=0.8, color=HANDMADE)
@@ -137,7 +138,7 @@ def _growth(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     for number, axis in enumerate(dict.fromkeys(row["grows with"] for row in rows)):
         own = [row for row in rows if row["grows with"] == axis]
         x = [row[axis] / own[0][axis] for row in own]
-        color = LEARNED[number % len(LEARNED)]
+        color = PALETTE[number % len(PALETTE)]
         axes.plot(x, [row["ms"] for row in own], "-o", ms=4, color=color, label=f"{axis}, from {own[0][axis]}")
         axes.plot(x, [row["floor_ms"] for row in own], ":", color=color)
     axes.set_xlabel("times the smallest; dotted: bare calls")
