@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import math
 import time
@@ -75,20 +76,33 @@ class Refiner:
     def __init__(self, task: Task, base: Table, config: RefineConfig, workers: Workers) -> None:
         self.task, self.base, self.config, self.workers = task, base, config, workers
         self.tester = Tester(task, base, config, workers)
-        self._around(base)
+        self.around = base  # until the best start is known; what hangs on it is made when it is first asked for
 
-    def _around(self, table: Table) -> None:
-        """Lets the policy be one around this table."""
-        self.policy = policy_of(self.task, table, self.config)
-        self.reference = copy.deepcopy(self.policy)
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.lr, eps=1e-8, foreach=False)
+    @functools.cached_property
+    def _policies(self) -> tuple[Policy, Policy]:
+        policy = policy_of(self.task, self.around, self.config)
+        return policy, copy.deepcopy(policy)  # before anything is loaded into it
+
+    @property
+    def policy(self) -> Policy:
+        """The one that learns."""
+        return self._policies[0]
+
+    @property
+    def reference(self) -> Policy:
+        """The same, as it began."""
+        return self._policies[1]
+
+    @functools.cached_property
+    def optimizer(self) -> torch.optim.Adam:
+        """Of the policy's parameters."""
+        return torch.optim.Adam(self.policy.parameters(), lr=self.config.lr, eps=1e-8, foreach=False)
 
     def updates(self, state: RefineState | None) -> Iterator[Update]:
         began, first = time.perf_counter(), state is None
         starts = start_tables(self.task, self.base, self.config)
         start = best_start(self.task, starts, self.config, self.workers) if state is None else state.start
-        if start:
-            self._around(starts[start])
+        self.around = starts[start]
         if state is not None and state.iteration < state.total:
             self.tester.compare(state.given)
         state = state or self._first(start)

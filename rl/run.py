@@ -102,13 +102,27 @@ def run_refine(
     return folder.table
 
 
-def refined(task: Task, base: Table, config: RefineConfig, state: RefineState) -> Table:
-    """The result of a run: the mean table of the best that passed its test, or the given table where none did."""
+def best_policy(task: Task, base: Table, config: RefineConfig, state: RefineState) -> Policy:
+    """The best that passed its test, or the one around the given table where none did."""
+    if state.passed is None:
+        return policy_of(task, base, config)
+    policy = policy_of(task, start_tables(task, base, config)[state.start], config)
+    load_vector(policy, state.best)
+    return policy
+
+
+def refined(
+    task: Task, base: Table, config: RefineConfig, state: RefineState, policy: Policy | None = None
+) -> Table:
+    """The result of a run: the mean table of the best that passed its test, or the given table where none did.
+
+    Args:
+        policy: `best_policy`, where it is at hand.
+    """
     interval = None if state.passed is None else state.passed.table
     if interval is None:
         return base
-    policy = policy_of(task, start_tables(task, base, config)[state.start], config)
-    load_vector(policy, state.best)
+    policy = best_policy(task, base, config, state) if policy is None else policy
     table = policy.mean(task.mean_context(config.held_out))
     provenance = replace(
         table.provenance,
@@ -124,12 +138,10 @@ def refined(task: Task, base: Table, config: RefineConfig, state: RefineState) -
 
 
 def _finish(task: Task, base: Table, config: RefineConfig, state: RefineState, folder: Folder) -> None:
-    table = refined(task, base, config, state)
+    policy = best_policy(task, base, config, state)
+    table = refined(task, base, config, state, policy)
     refined_table = table is not base
-    around = base if state.passed is None else start_tables(task, base, config)[state.start]
-    policy = policy_of(task, around, config)
     if state.passed is not None:
-        load_vector(policy, state.best)
         i = state.passed.interval
         log.info(
             "refined %s: the policy of update %d is better by %.3g [%.3g, %.3g] standard deviations of the reward on "
