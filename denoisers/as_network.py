@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .fingerprint import Dependencies, Transparent
-from .protocol import Denoiser, Model, Path, rows_per_condition
+from .forwarding import Forwarding
+from .protocol import Denoiser, Model, rows_per_condition
 
 
 class SeededNetwork(nn.Module):
@@ -26,7 +27,7 @@ class SeededNetwork(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class AsNetwork:
+class AsNetwork(Forwarding):
     """A model whose every evaluation is a call of a network with a row for each state, to the same bits.
 
     Args:
@@ -41,38 +42,6 @@ class AsNetwork:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_own", SeededNetwork(self.model) if self.network is None else self.network)
-
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    @property
-    def path(self) -> Path:
-        return self.model.path
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.model.shape
-
-    @property
-    def sigma_min(self) -> float:
-        return self.model.sigma_min
-
-    @property
-    def sigma_max(self) -> float:
-        return self.model.sigma_max
-
-    @property
-    def guidance(self) -> float:
-        return self.model.guidance
-
-    @property
-    def alphas_cumprod(self) -> Tensor | None:
-        return self.model.alphas_cumprod
-
-    @property
-    def device(self) -> str:
-        return self.model.device
 
     def for_seeds(self, seeds: Sequence[int]) -> AsNetwork:
         """Bound to the conditions that these seeds stand for."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .protocol import Denoiser, Model, Path, denoised_at, rows_per_condition
+from .forwarding import Forwarding
+from .protocol import Denoiser, Model, denoised_at, rows_per_condition
 from .row_cost import RowCost, row_cost, rows_within
 
 NUMBERS = 2**22  # in the rows of one call on a processor, whose free memory says little: others live there, too
@@ -47,7 +48,7 @@ def limit_rows(model: Model, rows: int | None = None, max_memory: int | None = N
 
 
 @dataclass(frozen=True, eq=False)
-class RowLimited:
+class RowLimited(Forwarding):
     """A model whose network calls are split; made by `limit_rows`.
 
     Args:
@@ -61,38 +62,6 @@ class RowLimited:
     max_memory: int | None = None
     _automatic: dict[bool, int] = field(default_factory=dict, init=False, repr=False)  # by whether gradients are kept
     _costs: dict[bool, RowCost] = field(default_factory=dict, init=False, repr=False)  # the same
-
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    @property
-    def path(self) -> Path:
-        return self.model.path
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.model.shape
-
-    @property
-    def sigma_min(self) -> float:
-        return self.model.sigma_min
-
-    @property
-    def sigma_max(self) -> float:
-        return self.model.sigma_max
-
-    @property
-    def guidance(self) -> float:
-        return self.model.guidance
-
-    @property
-    def alphas_cumprod(self) -> Tensor | None:
-        return self.model.alphas_cumprod
-
-    @property
-    def device(self) -> str:
-        return self.model.device
 
     def rows(self, gradients: bool = False) -> int:
         """The most rows of one network call, with or without the activations that a gradient needs."""
