@@ -40,21 +40,11 @@ def cells_command(
         drawn: folders of the cells and of the pictures -> the pictures that were written.
         processes: that make cells at the same time, where no other number is given.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[], metavar=filters, help="cells to make")
-    parser.add_argument("--print", action="store_true", help="print the README's tables, measure nothing")
-    parser.add_argument("--draw", action="store_true", help="draw the pictures, measure nothing")
-    parser.add_argument("--out", type=Path, default=folder, help="folder of the cells")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the pictures")
+    parser = cells_parser(doc, filters, folder)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench", help="teachers and end points")
     parser.add_argument("--processes", type=int, default=processes, help="that make cells; several have a thread each")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if args.print:
-        print(printed(args.out))
-    if args.draw:
-        print(*drawn(args.out, args.docs), sep="\n")
-    cells = [] if args.print or args.draw else jobs(args.only)
+    cells = [] if shown(args, printed, drawn) else jobs(args.only)
     make = partial(_make, run, args.out, args.work, len(cells))
     if args.processes == 1:
         for numbered in enumerate(cells, 1):
@@ -62,6 +52,29 @@ def cells_command(
         return 0
     with multiprocessing.get_context("spawn").Pool(args.processes, _begin) as pool:
         return int(not all(list(pool.imap(partial(_tried, make), enumerate(cells, 1)))))
+
+
+def cells_parser(doc: str | None, filters: str, folder: Path) -> argparse.ArgumentParser:
+    """The options that every such command has; arguments as of `cells_command`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=[], metavar=filters, help="cells to make")
+    parser.add_argument("--print", action="store_true", help="print the tables, measure nothing")
+    parser.add_argument("--draw", action="store_true", help="draw the pictures, measure nothing")
+    parser.add_argument("--out", type=Path, default=folder, help="folder of the cells")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the pictures")
+    return parser
+
+
+def shown(
+    args: argparse.Namespace, printed: Callable[[Path], str], drawn: Callable[[Path, Path], Iterable[Path]]
+) -> bool:
+    """Prints and draws what is asked for; whether anything was, and nothing is to be measured."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.print:
+        print(printed(args.out))
+    if args.draw:
+        print(*drawn(args.out, args.docs), sep="\n")
+    return args.print or args.draw
 
 
 def fits(text: str, cell: Any) -> bool:  # noqa: ANN401 - a dataclass

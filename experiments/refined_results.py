@@ -102,12 +102,13 @@ def columns(files: Mapping[str, Any], name: str) -> list[Column]:
             require_equal(f"refinements of {name}", refinements, ("seed", "base"))
             seeds = [content["seed"] for content in refinements]
             given = [c for c in cells(what.replace("refined", "distilled"), calls) if c["seed"] in seeds]
-            if handmade(calls) and reference and len(given) == len(seeds):
+            rivals = handmade(calls)
+            if rivals and reference and len(given) == len(seeds):
                 distilled, refined = (_measured(said, [c["scores"] for c in of])
                                       for said, of in (("distilled", given), ("refined", refinements)))  # fmt: skip
                 steps = _measured(f"{reference[0]['calls']} steps", [reference[0]["scores"]])
-                by_hand = handmade(calls), handmade(calls * points)
-                out.append(Column(calls, points, steps, *by_hand, distilled, refined, tuple(refinements)))
+                equal = rivals if points == 1 else handmade(calls * points)
+                out.append(Column(calls, points, steps, rivals, equal, distilled, refined, tuple(refinements)))
     return out
 
 

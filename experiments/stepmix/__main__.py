@@ -12,12 +12,10 @@ the floor is judged by exact values. It takes some minutes of one core.
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
-from ..cells_command import ROOT
+from ..cells_command import cells_parser, shown
 from .cells import make, missing
 from .page import FOLDER, printed
 from .pictures import drawn
@@ -27,19 +25,8 @@ log = logging.getLogger("epd")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures what is missing, prints or draws."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[], metavar="PATH", help="cells to make")
-    parser.add_argument("--print", action="store_true", help="print the page's tables, measure nothing")
-    parser.add_argument("--draw", action="store_true", help="draw the pictures, measure nothing")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the cells")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the pictures")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if args.print:
-        print(printed(args.out))
-    if args.draw:
-        print(*drawn(args.out, args.docs), sep="\n")
-    cells = [] if args.print or args.draw else missing(args.out, args.only)
+    args = cells_parser(__doc__, "PATH", FOLDER).parse_args(argv)
+    cells = [] if shown(args, printed, drawn) else missing(args.out, args.only)
     for number, cell in enumerate(cells, 1):
         log.info("cell %d of %d: %s", number, len(cells), cell.path)
         make(cell, args.out)
