@@ -1,7 +1,7 @@
 """`shapes-32`: the larger embedded network, class-conditional, 32 x 32 pixels, 256 tokens and 8 blocks.
 
-Its classes are prompts of the world `shapes`, drawn twice as large: a network call is dear enough, and its picture has
-regions enough, for what accelerators gain to be seen.
+Its classes are prompts of the world `shapes`, drawn twice as large, and that world's verifier judges its pictures. A
+network call is dear enough, and a picture has regions enough, for what accelerators gain to be seen.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .class_pipeline import class_pipeline
 from .diffusers_networks import dit
 from .digits import ASSETS
+from .identity_vae import identity_vae
 from .networks import NetworkDenoiser
-from .shapes_verifier import Verdict, verify
 from .shapes_world import COLOURS, GREY, PLACES, SHAPES, SIDE, SIZE, Scene, coverage, layouts, parse, scenes
 from .timesteps import linear_beta
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+    from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 
 MODEL_FOLDER = ASSETS / "shapes-32"
 ENLARGED = 2  # times the pixels of `shapes_world`, both ways
@@ -37,9 +39,9 @@ def classes() -> tuple[str, ...]:
     return tuple(scene.prompt for scene in (*scenes()[:kinds], *scenes()[kinds::STEP]))
 
 
-def class_of(seed: int) -> int:
-    """The class that a seed stands for, seed mod 24."""
-    return seed % len(classes())
+def classes_of(seeds: Sequence[int]) -> Tensor:
+    """The classes that seeds stand for, seed mod 24."""
+    return torch.tensor([seed % len(classes()) for seed in seeds])
 
 
 def paint(labels: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
@@ -62,15 +64,6 @@ def _painted(scene: Scene, drawn: Tensor) -> Tensor:
     return image
 
 
-def verdict(images: Tensor, labels: Sequence[int]) -> Verdict:
-    """Do pictures (B, 3, 32, 32) in [0, 1] show their classes? Halved, they are judged as those of `shapes`.
-
-    Raises:
-        ValueError: as `shapes_verifier.verify`.
-    """
-    return verify(torch.nn.functional.avg_pool2d(images, ENLARGED), [classes()[label] for label in labels])
-
-
 def shapes_32_transformer() -> DiTTransformer2DModel:
     """The trained network itself: v prediction, class 24 is the unconditional one; float32, frozen."""
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
@@ -88,11 +81,17 @@ def shapes_32(guidance: float = 1.0) -> NetworkDenoiser:
         guidance: the scale that `for_seeds` binds.
     """
     model = dit(shapes_32_transformer(), linear_beta(), "v_prediction", "shapes-32")
-    return replace(model, guidance=float(guidance), seed_rows=_classes_of, picture=_picture)
+    return replace(model, guidance=float(guidance), seed_rows=classes_of, picture=_picture)
 
 
-def _classes_of(seeds: Sequence[int]) -> Tensor:
-    return torch.tensor([class_of(seed) for seed in seeds])
+def shapes_32_pipeline() -> DiTPipeline:
+    """The network in diffusers' stock pipeline: `pipe(class_labels=[3, 17], guidance_scale=2.0).images`.
+
+    The autoencoder is the identity, up to its scale.
+    """
+    vae = identity_vae(3, SIZE * ENLARGED)
+    vae.register_to_config(scaling_factor=SCALE)
+    return class_pipeline(shapes_32_transformer(), MODEL_FOLDER, vae, classes())
 
 
 def _picture(x: Tensor) -> Tensor:
