@@ -8,7 +8,7 @@ A cell is a solver, made and measured on fresh samples: how far its end points a
 its cost, in forwards of one row. Learned ones are of family `dense`, by short runs that are equal for all, with the
 accelerator on (`KIND`) or put on afterwards (`KIND-later`); hand-made ones go along one log-SNR grid. `times` are
 seconds of all of them, one after the other in one run, in those of a plain call of as many samples. Cells lie in
-results/together; the same command goes on with what is missing or was made with other settings.
+results/together/shapes-32; the same command goes on with what is missing or was made with other settings.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ..runs.environment import environment
 from ..solvers.solve import solve
 from ..solvers.table_json import dumps
 from ..solvers.walk import Rule
-from . import together_results
+from . import learned_results, together_results
 from .bench_accelerators import RULES, Judge, accelerated
 from .bench_learned import read, table_in, write
 from .cells_command import cells_command, fits
@@ -108,9 +108,9 @@ class Job:
     def path(self, results: Path) -> Path:
         """The cell's file in the folder of all results."""
         if self.kind == TIMES:
-            return results / "times.json"
+            return results / self.subject / "times.json"
         of = f"{self.solver}-{self.accelerator or 'plain'}" if self.kind == HAND else str(self.seed)
-        return results / f"{self.kind}-{self.calls}-{of.translate(str.maketrans(':=,.', '----'))}.json"
+        return results / self.subject / f"{self.kind}-{self.calls}-{of.translate(str.maketrans(':=,.', '----'))}.json"
 
 
 def jobs(only: Sequence[str] = ()) -> list[Job]:
@@ -200,7 +200,7 @@ def timed(path: Path, results: Path) -> None:
     and all of them several times.
     """
     every = [job for job in jobs([f"{MODEL},,,0"]) if job.kind != TIMES and job.path(results).exists()]
-    names = [job.path(results).name for job in every]
+    names = [job.path(results).relative_to(results).as_posix() for job in every]
     if read(path).get("names") == names:
         return
     model, seeds = judge().model, range(TIMED)
@@ -234,7 +234,7 @@ def drawn(results: Path, docs: Path) -> Iterator[Path]:
 
 def printed(results: Path) -> str:
     """The page's table of what has been measured."""
-    return together_results.table(together_results.contents(results))
+    return together_results.table(learned_results.contents(results))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping
@@ -19,11 +18,6 @@ HOW = {
     "": "", "ras:ratio=0.5,where=fan": "half fan", "ras:ratio=0.5,warmup=2,gap=4": "half of the tokens",
     "first_block:threshold=0.1": "first block",
 }  # fmt: skip
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """Every cell by its file's name."""
-    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
 def rmse(cell: Mapping[str, Any]) -> float:
@@ -52,8 +46,8 @@ def accelerator(cell: Mapping[str, Any]) -> str:
 
 
 def rows(cells: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the table by their cost: cells that differ in their training seed alone are one."""
-    times = cells.get("times.json", {"names": [], "times": []})
+    """The rows of the table by their cost; cells, by their path, that differ in their training seed alone are one."""
+    times = next((cell for cell in cells.values() if "times" in cell), {"names": [], "times": []})
     taken = dict(zip(times["names"], times["times"], strict=True))
     found: dict[tuple[Any, ...], list[tuple[str, Mapping[str, Any]]]] = {}
     for name, cell in cells.items():
