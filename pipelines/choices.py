@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.utils._pytree import tree_map
 
 from ..denoisers.arguments import NetworkArguments
 from ..denoisers.hooks import Finish
@@ -65,7 +66,9 @@ class Choices:
         """What the network says to these calls."""
         self.inside = True
         try:
-            return [module(*args, **kwargs) for args, kwargs in (call.pair() for call in calls)]
+            # In containers of its own: UNets take the residuals of T2I adapters out of the list that they are given.
+            pairs = (tree_map(lambda leaf: leaf, call.pair()) for call in calls)
+            return [module(*args, **kwargs) for args, kwargs in pairs]
         finally:
             self.inside = False
 

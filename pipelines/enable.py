@@ -79,8 +79,8 @@ def enable(
         answer: the same by the name that it has in `solve`: `batched`, `serial`, or `auto`, which measures at the first
             fan of each shape, by a few more calls of it, whether the network is faster with all of its points in one
             call or in one each, and keeps to that (`summary` says what was found). The number of the pipeline's calls
-            stays that of `batched`, and so do those of accelerated networks and beside a ControlNet. None: what
-            `parallel` says.
+            stays that of `batched`. Accelerated networks and those beside a ControlNet are not measured, and batched.
+            None: what `parallel` says.
         graphs: replay the networks' calls of this pipeline's runs from CUDA graphs, one for each of their shapes: no
             Python, no launches. What can't be is said once and runs as it is. Or what makes the graphs:
             `epd.CompiledGraph` fuses kernels, too, and takes minutes to begin.

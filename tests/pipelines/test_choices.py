@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from helpers import list_and_packed_pipelines
 from helpers.pipeline_tables import TABLES, assert_same, table_for
 from helpers.tiny_pipelines import build, calls_of, network, run
+from torch import Tensor
 
 import epd
 from epd.denoisers.arguments import NetworkArguments
@@ -178,6 +180,38 @@ def test_outputs_of_points_are_joined_sample_major() -> None:
     assert tensor.flatten().tolist() == rows == named["x"][0].flatten().tolist() and kept == 7
     (entries, empty) = joined([([f"{k}a", f"{k}b"], {}) for k in range(3)], 2, True)
     assert entries == ["0a", "1a", "2a", "0b", "1b", "2b"] and empty == {}
+
+
+class Taking(torch.nn.Module):
+    """Takes what it adds out of the list that it is given."""
+
+    def forward(self, sample: Tensor, timestep: Tensor, residuals: list[Tensor]) -> Tensor:
+        return sample * timestep[:, None] + residuals.pop()
+
+
+@pytest.mark.parametrize("each", [SERIAL, BATCHED])
+def test_what_a_network_takes_out_of_its_arguments_is_there_in_every_call(each: float) -> None:
+    """Two rows at two points, the conditioning repeated for each."""
+    state, time, residual = torch.arange(4.0)[:, None], torch.tensor([1.0, 3.0, 1.0, 3.0]), torch.tensor([[5.0], [7.0]])
+    plain = NetworkArguments((state[:2], time[0]), {"residuals": [residual]})
+    call = NetworkArguments((state, time), {"residuals": [residual.repeat_interleave(2, 0)]})
+    network, calls = Taking(), list[int]()
+    network.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    join = Choices(clock(calls, each)).apply(network, call, plain, 2)
+    args, kwargs = call.pair()
+    output = network(*args, **kwargs)
+    assert (join is not None) == (each == SERIAL)
+    assert (output if join is None else join(output)).flatten().tolist() == [5.0, 8.0, 9.0, 16.0]
+
+
+def test_guidance_that_the_table_scales_is_heard_of_all_points() -> None:
+    table = table_for("sd", "epd")
+    scaled = dataclasses.replace(table, guidance_scale=[[0.5, 1.0, 1.5]] * 4)
+    expected, pipe = run(epd.enable(build("sd"), scaled), "sd", 4), build("sd")
+    with enabled(pipe, scaled, SERIAL) as rows:
+        assert_same(run(pipe, "sd", 4), expected)
+        assert rows[-3:] == [4] * 3
+    assert not torch.allclose(run(epd.enable(pipe, table), "sd", 4), expected, atol=1e-2)
 
 
 def test_a_denoiser_from_a_pipeline_takes_the_same_answer_where_it_is_solved() -> None:
