@@ -18,12 +18,12 @@ from ..accelerators.feedback_block import Feedback, Loop, Trained, own_copy
 from ..accelerators.ilf import Feeding, blocks_of
 from ..accelerators.moment import Moment, Work
 from ..accelerators.site import Site
-from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
 from ..solvers.registry import SIMPLEST, make_rule
 from ..solvers.solve import solve
 from .feedback_config import FeedbackConfig
 from .feedback_plan import loop_of, sigmas_of, times_at
+from .samples import Samples
 from .teacher import POOL_SEEDS, VALIDATION_SEEDS, Teacher, cache_folder
 
 CLIP = 1.0  # largest gradient norm
@@ -104,9 +104,7 @@ class FeedbackTrainer:
         self.held_out = range(VALIDATION_SEEDS, VALIDATION_SEEDS + config.validation)
         for pool in (seeds, self.held_out):
             teacher.prepare(pool.start, len(pool))
-        self.pool = teacher.states(seeds)
-        self.noise = unit_noise(seeds, model.shape, getattr(torch, config.dtype))
-        self.targets = teacher.states(self.held_out)[-1]
+        self.pool, self.validation = Samples(teacher, seeds), Samples(teacher, self.held_out)
 
     def updates(self, state: FeedbackState | None = None) -> Iterator[FeedbackUpdate]:
         """The rest of the updates; the last one's state has the best parameters."""
@@ -156,10 +154,9 @@ class FeedbackTrainer:
     def loss(self, iteration: int) -> Tensor:
         """Mean square of one batch; a function of the parameters, the seed and the iteration alone."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + iteration)
-        rows = torch.randperm(self.config.pool, generator=generator)[: self.config.batch]
-        device = self.model.device
-        denoiser = self.model.for_seeds((POOL_SEEDS + rows).tolist())
-        noise, states = self.noise[rows].to(device), self.pool[:, rows].to(device)
+        rows = torch.randperm(self.config.pool, generator=generator)[: self.config.batch].tolist()
+        denoiser = self.model.for_seeds([POOL_SEEDS + row for row in rows])
+        noise, states = (part.to(self.model.device) for part in self.pool(rows))
         if self.through:
             with self.attached(self.loop):
                 return (solve(self.rule, denoiser, noise, self.sigmas, check=False) - states[-1]).square().mean()
@@ -176,15 +173,15 @@ class FeedbackTrainer:
 
     def rmse(self, loop: Loop | None, sigmas: Tensor | None = None) -> float:
         """To the teacher's end points on held-out noise; without a loop that of plain steps."""
-        total, dtype = 0.0, getattr(torch, self.config.dtype)
+        total, count = 0.0, len(self.held_out)
         sigmas = self.sigmas if sigmas is None else sigmas
-        for start in range(0, len(self.held_out), TOGETHER):
-            seeds = self.held_out[start : start + TOGETHER]
-            noise = unit_noise(seeds, self.model.shape, dtype, self.model.device)
+        for start in range(0, count, TOGETHER):
+            noise, states = self.validation(range(count)[start : start + TOGETHER])
+            denoiser = self.model.for_seeds(self.held_out[start : start + TOGETHER])
             with torch.no_grad(), self.attached(loop):
-                x = solve(self.rule, self.model.for_seeds(seeds), noise, sigmas)
-            total += float((x.cpu() - self.targets[start : start + TOGETHER]).double().square().sum())
-        return math.sqrt(total / self.targets.numel())
+                x = solve(self.rule, denoiser, noise.to(self.model.device), sigmas)
+            total += float((x.cpu() - states[-1]).double().square().sum())
+        return math.sqrt(total / (count * math.prod(self.model.shape)))
 
     @contextmanager
     def attached(self, loop: Loop | None) -> Iterator[None]:
