@@ -55,7 +55,7 @@ TRAINING = {"family": "dense", "pool": 512, "validation": 128, "batch": 16, "scr
 FORWARD = {**TRAINING, "optimizer": "gauss-newton", "batch": 32, "screening": 1, "iterations": 4, "validate_every": 1,
            "accumulate": 1}  # fmt: skip
 OPTIMISERS = {"": TRAINING, "-gauss-newton": FORWARD}
-HALF, REGIONS, FIRST = "ras:ratio=0.5,where=fan", "ras:ratio=0.5,warmup=2,gap=4", "first_block:threshold=0.1"
+HALF, REGIONS, FIRST = "ras:ratio=0.5,where=fan", "ras:ratio=0.5,warmup=2,gap=4", "first_block:threshold=0.5"
 # What is learned: points of a call, and the accelerator; named in together_results.
 KINDS = {"plain": (1, ""), "plain-2": (2, ""), "ras": (1, REGIONS), "ras-fan": (2, HALF), "first-block": (1, FIRST)}
 TRAINING_SEEDS = range(3)

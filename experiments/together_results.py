@@ -16,7 +16,7 @@ ENDINGS = {"-later": ", without it", "-gauss-newton": ", by Gauss-Newton"}  # of
 POINTS = {"plain": 1, "plain-2": 2, "ras": 1, "ras-fan": 2, "first-block": 1}
 HOW = {
     "": "", "ras:ratio=0.5,where=fan": "half fan", "ras:ratio=0.5,warmup=2,gap=4": "half of the tokens",
-    "first_block:threshold=0.1": "first block",
+    "first_block:threshold=0.5": "first block",
 }  # fmt: skip
 
 
