@@ -6,9 +6,9 @@
 
 A cell is a solver, made and measured on fresh samples: how far its end points are from the converged ones (RMSE), and
 its cost, in forwards of one row. Learned ones are of family `dense`, by short runs that are equal for all, with the
-accelerator on (`KIND`) or put on afterwards (`KIND-later`); hand-made ones go along one log-SNR grid. `times` are
-seconds of all of them, one after the other in one run, in those of a plain call of as many samples. Cells lie in
-results/together/shapes-32; the same command goes on with what is missing or was made with other settings.
+accelerator on (`KIND`) or put on afterwards (`KIND-later`); hand-made ones and inner-loop feedback go along one log-SNR
+grid. `times` are seconds of all of them, one after the other in one run, in those of a plain call of as many samples.
+Cells lie in results/together/shapes-32; the same command goes on with what is missing or was made with other settings.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from ..denoisers.noise import unit_noise
 from ..denoisers.rows import limit_rows
 from ..denoisers.shapes_32 import shapes_32
 from ..distill.config import DistillConfig
+from ..distill.feedback_config import FeedbackConfig
+from ..distill.feedback_run import distill_feedback
 from ..distill.plan import make_plan
 from ..distill.points import settled
 from ..distill.train import distill
@@ -50,8 +52,8 @@ MODEL = "shapes-32"
 SEEDS, REFERENCE = range(100_000, 100_256), 60  # fresh samples; steps of DPM-Solver-2 to their converged end points
 TIMED, REPEATS = 16, 5  # samples solved together where seconds are measured; how often
 # Short runs, equal for all.
-TRAINING = {"family": "dense", "pool": 512, "validation": 128, "batch": 16, "screening": 10, "iterations": 120,
-            "validate_every": 60, "teacher_tolerance": 1e-2}  # fmt: skip
+TRAINING = {"family": "dense", "pool": 512, "validation": 128, "batch": 16, "screening": 6, "iterations": 100,
+            "validate_every": 50, "teacher_tolerance": 1e-2}  # fmt: skip
 FORWARD = {**TRAINING, "optimizer": "gauss-newton", "batch": 32, "screening": 1, "iterations": 4, "validate_every": 1,
            "accumulate": 1}  # fmt: skip
 OPTIMISERS = {"": TRAINING, "-gauss-newton": FORWARD}
@@ -68,7 +70,11 @@ HANDMADE = [
     *((solver, 9, accelerator) for solver in ("euler", "ipndm2") for accelerator in (REGIONS, FIRST)),
     *((solver, 9, f"{REGIONS},score=random") for solver in ("euler", "ipndm2")),
 ]  # fmt: skip
-LATER, HAND, TIMES = "-later", "handmade", "times"
+# Inner-loop feedback for Euler's steps, learned in some minutes.
+LOOP = {"steps": 4, "begin": 2, "count": 3, "schedule": "logsnr", "iterations": 200, "batch": 16, "pool": 256,
+        "validation": 64, "validate_every": 50, "lr": 2e-3, "scale_lr": 3e-2, "teacher": "dpmpp",
+        "teacher_multiplier": 16}  # fmt: skip
+LATER, HAND, FEEDBACK, TIMES = "-later", "handmade", "feedback", "times"
 log = logging.getLogger("epd")
 
 
@@ -77,7 +83,7 @@ class Job:
     """One cell.
 
     Args:
-        kind: of KINDS, with an ending of OPTIMISERS or `-later`; HAND; or TIMES.
+        kind: of KINDS, with an ending of OPTIMISERS or `-later`; HAND, FEEDBACK or TIMES.
         calls: sequential; of hand-made solvers their steps.
         seed: of training.
         solver, accelerator: of hand-made ones.
@@ -126,7 +132,7 @@ def jobs(only: Sequence[str] = ()) -> list[Job]:
             every += [Job(MODEL, kind, calls) for kind, calls in ALSO]
             every += [Job(MODEL, kind + LATER, calls) for kind, calls in EQUAL.items() if KINDS[kind][1]]
     every += [Job(MODEL, f"{k}-gauss-newton", calls, s) for s in TRAINING_SEEDS for k, calls in EQUAL.items()]
-    every.append(Job(MODEL, TIMES))
+    every += [Job(MODEL, FEEDBACK, LOOP["steps"]), Job(MODEL, TIMES)]
     for text in only:
         if not any(fits(text, job) for job in every):
             kinds = ", ".join(dict.fromkeys(job.kind for job in every))
@@ -148,6 +154,9 @@ def run(job: Job, results: Path, work: Path) -> None:
     if job.kind == TIMES:
         timed(path, results)
         return
+    if job.kind == FEEDBACK:
+        fed(job, path, judged, work)
+        return
     content = cell_of(job, results, work)
     key = {**judged, "digest": content.get("digest", "")}
     if content.get("judged") != key:
@@ -155,6 +164,21 @@ def run(job: Job, results: Path, work: Path) -> None:
         log.info("RMSE %.4f at cost %.2f", together_results.rmse(found), found["cost"])
         at_work = {"accelerated": job.accelerated()}
         write(path, {**content, **at_work, **found, "judged": key, "environment": environment()})
+
+
+def fed(job: Job, path: Path, judged: dict[str, Any], work: Path) -> None:
+    """Euler's steps with feedback, which is learned first."""
+    config = FeedbackConfig.model_validate(LOOP)
+    settings = config.model_dump(mode="json")
+    if read(path).get("judged") == judged and read(path).get("settings") == settings:
+        return
+    cpu = time.process_time()
+    trained = distill_feedback(shapes_32(), config, work / FEEDBACK, resume=True)
+    seconds = round(time.process_time() - cpu, 1)
+    found = judge().of(RULES["euler"](), judge().grid(config.steps), f"ilf:module={trained}")
+    log.info("RMSE %.4f at cost %.2f", together_results.rmse(found), found["cost"])
+    content = {**asdict(job), "solver": "euler", "accelerated": "ilf", "settings": settings, "cpu_seconds": seconds}
+    write(path, {**content, **found, "judged": judged, "environment": environment()})
 
 
 def cell_of(job: Job, results: Path, work: Path) -> dict[str, Any]:
@@ -199,7 +223,7 @@ def timed(path: Path, results: Path) -> None:
     """Medians of the seconds of every measured solver of seed 0, in plain calls of as many samples, one after the other
     and all of them several times.
     """
-    every = [job for job in jobs([f"{MODEL},,,0"]) if job.kind != TIMES and job.path(results).exists()]
+    every = [job for job in jobs([f"{MODEL},,,0"]) if job.kind not in (TIMES, FEEDBACK) and job.path(results).exists()]
     names = [job.path(results).relative_to(results).as_posix() for job in every]
     if read(path).get("names") == names:
         return

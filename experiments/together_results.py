@@ -16,7 +16,7 @@ ENDINGS = {"-later": ", without it", "-gauss-newton": ", by Gauss-Newton"}  # of
 POINTS = {"plain": 1, "plain-2": 2, "ras": 1, "ras-fan": 2, "first-block": 1}
 HOW = {
     "": "", "ras:ratio=0.5,where=fan": "half fan", "ras:ratio=0.5,warmup=2,gap=4": "half of the tokens",
-    "first_block:threshold=0.5": "first block",
+    "first_block:threshold=0.5": "first block", "ilf": "feedback",
 }  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def rmse(cell: Mapping[str, Any]) -> float:
 
 def solver(cell: Mapping[str, Any]) -> str:
     """What a row is called."""
-    if cell["kind"] == "handmade":
+    if cell["kind"] in ("handmade", "feedback"):
         return SOLVERS[cell["solver"]]
     base = kind(cell)
     ending = ENDINGS.get(cell["kind"].removeprefix(base), "")
