@@ -176,7 +176,8 @@ class Gate:
         with contexts([meter.watching() for meter in self.meters]):
             output = original(*args, **kwargs)
         inside = time.perf_counter() - began
-        self._shapes[name] = no_rows(output)
+        if name not in self._shapes:  # the same in all of a run but for the rows
+            self._shapes[name] = no_rows(output)
         return (output if index is None else spread_rows(output, index, rows)), inside
 
     def _begin(self, run: object) -> None:
