@@ -83,9 +83,9 @@ class Gate:
         try:
             if pipe is not None:
                 self._bound(vars(pipe).get("scheduler"))
-            for accelerator in self.accelerators:
+            for accelerator in reversed(self.accelerators):  # what is applied last stands innermost
                 self._sites.append(Site(networks, pipe, self._under))
-                self._lives.append(accelerator.attach(self._sites[-1]))
+                self._lives.insert(0, accelerator.attach(self._sites[-1]))
             for name, network in networks.items():
                 self._covers.append(Cover(network, FORWARD, functools.partial(self._called, name)))
         except BaseException:

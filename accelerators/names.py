@@ -36,7 +36,10 @@ EXCLUDE: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"rapid3", "ilf"}), "an answer that stands for a step ahead is not to be taken twice"),
     (frozenset({"ras"}), "two of them choose tokens"),
     (frozenset({"first_block", "ilf", "native", "ras", "rehash", "teacache"}), "one leaves out what another needs"),
+    (frozenset({"native", "slices"}), "a part would be given what was kept of another"),
+    (frozenset({"slices"}), "one of them says how large the parts are"),
 )
+LAST = frozenset({"slices"})  # change how operations are made, whatever is left of them: applied after all others
 
 
 def name_of(accelerator: Accelerator) -> str:

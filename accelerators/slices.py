@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_iter, tree_map
 
 from ..denoisers.arguments import NetworkArguments
 from ..denoisers.live_memory import LiveMemory
+from ..pipelines.placement import caches
 from .cuts import Cuts, Sizes, put
 from .moment import Moment, Work
 from .site import Site
@@ -66,7 +67,7 @@ class Slices:
         """Covers the modules that can be computed in parts.
 
         Raises:
-            ValueError: for another network, or one whose feed-forward layers are cut already.
+            ValueError: for another network, one whose feed-forward layers are cut already, or a cache of diffusers.
         """
         return Slicing(self, site)
 
@@ -82,6 +83,11 @@ class Slicing:
         self.cuts = Cuts()
         self._settings, self._site = settings, site
         self._network = site.only
+        if caches(self._network):
+            raise ValueError(
+                f"a cache of diffusers is on in {type(self._network).__name__}, and a part would be given what it kept "
+                "of another: network.disable_cache() first"
+            )
         # A function of the arguments' sizes and of nothing that happened: it may outlast a trajectory.
         self._found: dict[tuple[Any, ...], Sizes] = {}
         if not put(site, self.cuts, self._network):
