@@ -20,6 +20,7 @@ from ..accelerators.moment import Moment, Work
 from ..accelerators.site import Site
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
+from ..runs.processes import Workers
 from ..solvers.registry import SIMPLEST, make_rule
 from ..solvers.solve import solve
 from .feedback_config import FeedbackConfig
@@ -87,26 +88,30 @@ class FeedbackTrainer:
     Args:
         model: with one network that can have feedback; its weights get no gradient.
         cache: folder of teacher trajectories; none: $EPD_CACHE or ~/.cache/epd.
+        workers: processes that share the parts of a batch and the held-out samples; what is learned is the same.
 
     Raises:
         ValueError: for another network, or a loop that is not in it.
     """
 
-    def __init__(self, model: Model, config: FeedbackConfig, cache: Path | None = None) -> None:
-        self.model, self.config = model, config
+    def __init__(
+        self, model: Model, config: FeedbackConfig, cache: Path | None = None, workers: Workers | None = None
+    ) -> None:
+        self.model, self.config, self.workers = model, config, workers or Workers()
         self.others = accelerators_of(model)
         self.loop, self.sigmas = loop_of(model, config), sigmas_of(model, config, config.steps)
         self.rule = make_rule(SIMPLEST)
-        self.feedback = self._made()
+        self.feedback = self.workers.together(self._made)
         self.through = config.through(math.prod(model.shape))
         teacher = Teacher(model, config.for_teacher(), self.sigmas, cache or cache_folder(), ends=self.through)
         seeds = range(POOL_SEEDS, POOL_SEEDS + config.pool)
         self.held_out = range(VALIDATION_SEEDS, VALIDATION_SEEDS + config.validation)
+        share = self.workers
         for pool in (seeds, self.held_out):
-            teacher.prepare(pool.start, len(pool))
-        self.pool = teacher.states(seeds)
+            share.together(lambda at=pool: teacher.prepare(at.start, len(at), share.rank, share.count))
+        self.pool = share.together(lambda: teacher.states(seeds))
         self.noise = unit_noise(seeds, model.shape, getattr(torch, config.dtype))
-        self.targets = teacher.states(self.held_out)[-1]
+        self.targets = share.together(lambda: teacher.states(self.held_out))[-1]
 
     def updates(self, state: FeedbackState | None = None) -> Iterator[FeedbackUpdate]:
         """The rest of the updates; the last one's state has the best parameters."""
@@ -153,17 +158,19 @@ class FeedbackTrainer:
         """Of one sample, in plain network calls."""
         return self.loop.num_steps + len(self.loop.steps) * (self.loop.share - 1)
 
-    def loss(self, iteration: int) -> Tensor:
-        """Mean square of one batch; a function of the parameters, the seed and the iteration alone."""
+    def loss(self, iteration: int, part: int = 0) -> Tensor:
+        """Mean square of a part of one batch; a function of the parameters, the seed, the iteration and the part."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + iteration)
         rows = torch.randperm(self.config.pool, generator=generator)[: self.config.batch]
+        chosen = torch.tensor(self.loop.steps)[torch.randint(len(self.loop.steps), (len(rows),), generator=generator)]
+        size = self.config.batch // self.config.accumulate
+        rows, chosen = (drawn[part * size : (part + 1) * size] for drawn in (rows, chosen))
         device = self.model.device
         denoiser = self.model.for_seeds((POOL_SEEDS + rows).tolist())
         noise, states = self.noise[rows].to(device), self.pool[:, rows].to(device)
         if self.through:
             with self.attached(self.loop):
                 return (solve(self.rule, denoiser, noise, self.sigmas, check=False) - states[-1]).square().mean()
-        chosen = torch.tensor(self.loop.steps)[torch.randint(len(self.loop.steps), (len(rows),), generator=generator)]
         column = (-1, *[1] * len(self.model.shape))
         levels = torch.stack([self.sigmas[chosen], self.sigmas[chosen + 1]])
         begun = torch.cat([(noise * self.sigmas[0])[None].to(noise.dtype), states])
@@ -176,14 +183,18 @@ class FeedbackTrainer:
 
     def rmse(self, loop: Loop | None, sigmas: Tensor | None = None) -> float:
         """To the teacher's end points on held-out noise; without a loop that of plain steps."""
-        total, dtype = 0.0, getattr(torch, self.config.dtype)
         sigmas = self.sigmas if sigmas is None else sigmas
-        for start in range(0, len(self.held_out), TOGETHER):
-            seeds = self.held_out[start : start + TOGETHER]
-            noise = unit_noise(seeds, self.model.shape, dtype, self.model.device)
+        starts = range(0, len(self.held_out), TOGETHER)
+
+        def squares(part: int) -> Tensor:
+            own = slice(starts[part], starts[part] + TOGETHER)
+            seeds = self.held_out[own]
+            noise = unit_noise(seeds, self.model.shape, getattr(torch, self.config.dtype), self.model.device)
             with torch.no_grad(), self.attached(loop):
                 x = solve(self.rule, self.model.for_seeds(seeds), noise, sigmas)
-            total += float((x.cpu() - self.targets[start : start + TOGETHER]).double().square().sum())
+            return (x.cpu() - self.targets[own]).double().square().sum()[None]
+
+        total = float(self.workers.mean(len(starts), 1, squares)) * len(starts)
         return math.sqrt(total / self.targets.numel())
 
     @contextmanager
@@ -200,17 +211,25 @@ class FeedbackTrainer:
 
     def _stepped(self, optimizer: torch.optim.Adam, named: dict[str, nn.Parameter], iteration: int) -> float:
         """One update of the optimiser; the loss before it."""
-        loss = self.loss(iteration)
-        if not bool(loss.isfinite()):
-            text = f"the loss is {float(loss.detach())} in update {iteration + 1}: give a smaller lr or scale_lr"
-            raise FloatingPointError(text)
-        # Of these alone: weights of the network that were not frozen get no gradient.
-        gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-        for parameter, gradient in zip(named.values(), gradients, strict=True):
-            parameter.grad = torch.zeros_like(parameter) if gradient is None else gradient
-        nn.utils.clip_grad_norm_(named.values(), CLIP)
+        parameters = list(named.values())
+
+        def part(number: int) -> Tensor:
+            loss = self.loss(iteration, number)
+            if not bool(loss.isfinite()):
+                text = f"the loss is {float(loss.detach())} in update {iteration + 1}: give a smaller lr or scale_lr"
+                raise FloatingPointError(text)
+            # Of these alone: weights of the network that were not frozen get no gradient.
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            own = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+            return torch.cat([value.detach().double().flatten() for value in (loss, *own)])
+
+        sizes = [p.numel() for p in parameters]
+        loss, *means = self.workers.mean(self.config.accumulate, 1 + sum(sizes), part).split([1, *sizes])
+        for parameter, mean in zip(parameters, means, strict=True):
+            parameter.grad = mean.view(parameter.shape).to(parameter)
+        nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
-        return float(loss.detach())
+        return float(loss)
 
     def _made(self) -> Feedback:
         """The block and scales of 0, told how far each step looks ahead: to the geometric mean of its noise levels."""
