@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..accelerators.accelerate import recorded
-from ..denoisers.digits import EMBEDDED
+from ..denoisers import shapes_32
 from ..denoisers.protocol import Model
 from ..denoisers.rows import RowLimited
 from ..pipelines.find import find_table
 from ..pipelines.options import ModelOptions
 from ..rl.task import Prompted, no_text
 from ..solvers.table import Table, TableError
-from .models import labels_of
+from .models import CLASSES, labels_of
 from .options import ModelArguments
 
 log = logging.getLogger("epd")
@@ -43,13 +43,17 @@ def command_line(options: ModelOptions) -> str:
 def texts_of(model: RowLimited, name: str, options: ModelOptions) -> Callable[[Sequence[int]], list[str]]:
     """What rewards are told of each seed's condition: its prompt, or its class in figures; empty where it has none.
 
+    The classes of `shapes-32` are prompts.
+
     Args:
         name: that the model was loaded by, with these options.
     """
     whole, texts = model.model, options.texts
     if texts:
         return lambda seeds: [texts[seed % len(texts)] for seed in seeds]
-    if name in EMBEDDED or options.labels:  # a pipeline of classes is Prompted, too, with empty texts
+    if name == "shapes-32":
+        return lambda seeds: [shapes_32.classes()[label] for label in labels_of(name, options, seeds) or ()]
+    if name in CLASSES or options.labels:  # a pipeline of classes is Prompted, too, with empty texts
         return lambda seeds: [str(label) for label in labels_of(name, options, seeds) or [""] * len(seeds)]
     return whole.prompts_of if isinstance(whole, Prompted) else no_text
 

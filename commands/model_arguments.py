@@ -20,9 +20,9 @@ class ModelArguments(ModelOptions):
     config: UserPath | None = None
     """YAML file with any of these options by name; what the command line says wins."""
     model: str = "digits"
-    """digits, digits-exact, digits-exact-flow, shapes, shapes-exact, a diffusers pipeline's folder, its hub id, or a
-    function that returns your own model: file.py:function or package.module:function, called with the model options
-    that are given."""
+    """digits, digits-exact, digits-exact-flow, shapes, shapes-exact, shapes-32, a diffusers pipeline's folder, its hub
+    id, or a function that returns your own model: file.py:function or package.module:function, called with the model
+    options that are given."""
     rows: int | None = Field(default=None, ge=1)
     """Most rows of one network call; larger calls are split, which changes rounding only. None: on CUDA measured by one
     call and the free memory, elsewhere as many as hold 4 million numbers."""

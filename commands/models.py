@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..accelerators.accelerate import accelerate
 from ..accelerators.names import parse
+from ..denoisers import shapes_32
 from ..denoisers.digits import EMBEDDED, classes_of, digits, digits_exact
 from ..denoisers.own_function import is_own_function
 from ..denoisers.protocol import Denoiser, Model, Path
@@ -25,7 +26,8 @@ from .own_model import load_own_model
 if TYPE_CHECKING:
     from ..denoisers.mixture import GaussianMixture
 
-NAMES = (*EMBEDDED, "shapes", "shapes-exact")
+CLASSES = {**dict.fromkeys(EMBEDDED, 10), "shapes-32": 24}  # class-conditional ones, and how many they have
+NAMES = (*EMBEDDED, "shapes", "shapes-exact", "shapes-32")
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,15 @@ def labels_of(name: str, options: ModelOptions, seeds: Sequence[int]) -> list[in
     """The class of each sample, where it has one."""
     if options.labels:
         return dealt(options.labels, seeds)
-    return classes_of(seeds).tolist() if name == "digits" else None
+    of_seeds = {"digits": classes_of, "shapes-32": shapes_32.classes_of}
+    return of_seeds[name](seeds).tolist() if name in of_seeds else None
 
 
 def load_model(name: str, options: ModelOptions = ModelOptions()) -> Model:  # noqa: B008 - frozen
     """The model of this name, accelerated as its options say.
 
-    `digits`, `digits-exact`, `digits-exact-flow`, `shapes`, `shapes-exact`, a folder (pipeline or EDM), a hub id, or
-    what a function of yours returns (`file.py:function`, `package.module:function`).
+    `digits`, `digits-exact`, `digits-exact-flow`, `shapes`, `shapes-exact`, `shapes-32`, a folder (pipeline or EDM), a
+    hub id, or what a function of yours returns (`file.py:function`, `package.module:function`).
 
     Raises:
         ValueError: for an unknown name, options that the model has no use for, or accelerators that do not fit it.
@@ -104,7 +107,7 @@ def _loaded(name: str, options: ModelOptions) -> Model:
         return load_own_model(name, options.keywords())
     if name not in NAMES:
         return _pipeline(name, options)
-    conditions = {"labels"} if name in EMBEDDED else {"prompts", "prompt"}
+    conditions = {"labels"} if name in CLASSES else {"prompts", "prompt"}
     allowed = {*conditions, "guidance", "accelerate", *(["device"] if options.device in (None, "cpu") else [])}
     useless = [item for item in options.chosen() if item not in allowed]
     if useless:
@@ -117,10 +120,10 @@ def _loaded(name: str, options: ModelOptions) -> Model:
         return shapes(options.texts or (), guidance)
     if name == "shapes-exact":
         return shapes_exact(prompts=options.texts or (), guidance=guidance)
-    if any(label not in range(10) for label in options.labels):
-        raise ValueError(f"labels = {list(options.labels)}: the digits are 0 to 9")
-    if name == "digits":
-        model = digits(guidance)
+    if any(label not in range(CLASSES[name]) for label in options.labels):
+        raise ValueError(f"labels = {list(options.labels)}: the classes of {name!r} are 0 to {CLASSES[name] - 1}")
+    if name in ("digits", "shapes-32"):
+        model = digits(guidance) if name == "digits" else shapes_32.shapes_32(guidance)
         return replace(model, seed_rows=lambda s: torch.tensor(dealt(options.labels, s))) if options.labels else model
     mixture = digits_exact("flow" if name.endswith("flow") else "ve")
     if options.labels:

@@ -69,6 +69,14 @@ class NetworkArguments:
             if key not in (self._state, self._time):
                 self._values[key] = change(key if isinstance(key, str) else "", value)
 
+    def copy(self) -> NetworkArguments:
+        """The same arguments, to be changed on their own."""
+        return NetworkArguments(*self.pair())
+
+    def take(self, other: NetworkArguments) -> None:
+        """Replaces all of them by those of another call of the network; `finish` stays."""
+        self._values = dict(other._values)
+
     def pair(self) -> tuple[Positional, Keywords]:
         """(args, kwargs), as a forward pre-hook returns them."""
         named = {key: value for key, value in self._values.items() if isinstance(key, str)}

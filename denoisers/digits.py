@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .class_pipeline import class_pipeline
 from .diffusers_networks import dit
 from .digits_classifier import DigitsClassifier
 from .identity_vae import identity_vae
@@ -97,26 +98,7 @@ def digits_classifier() -> DigitsClassifier:
 def digits_pipeline() -> DiTPipeline:
     """The embedded network in diffusers' stock pipeline: `pipe(class_labels=[3], guidance_scale=2.0).images`.
 
-    `DiTPipeline` writes the unconditional class as 1000, so the label tables of this copy are grown to 1,001 rows whose
-    unused ones are the unconditional class. The autoencoder is the identity.
+    The autoencoder is the identity.
     """
-    from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-
-    scheduler = cast(Any, DDIMScheduler.from_pretrained(MODEL_FOLDER / "scheduler", local_files_only=True))
-    return DiTPipeline(
-        transformer=_thousand_classes(digits_transformer()),
-        vae=identity_vae(),
-        scheduler=scheduler,
-        id2label=dict(enumerate("zero one two three four five six seven eight nine".split())),
-    )
-
-
-def _thousand_classes(net: DiTTransformer2DModel) -> DiTTransformer2DModel:
-    grown = cast("DiTTransformer2DModel", type(net).from_config({**net.config, "num_embeds_ada_norm": 1000}))
-    state = dict(net.state_dict())
-    for name, value in state.items():
-        if name.endswith("embedding_table.weight"):
-            state[name] = torch.cat([value[:-1], value[-1:].expand(1001 - NUM_CLASSES, -1)])
-    grown.load_state_dict(state)
-    return grown.eval().requires_grad_(False)
+    names = "zero one two three four five six seven eight nine".split()
+    return class_pipeline(digits_transformer(), MODEL_FOLDER, identity_vae(), names)

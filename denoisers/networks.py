@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from .fingerprint import Dependencies
 from .preconditioning import Preconditioning
 from .protocol import Denoiser, Path, beside, capturing, coefficient_device, expand, rows_per_condition, unguided
 
 Rows = Mapping[str, Tensor]  # conditioning by name, one row per sample
+LEVELS = 1024  # whose coefficients are kept
 NetworkCall = Callable[[Tensor, Tensor, Rows], Tensor]  # (scaled x (R, *S), timestep (R,), rows) -> output (R, *S)
 
 
@@ -45,6 +47,31 @@ def noise_levels(x: Tensor, sigma: Tensor | float) -> Tensor:
     if sigma.ndim and sigma.shape != (len(x),):
         raise ValueError(f"sigma must be 0-d or have one entry per row of x, {len(x)}, got shape {tuple(sigma.shape)}")
     return sigma
+
+
+class _Known:
+    """What a preconditioning has made of levels: those of a schedule come again with every batch."""
+
+    def __init__(self) -> None:
+        self._of: Preconditioning | None = None
+        self._numbers: dict[float, tuple[float, ...]] = {}
+
+    def at(self, precondition: Preconditioning, sigma: Tensor) -> tuple[float, ...]:
+        """Its coefficients as numbers; sigma is 0-d."""
+        if self._of is not precondition or len(self._numbers) >= LEVELS:
+            self._of, self._numbers = precondition, {}
+        level = float(sigma.numpy())  # as constant as the schedule, also where the calls around it are recorded
+        if level not in self._numbers:
+            self._numbers[level] = tuple(float(c) for c in precondition(sigma))
+        return self._numbers[level]
+
+
+def _readable(sigma: Tensor) -> bool:
+    """Whether its one number can be read without waiting for a device, and nothing is derived by it."""
+    return (
+        type(sigma) is Tensor and sigma.ndim == 0 and sigma.is_cpu and not torch.is_grad_enabled()
+        and unpack_dual(sigma).tangent is None and not torch.compiler.is_compiling()
+    )  # fmt: skip
 
 
 def _same_count(rows: Rows) -> int:
@@ -108,6 +135,7 @@ class NetworkDenoiser:
     _rows: Rows | None = None  # bound, (B, ...) each
     _free: Rows | None = None  # their unconditional partners, when guided
     _expanded: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False)  # by number of states of a call
+    _known: _Known = field(default_factory=lambda: _Known())
 
     def __post_init__(self) -> None:
         if self.path not in ("ve", "flow"):
@@ -197,23 +225,28 @@ class NetworkDenoiser:
         return self._denoised(x, sigma, self.guidance)
 
     def _denoised(self, x: Tensor, sigma: Tensor, guidance: float | Tensor) -> Tensor:
-        sigma = noise_levels(x, sigma)
-        if sigma.ndim and sigma.stride() == (0,):
-            sigma = sigma[0]  # the same for all rows: coefficients are numbers then, and not columns
+        told = noise_levels(x, sigma)
+        if told.ndim and told.stride() == (0,):
+            told = told[0]  # the same for all rows: coefficients are numbers then, and not columns
         # A graph must not read copies that may be thrown away while it lives: it makes its own.
         rows = self._expand(len(x)) if capturing(x) else self._rows_for(len(x))
         work = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if self._free is None:
-            return self._evaluate(work, sigma, rows).to(x.dtype)
-        return guided(lambda x, sigma: self._evaluate(x, sigma, rows), work, sigma, guidance).to(x.dtype)
+            return self._evaluate(work, told, rows).to(x.dtype)
+        return guided(lambda x, sigma: self._evaluate(x, sigma, rows), work, told, guidance).to(x.dtype)
 
     def _evaluate(self, x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
-        c_skip, c_out, c_in, c_noise = self.precondition(sigma)
         times = torch.float64 if self.dtype == torch.float64 else torch.float32
-        timestep = c_noise.to(times).to(x.device).expand(len(x))
-        output = self.call((expand(c_in, x) * x).to(self.dtype), timestep, rows)
+        if _readable(sigma):
+            c_skip, c_out, c_in, c_noise = self._known.at(self.precondition, sigma)
+            timestep = x.new_full((len(x),), c_noise, dtype=times)
+        else:
+            *factors, c_noise = self.precondition(sigma)
+            c_skip, c_out, c_in = (expand(c, x) for c in factors)
+            timestep = c_noise.to(times).to(x.device).expand(len(x))
+        output = self.call((c_in * x).to(self.dtype), timestep, rows)
         output = self._checked(output, x).to(x.dtype)
-        return expand(c_skip, x) * x + expand(c_out, x) * output
+        return c_skip * x + c_out * output
 
     def _checked(self, output: Tensor, x: Tensor) -> Tensor:
         if output.shape != x.shape and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):

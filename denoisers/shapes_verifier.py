@@ -70,15 +70,16 @@ def verify(images: Tensor, prompts: Sequence[str]) -> Verdict:
     Things are assigned to components so that their graded scores are largest.
 
     Args:
-        images: (B, 3, 16, 16) in [0, 1], on any device; the scores are on it, too.
+        images: (B, 3, 16 k, 16 k) in [0, 1], on any device; the scores are on it, too. Larger ones are averaged down.
         prompts: B of this world.
 
     Raises:
         ValueError: for another shape, another number of prompts, values that are not finite or out of [0, 1], or a
             prompt that is none of this world.
     """
-    if images.ndim != 4 or images.shape[1:] != (3, SIZE, SIZE):
-        raise ValueError(f"images of shape {tuple(images.shape)}: give (B, 3, {SIZE}, {SIZE})")
+    side = images.shape[-1] if images.ndim == 4 else 0
+    if images.ndim != 4 or images.shape[1:] != (3, side, side) or side < SIZE or side % SIZE:
+        raise ValueError(f"images of shape {tuple(images.shape)}: give (B, 3, {SIZE}, {SIZE}), or a multiple of {SIZE}")
     if len(prompts) != len(images):
         raise ValueError(f"{len(images)} images and {len(prompts)} prompts: give one prompt for each image")
     asked = [_asked(prompt) for prompt in prompts]
@@ -87,7 +88,7 @@ def verify(images: Tensor, prompts: Sequence[str]) -> Verdict:
     pixels = images.detach().cpu().float()
     if not bool((pixels.isfinite() & (pixels > -1e-3) & (pixels < 1 + 1e-3)).all()):
         raise ValueError("images hold values that are not finite or out of [0, 1]: decode them and clamp to [0, 1]")
-    scores = _scores(_objects(pixels), torch.tensor(asked))
+    scores = _scores(_objects(functional.avg_pool2d(pixels, side // SIZE)), torch.tensor(asked))
     return Verdict(*(score.to(images.device) for score in scores))
 
 

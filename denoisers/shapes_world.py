@@ -192,8 +192,8 @@ def _stamps(shape: str) -> Tensor:
     return coverage(shape, centre, torch.full((len(PLACES),), SIDE, dtype=torch.float64)).float()
 
 
-def coverage(shape: str, centre: Tensor, side: Tensor) -> Tensor:
-    """(C, 16, 16) in [0, 1]: which share of each pixel a shape covers.
+def coverage(shape: str, centre: Tensor, side: Tensor, size: int = SIZE) -> Tensor:
+    """(C, size, size) in [0, 1]: which share of each pixel a shape covers.
 
     A cross has two bars of sides 2 : 5; a triangle is as high as it is wide and points up. Squares and crosses are
     exact; a triangle is summed over rows that are an eighth of a pixel high, each as wide as in its middle.
@@ -202,24 +202,27 @@ def coverage(shape: str, centre: Tensor, side: Tensor) -> Tensor:
         shape: one of SHAPES.
         centre: (C, 2) centroids (x, y) in pixels from the upper left corner of the picture.
         side: (C,) square root of the area, in pixels.
+        size: pixels of the picture, both ways.
     """
     x, y, side = centre[:, :1], centre[:, 1:], side[:, None]
     if shape == "triangle":
         width = side * 2**0.5
         apex = y - width * 2 / 3
-        edge = torch.arange(SIZE * SUBROWS, dtype=side.dtype, device=side.device) / SUBROWS
+        edge = torch.arange(size * SUBROWS, dtype=side.dtype, device=side.device) / SUBROWS
         inside = torch.minimum(edge + 1 / SUBROWS, apex + width) - torch.maximum(edge, apex)
         half = (edge + 0.5 / SUBROWS - apex) / 2
-        rows = _overlap(x[..., None], half[..., None]) * inside.clamp_min(0)[..., None]
-        return rows.unflatten(1, (SIZE, SUBROWS)).sum(2)
+        rows = _overlap(x[..., None], half[..., None], size) * inside.clamp_min(0)[..., None]
+        return rows.unflatten(1, (size, SUBROWS)).sum(2)
     if shape == "square":
-        return _overlap(y, side / 2)[:, :, None] * _overlap(x, side / 2)[:, None]
-    (tall, wide), (low, narrow) = ((_overlap(y, half), _overlap(x, half)) for half in (side * 0.625, side * 0.25))
+        return _overlap(y, side / 2, size)[:, :, None] * _overlap(x, side / 2, size)[:, None]
+    (tall, wide), (low, narrow) = (
+        (_overlap(y, half, size), _overlap(x, half, size)) for half in (side * 0.625, side * 0.25)
+    )
     bars = tall[:, :, None] * narrow[:, None] + low[:, :, None] * wide[:, None]
     return bars - low[:, :, None] * narrow[:, None]
 
 
-def _overlap(centre: Tensor, half: Tensor) -> Tensor:
-    """(..., 16): how much of each pixel lies within [centre - half, centre + half], given (..., 1)."""
-    edge = torch.arange(SIZE, dtype=half.dtype, device=half.device)
+def _overlap(centre: Tensor, half: Tensor, size: int) -> Tensor:
+    """(..., size): how much of each pixel lies within [centre - half, centre + half], given (..., 1)."""
+    edge = torch.arange(size, dtype=half.dtype, device=half.device)
     return (torch.minimum(edge + 1, centre + half) - torch.maximum(edge, centre - half)).clamp_min(0)

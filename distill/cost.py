@@ -17,6 +17,7 @@ from .objective import MOVES
 from .parameters import Parameters
 from .plan import Plan, parts_at
 from .portions import portions
+from .samples import kept_bytes
 from .teacher import INTEGRATED, POOL_SEEDS, Teacher, block_size, cache_folder
 
 
@@ -29,7 +30,7 @@ class Cost:
         training_evaluations: network evaluations (rows) of all updates.
         teacher_evaluations: network evaluations (rows) of teacher trajectories, if none is cached.
         seconds: at the measured speed of this machine, teacher included.
-        pool_memory: bytes of trajectories and noise, kept in main memory.
+        pool_memory: bytes of trajectories and noise, kept in main memory; large ones are read from disk in portions.
         memory: bytes of states, recorded calls and the Jacobian at work; without the network's weights and activations.
         rows: the most rows of one network call while training.
     """
@@ -83,10 +84,11 @@ def estimate(model: Model, plan: Plan, solved: bool = False) -> Cost:
 
 
 def pool_bytes(model: Model, plan: Plan) -> int:
-    """Of training and held-out samples: noise, and the teacher's states on the sigmas that are compared."""
-    config = plan.config
-    states = 1 if config.objective == "end" else plan.tables[0].num_steps
-    return (config.pool + config.validation) * (1 + states) * _sample_bytes(model, plan)
+    """Of training and held-out samples that are kept: noise, and the teacher's states on the sigmas that are compared.
+    """
+    config, numbers = plan.config, math.prod(model.shape)
+    states, size = 1 if config.objective == "end" else plan.tables[0].num_steps, _sample_bytes(model, plan) // numbers
+    return sum(kept_bytes(count, states, numbers, size) for count in (config.pool, config.validation))
 
 
 def working_bytes(model: RowLimited, plan: Plan) -> int:

@@ -18,13 +18,13 @@ from ..accelerators.feedback_block import Feedback, Loop, Trained, own_copy
 from ..accelerators.ilf import Feeding, blocks_of
 from ..accelerators.moment import Moment, Work
 from ..accelerators.site import Site
-from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
 from ..runs.processes import Workers
 from ..solvers.registry import SIMPLEST, make_rule
 from ..solvers.solve import solve
 from .feedback_config import FeedbackConfig
 from .feedback_plan import loop_of, sigmas_of, times_at
+from .samples import Samples
 from .teacher import POOL_SEEDS, VALIDATION_SEEDS, Teacher, cache_folder
 
 CLIP = 1.0  # largest gradient norm
@@ -109,9 +109,8 @@ class FeedbackTrainer:
         share = self.workers
         for pool in (seeds, self.held_out):
             share.together(lambda at=pool: teacher.prepare(at.start, len(at), share.rank, share.count))
-        self.pool = share.together(lambda: teacher.states(seeds))
-        self.noise = unit_noise(seeds, model.shape, getattr(torch, config.dtype))
-        self.targets = share.together(lambda: teacher.states(self.held_out))[-1]
+        self.pool = share.together(lambda: Samples(teacher, seeds))
+        self.validation = share.together(lambda: Samples(teacher, self.held_out))
 
     def updates(self, state: FeedbackState | None = None) -> Iterator[FeedbackUpdate]:
         """The rest of the updates; the last one's state has the best parameters."""
@@ -161,13 +160,13 @@ class FeedbackTrainer:
     def loss(self, iteration: int, part: int = 0) -> Tensor:
         """Mean square of a part of one batch; a function of the parameters, the seed, the iteration and the part."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + iteration)
-        rows = torch.randperm(self.config.pool, generator=generator)[: self.config.batch]
-        chosen = torch.tensor(self.loop.steps)[torch.randint(len(self.loop.steps), (len(rows),), generator=generator)]
+        drawn = torch.randperm(self.config.pool, generator=generator)[: self.config.batch]
+        chosen = torch.tensor(self.loop.steps)[torch.randint(len(self.loop.steps), (len(drawn),), generator=generator)]
         size = self.config.batch // self.config.accumulate
-        rows, chosen = (drawn[part * size : (part + 1) * size] for drawn in (rows, chosen))
-        device = self.model.device
-        denoiser = self.model.for_seeds((POOL_SEEDS + rows).tolist())
-        noise, states = self.noise[rows].to(device), self.pool[:, rows].to(device)
+        own = slice(part * size, (part + 1) * size)
+        rows, chosen = drawn[own].tolist(), chosen[own]
+        denoiser = self.model.for_seeds([POOL_SEEDS + row for row in rows])
+        noise, states = (values.to(self.model.device) for values in self.pool(rows))
         if self.through:
             with self.attached(self.loop):
                 return (solve(self.rule, denoiser, noise, self.sigmas, check=False) - states[-1]).square().mean()
@@ -183,19 +182,19 @@ class FeedbackTrainer:
 
     def rmse(self, loop: Loop | None, sigmas: Tensor | None = None) -> float:
         """To the teacher's end points on held-out noise; without a loop that of plain steps."""
-        sigmas = self.sigmas if sigmas is None else sigmas
-        starts = range(0, len(self.held_out), TOGETHER)
+        sigmas, count = self.sigmas if sigmas is None else sigmas, len(self.held_out)
+        starts = range(0, count, TOGETHER)
 
         def squares(part: int) -> Tensor:
-            own = slice(starts[part], starts[part] + TOGETHER)
-            seeds = self.held_out[own]
-            noise = unit_noise(seeds, self.model.shape, getattr(torch, self.config.dtype), self.model.device)
+            own = range(count)[starts[part] : starts[part] + TOGETHER]
+            noise, states = self.validation(own)
+            denoiser = self.model.for_seeds([self.held_out[row] for row in own])
             with torch.no_grad(), self.attached(loop):
-                x = solve(self.rule, self.model.for_seeds(seeds), noise, sigmas)
-            return (x.cpu() - self.targets[own]).double().square().sum()[None]
+                x = solve(self.rule, denoiser, noise.to(self.model.device), sigmas)
+            return (x.cpu() - states[-1]).double().square().sum()[None]
 
         total = float(self.workers.mean(len(starts), 1, squares)) * len(starts)
-        return math.sqrt(total / self.targets.numel())
+        return math.sqrt(total / (count * math.prod(self.model.shape)))
 
     @contextmanager
     def attached(self, loop: Loop | None) -> Iterator[None]:

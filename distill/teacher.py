@@ -77,6 +77,7 @@ class Teacher:
     folder: Path
     ends: bool = False
     _proven: dict[Path, bool] = field(default_factory=dict, init=False, repr=False)  # whether by reading it
+    _paths: dict[tuple[int, int], Path] = field(default_factory=dict, init=False, repr=False)
 
     def key(self) -> str:
         """What distinguishes a cached trajectory, hashed: the network by a fingerprint, where it has one."""
@@ -124,7 +125,12 @@ class Teacher:
         return start, stop
 
     def path(self, start: int, stop: int) -> Path:
-        """The file of a block under its conditions; one that was cut short is no whole one's."""
+        """The file of a block under its conditions, worked out once; one that was cut short is no whole one's."""
+        if (start, stop) not in self._paths:  # blocks are read in every update where they aren't kept
+            self._paths[start, stop] = self._path(start, stop)
+        return self._paths[start, stop]
+
+    def _path(self, start: int, stop: int) -> Path:
         cut = "" if stop - start == self.together else f"-{stop - start}"
         digest = conditions_digest(self.model, range(start, stop))[:16]
         return self.folder / "teachers" / self.key() / f"{start}{cut}{'-' if digest else ''}{digest}.safetensors"
@@ -194,8 +200,9 @@ class Teacher:
         Its name says so where the model is transparent; a few evaluations of the first file that is read prove what no
         fingerprint holds, such as the strength of an adapter. Of any other model all samples of all files are proven.
         """
-        named = bool(conditions_digest(self.model, seeds))
-        if path in self._proven or (named and any(self._proven.values())):
+        if path in self._proven:
+            return True
+        if any(self._proven.values()) and conditions_digest(self.model, seeds):
             return True
         now = self._probe(seeds[: len(probe)])
         if probe.shape == now.shape and torch.allclose(probe.double(), now.double(), rtol=1e-3, atol=1e-3):
@@ -204,7 +211,7 @@ class Teacher:
         return False
 
     def _read(self, path: Path, seeds: list[int]) -> Tensor | None:
-        """The cached states, or None where there are none that are whole and of this model."""
+        """The cached states, mapped and not read until they are used; None where none are whole and of this model."""
         if not path.exists():
             return None
         try:

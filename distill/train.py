@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model, denoised_at
 from ..denoisers.rows import limit_rows
 from ..runs.processes import Workers
@@ -25,6 +24,7 @@ from .objective import Chunk, end_residual
 from .parameters import Parameters
 from .plan import Plan, finished, parts_at
 from .portions import portions
+from .samples import Samples
 from .state import TrainerState
 from .teacher import POOL_SEEDS, VALIDATION_SEEDS, Teacher, cache_folder
 from .update import Update
@@ -81,13 +81,14 @@ class Trainer:
         self.teacher = Teacher(self.model, self.config, sigmas, cache, ends=self.config.objective == "end")
         for first, count in ((POOL_SEEDS, self.config.pool), (VALIDATION_SEEDS, self.config.validation)):
             workers.together(lambda at=first, n=count: self.teacher.prepare(at, n, workers.rank, workers.count))
-        seeds = range(POOL_SEEDS, POOL_SEEDS + self.config.pool)
-        # The pool may be larger than an accelerator's memory: it stays in main memory, chunks are moved.
+        pool = range(POOL_SEEDS, POOL_SEEDS + self.config.pool)
+        validation = range(VALIDATION_SEEDS, VALIDATION_SEEDS + self.config.validation)
         # A file that this process alone can't read concerns the others, too, as one that is solved again may fail.
-        self.pool = workers.together(lambda: self.teacher.states(seeds))
-        self.noise = unit_noise(seeds, model.shape, getattr(torch, self.config.dtype))
-        self.held_out = workers.together(self._held_out)
-        self.scale = adam.first_scale(self.noise[0].numel() * self.config.batch // self.config.accumulate)
+        self.pool = workers.together(lambda: Samples(self.teacher, pool))
+        self.validation = workers.together(lambda: Samples(self.teacher, validation))
+        self.held_out = torch.arange(self.config.validation).split(self.portions.measure)
+        self.numbers = math.prod(model.shape)
+        self.scale = adam.first_scale(self.numbers * self.config.batch // self.config.accumulate)
 
     def fit(self, seconds: float) -> None:
         """Fits the plan to what is left of its time. The updates that are timed for that are thrown away, so that the
@@ -225,15 +226,9 @@ class Trainer:
         order = torch.randperm(self.config.pool, generator=generator)
         size = self.config.batch // self.config.accumulate
         for rows in order.roll(-part * size)[:size].split(self.portions.train):
-            seeds = tuple((POOL_SEEDS + rows).tolist())
-            yield Chunk(bound(seeds), self.noise[rows], self.pool[:, rows]).to(self.model.device)
-
-    def _held_out(self) -> list[Chunk]:
-        """The held-out samples, in main memory."""
-        seeds = range(VALIDATION_SEEDS, VALIDATION_SEEDS + self.config.validation)
-        parts = [tuple(seeds[i : i + self.portions.measure]) for i in range(0, len(seeds), self.portions.measure)]
-        dtype = getattr(torch, self.config.dtype)
-        return [Chunk(self._denoiser(p), unit_noise(p, self.model.shape, dtype), self.teacher.states(p)) for p in parts]
+            places = rows.tolist()
+            denoiser = bound(tuple(POOL_SEEDS + place for place in places))
+            yield Chunk(denoiser, *self.pool(places)).to(self.model.device)
 
     def _denoiser(self, seeds: tuple[int, ...]) -> Denoiser:
         return self.model.split(seeds, self._bound)
@@ -251,11 +246,13 @@ class Trainer:
             total = total * len(self.held_out)
         except FloatingPointError:
             return math.inf
-        return float((total / (self.config.validation * self.pool[0, 0].numel())).sqrt())
+        return float((total / (self.config.validation * self.numbers)).sqrt())
 
     def _squares(self, c: Coefficients, part: int) -> Tensor:
         """Squared distance to the teacher's end point of each sample of a held-out part, (B,) float64."""
-        chunk = self.held_out[part].to(self.model.device)
+        places = self.held_out[part].tolist()
+        denoiser = self._denoiser(tuple(VALIDATION_SEEDS + place for place in places))
+        chunk = Chunk(denoiser, *self.validation(places)).to(self.model.device)
         with torch.no_grad():
             return end_residual()(c, chunk.denoiser, chunk).reshape(len(chunk.noise), -1).square().sum(1).cpu()
 

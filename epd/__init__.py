@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .denoisers.own_model import own_model
     from .denoisers.protocol import Denoiser, Model
     from .denoisers.rows import limit_rows
+    from .denoisers.shapes_32 import shapes_32_pipeline
     from .distill.config import DistillConfig
     from .distill.feedback_config import FeedbackConfig
     from .distill.feedback_run import distill_feedback
@@ -74,6 +75,7 @@ _HOMES = {
     "Denoiser": "denoisers.protocol",
     "Model": "denoisers.protocol",
     "limit_rows": "denoisers.rows",
+    "shapes_32_pipeline": "denoisers.shapes_32",
     "from_pipeline": "pipelines.denoiser",
     "enable": "pipelines.enable",
     "disable": "pipelines.enable",

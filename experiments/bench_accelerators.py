@@ -14,7 +14,8 @@ import argparse
 import logging
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,31 +85,43 @@ ROWS = (*PLAIN, *REGIONS)
 
 
 class Judge:
-    """Measures rows on the samples of these seeds, of their classes without guidance."""
+    """Measures rows on the samples of these seeds, of their classes without guidance; of `digits`, or of `model`."""
 
-    def __init__(self, seeds: Sequence[int], reference: int = REFERENCE) -> None:
-        self.model: NetworkDenoiser = digits()
+    def __init__(self, seeds: Sequence[int], reference: int = REFERENCE, model: NetworkDenoiser | None = None) -> None:
+        self.model = digits() if model is None else model
         self._denoiser, self._noise = self.model.for_seeds(seeds), unit_noise(seeds, self.model.shape)
-        self._converged = self._solved(rules.dpm2(), self._grid(reference))
+        self._converged = self.solved(rules.dpm2(), self.grid(reference))
 
     def measured(self, row: Row) -> dict[str, Any]:
-        """Root mean square error of each sample, and the cost of one."""
+        """See `of`."""
         rule, sigmas = row.method()
-        accelerate(self.model, *([parse(row.accelerator)] if row.accelerator else []))
-        try:
-            with measure(self.model, counts=False) as costs:
-                made = self._solved(rule, self._grid(row.steps) if sigmas is None else sigmas)
-        finally:
-            decelerate(self.model)
+        return self.of(rule, self.grid(row.steps) if sigmas is None else sigmas, row.accelerator)
+
+    def of(self, rule: Rule, sigmas: Tensor, accelerator: str) -> dict[str, Any]:
+        """Root mean square error of each sample, and the cost of one."""
+        with accelerated(self.model, accelerator), measure(self.model, counts=False) as costs:
+            made = self.solved(rule, sigmas)
         errors = (made - self._converged).square().flatten(1).mean(1).sqrt()
         return {"errors": [round(e, 6) for e in errors.tolist()], "cost": costs.cost.blocks / len(errors)}
 
-    def _grid(self, steps: int) -> Tensor:
+    def grid(self, steps: int) -> Tensor:
+        """Even in log-SNR over the model's range."""
         return logsnr(steps, self.model.sigma_min, self.model.sigma_max)
 
-    def _solved(self, rule: Rule, sigmas: Tensor) -> Tensor:
+    def solved(self, rule: Rule, sigmas: Tensor) -> Tensor:
+        """The end points of all samples."""
         with torch.no_grad():
             return solve(rule, self._denoiser, self._noise, sigmas)
+
+
+@contextmanager
+def accelerated(model: NetworkDenoiser, accelerator: str) -> Iterator[None]:
+    """With the accelerator that a command would spell like this; empty: none."""
+    accelerate(model, *([parse(accelerator)] if accelerator else []))
+    try:
+        yield
+    finally:
+        decelerate(model)
 
 
 def rmse(row: Mapping[str, Any]) -> float:

@@ -8,11 +8,9 @@ goes on from its last checkpoint. What comes out is a `StableDiffusion3Pipeline`
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
-import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,8 +23,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from ..denoisers.identity_vae import identity_vae
 from ..denoisers.shapes_world import COLOURS, RELATIONS, SHAPES, SHARE_OF_TWO, draw, layouts, parse, prompts
-from ..runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ..runs.environment import environment
+from .training import Training, TrainingConfig
+from .training import train as trained
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_FOLDER = ROOT / "denoisers" / "assets" / "shapes"
@@ -36,16 +34,9 @@ SCALE = 2.0  # of latents over pixels in [-1, 1]: most of a picture is grey, whi
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TrainingConfig):
     """Everything that the trained weights depend on, beside the torch version. One thread: sums keep their order."""
 
-    seed: int = 0
-    iterations: int = 11_000
-    batch: int = 32
-    learning_rate: float = 2e-3
-    warmup: int = 200
-    weight_decay: float = 0.01  # of matrices
-    ema: float = 0.998
     prompt_dropout: float = 0.1
     noise_mean: float = 0.5  # of the logit of the noise level
     noise_spread: float = 1.3
@@ -154,22 +145,14 @@ def velocity(parts: nn.ModuleDict, x: Tensor, level: Tensor, tokens: Tensor) -> 
     return parts["transformer"](x, hidden, pooled, 1000 * level, return_dict=False)[0]
 
 
-class Trainer:
-    """Network, running average and optimiser; `advance` makes one step and returns its loss."""
+class Trainer(Training[nn.ModuleDict]):
+    """Of these networks, on renderings of the training prompts."""
 
     def __init__(self, config: Config) -> None:
-        self.config, self.done = config, 0
-        self.generator = torch.Generator().manual_seed(config.seed)
+        generator = torch.Generator().manual_seed(config.seed)
         torch.manual_seed(config.seed)
-        self.tokenizer = tokenizer()
-        self.parts = build(config, len(self.tokenizer))
-        self.average = copy.deepcopy(self.parts).requires_grad_(False)
-        matrices = [p for p in self.parts.parameters() if p.ndim > 1]
-        others = [p for p in self.parts.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(
-            groups, config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay, fused=True
-        )
+        self.settings, self.tokenizer = config, tokenizer()
+        super().__init__(config, build(config, len(self.tokenizer)), generator)
         scenes = [parse(prompt) for prompt in prompts("train")]
         texts = [*(scene.prompt for scene in scenes), ""]  # the last one is the unconditional prompt
         ids = self.tokenizer(texts, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
@@ -185,73 +168,24 @@ class Trainer:
         chosen = [self.pictures[n] for n in number.tolist()]
         return torch.stack([p[int(u * len(p))] for p, u in zip(chosen, layout.tolist(), strict=True)]), number
 
-    def advance(self) -> float:
-        config, generator = self.config, self.generator
+    def loss(self) -> Tensor:
+        config, generator = self.settings, self.generator
         clean, number = self.examples()
         dropped = torch.rand(config.batch, generator=generator) < config.prompt_dropout
         level = torch.sigmoid(config.noise_mean + config.noise_spread * torch.randn(config.batch, generator=generator))
         noise = torch.randn(clean.shape, generator=generator)
         noisy = torch.lerp(clean, noise, level[:, None, None, None])
-        loss = nn.functional.mse_loss(
+        return nn.functional.mse_loss(
             velocity(self.parts, noisy, level, self.tokens[number.masked_fill(dropped, len(self.pictures))]),
             noise - clean,
         )
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * self.rate()
-        self.optimizer.step()
-        blend = min(config.ema, (1 + self.done) / (10 + self.done))
-        with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.parts.parameters(), strict=True):
-                mean.lerp_(value, 1 - blend)
-        self.done += 1
-        return loss.item()
-
-    def rate(self) -> float:
-        """Learning rate factor: linear warm-up, constant, then from half of the steps on a straight line to zero."""
-        return min((self.done + 1) / self.config.warmup, 1.0, 2 * (1 - self.done / self.config.iterations))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that changes from step to step, in place."""
-        out = {f"parts.{name}": value.data for name, value in self.parts.named_parameters()}
-        out |= {f"average.{name}": value for name, value in self.average.named_parameters()}
-        for number, parameter in enumerate(p for group in self.optimizer.param_groups for p in group["params"]):
-            state = self.optimizer.state[parameter]
-            if not state:
-                state["step"] = torch.tensor(0.0)
-                state |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            out |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-        return out
 
 
 def train(config: Config, checkpoint: Path) -> tuple[Trainer, dict[str, Any]]:
-    """The trainer at its end, and its record: steps, losses and CPU time."""
+    """The trainer at its end, and its record."""
     torch.set_num_threads(config.threads)
-    trainer, running, record, spent = Trainer(config), math.nan, [], 0.0
-    if checkpoint.exists():
-        kept, identity = load_checkpoint(checkpoint)
-        if identity != asdict(config):
-            raise ValueError(f"{checkpoint} is of another configuration, {identity}: give another --run")
-        for name, value in trainer.tensors().items():
-            value.copy_(kept.tensors[name])
-        trainer.generator.set_state(kept.tensors["generator"])
-        trainer.done, running, record, spent = (kept.numbers[n] for n in ("done", "running", "record", "cpu_seconds"))
-    start = time.process_time() - spent
-    while trainer.done < config.iterations:
-        loss = trainer.advance()
-        running = loss if trainer.done == 1 else 0.99 * running + 0.01 * loss
-        if trainer.done % max(config.iterations // 44, 1) and trainer.done < config.iterations:
-            continue
-        spent = time.process_time() - start
-        record.append({"step": trainer.done, "loss": running, "cpu_seconds": round(spent, 1)})
-        left = spent / trainer.done * (config.iterations - trainer.done)
-        print(f"{trainer.done:6d}  loss {running:.4f}  {spent:5.0f} CPU s, {left:5.0f} left", flush=True)
-        numbers = {"done": trainer.done, "running": running, "record": record, "cpu_seconds": spent}
-        tensors = {**trainer.tensors(), "generator": trainer.generator.get_state()}
-        save_checkpoint(checkpoint, Checkpoint(tensors, numbers), asdict(config))
-    return trainer, {"config": asdict(config), "environment": environment(), "record": record}
+    trainer = Trainer(config)
+    return trainer, trained(trainer, checkpoint)
 
 
 def save(trainer: Trainer, folder: Path) -> None:

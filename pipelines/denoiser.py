@@ -232,7 +232,8 @@ def from_pipeline(
 ) -> PipelineModel:
     """The pipeline as a `Model`: prompts encoded once by the pipeline itself, seed s bound to prompt s mod P.
 
-    Its networks' parameters are frozen. A pipeline whose learned scheduler is enabled must be disabled first.
+    Its networks' parameters are frozen. A pipeline whose learned scheduler is enabled must be disabled first. Whether
+    points are evaluated together is up to who solves it: `solve(..., answer=epd.auto())` and the like.
 
     Args:
         pipe: a text-to-image, text-to-video, class-conditional or unconditional pipeline.

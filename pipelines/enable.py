@@ -12,6 +12,7 @@ from ..denoisers.hooks import attach
 from ..solvers.graphs import MakeGraph
 from ..solvers.table import Table
 from .advice import compare_model
+from .choices import Choices
 from .configs import live_config
 from .fan import widen
 from .find import find_table
@@ -23,7 +24,7 @@ from .probe import NETWORKS
 from .scheduler import EPDScheduler
 
 Pipe = Any  # any pipeline of diffusers
-PipelineAnswer: TypeAlias = Literal["batched", "serial"]
+PipelineAnswer: TypeAlias = Literal["batched", "serial", "auto"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,11 @@ def enable(
         pipe: any pipeline with a `scheduler` and a unet or a transformer.
         table: a Table, or where it is (see `find_table`); by default that of the pipeline's own EPDScheduler.
         parallel: the points of a fan in one call; False: one call each, the same result.
-        answer: the same by the name that it has in `solve`: `batched` or `serial`; none: what `parallel` says.
+        answer: the same by the name that it has in `solve`: `batched`, `serial`, or `auto`, which measures at the first
+            fan of each shape, by a few more calls of it, whether the network is faster with all of its points in one
+            call or in one each, and keeps to that (`summary` says what was found). The number of the pipeline's calls
+            stays that of `batched`. Accelerated networks and those beside a ControlNet are not measured, and batched.
+            None: what `parallel` says.
         graphs: replay the networks' calls of this pipeline's runs from CUDA graphs, one for each of their shapes: no
             Python, no launches. What can't be is said once and runs as it is. Or what makes the graphs:
             `epd.CompiledGraph` fuses kernels, too, and takes minutes to begin.
@@ -102,7 +107,7 @@ def enable(
             "take a table whose guidance_scale and anchor_guidance are 1"
         )
     disable(pipe)
-    scheduler.parallel = parallel
+    scheduler.parallel, scheduler.choices = parallel, Choices() if answer == "auto" else None
     hooked = {} if mixing else networks
     releases = tuple(attach(network, FAN, widen, pipe) for network in hooked.values())
     if graphs:
@@ -159,6 +164,7 @@ class Summary:
         states: indices of `callback_on_step_end` whose latents are states; the last is the result.
         networks: hooked.
         note: why a fan is not evaluated in one call, where it is not.
+        choices: of the answer `auto`, one line for each shape that was measured.
         accelerated: what `epd.accelerate` put in, and what that costs; lines.
     """
 
@@ -172,6 +178,7 @@ class Summary:
     states: tuple[int, ...] = ()
     networks: tuple[str, ...] = ()
     note: str = ""
+    choices: tuple[str, ...] = ()
     accelerated: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -182,7 +189,7 @@ class Summary:
             f"{self.width} rows per sample, {self.nfe} evaluations; call with num_inference_steps = {self.depth}",
             f"hooked: {', '.join(self.networks) or 'nothing'}; callbacks see states at {list(self.states)}",
         ]
-        return "\n".join([*lines, *([self.note] if self.note else []), *self.accelerated])
+        return "\n".join([*lines, *([self.note] if self.note else []), *self.choices, *self.accelerated])
 
 
 def summary(pipe: Pipe) -> Summary:
@@ -197,6 +204,7 @@ def summary(pipe: Pipe) -> Summary:
     return Summary(
         name, True, placement, calls[-1].step + 1, len(calls), sum(len(c.slots) for c in calls),
         max(len(c.slots) for c in calls), states, before.networks, note,
+        () if before.scheduler.choices is None else before.scheduler.choices.lines(),
     )  # fmt: skip
 
 
@@ -204,14 +212,14 @@ def _answered(answer: str | None, parallel: bool) -> bool:
     """Whether the points of a fan are evaluated in one call."""
     if answer is None:
         return parallel
-    if answer not in get_args(PipelineAnswer):
+    if answer not in (names := get_args(PipelineAnswer)):
         raise ValueError(
-            f"answer = {answer!r}: a pipeline's calls are its own, so that their number is known before a run; give "
-            f"{' or '.join(get_args(PipelineAnswer))}"
+            f"answer = {answer!r}: a pipeline's calls are its own, and their number is known before a run: give "
+            f"{', '.join(names[:-1])} or {names[-1]}, or solve epd.from_pipeline(pipe) with that answer"
         )
-    if answer == "batched" and not parallel:
-        raise ValueError("answer = 'batched' is parallel = True: give one of the two")
-    return answer == "batched"
+    if answer != "serial" and not parallel:
+        raise ValueError(f"answer = {answer!r} is not parallel = False: leave one of the two out")
+    return answer != "serial"
 
 
 def _scheduler(stock: Any, table: Table | str | Path | None) -> EPDScheduler:  # noqa: ANN401 - any scheduler

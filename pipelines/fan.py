@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +38,9 @@ def widen(module: torch.nn.Module, call: NetworkArguments) -> bool:
     scheduler = vars(current.pipe).get("scheduler")
     if not isinstance(scheduler, EPDScheduler) or scheduler.laid_out_in != current.number:
         return False
+    choices = scheduler.choices
+    if choices is not None and choices.inside:
+        return False
     if scheduler.step_index is None:
         compare_run(current.pipe, scheduler, call.state)
     control = module is vars(current.pipe).get("controlnet")  # whose output goes into the network
@@ -43,7 +48,7 @@ def widen(module: torch.nn.Module, call: NetworkArguments) -> bool:
     call.finish = hear
     if wide is None:
         return False
-    listed = isinstance(call.state, list)
+    listed, plain = isinstance(call.state, list), call.copy()
     state = torch.stack(call.state) if listed else call.state
     rows = scheduler.spread(state)
     if wide.width > 1 or wide.retold:
@@ -52,10 +57,28 @@ def widen(module: torch.nn.Module, call: NetworkArguments) -> bool:
         frames = state.shape[2] if state.ndim == 5 and not listed else 1
         lengths = (len(state), len(state) * frames)
         call.change_conditioning(lambda name, value: _repeated(name, value, lengths, wide.width, listed))
-        if not control:
-            call.finish = marked if hear is None else lambda output: marked(hear(output))
     call.state = list(rows.unbind()) if listed else rows
+    if wide.width > 1 and not control:
+        join = None
+        if choices is not None and _may_be_apart(current.pipe, scheduler):
+            join = choices.apply(module, call, plain, wide.width)
+        call.finish = functools.partial(_in_turn, [join, hear, marked])
     return True
+
+
+def _may_be_apart(pipe: Any, scheduler: EPDScheduler) -> bool:  # noqa: ANN401
+    """Whether a wide call may become one for each point: nobody follows it, and nothing else belongs to its rows.
+
+    Who makes calls cheaper asks what each of them answers, but not before the first one of a run.
+    """
+    followed = scheduler.step_index is None or scheduler.watched
+    return not followed and vars(pipe).get("controlnet") is None
+
+
+def _in_turn(changes: Sequence[Callable[[Any], Any] | None], output: Any) -> Any:  # noqa: ANN401 - any network's output
+    for change in changes:
+        output = output if change is None else change(output)
+    return output
 
 
 def _own_times(pipe: Any, time: Any, wide: WideCall, count: int, state: Tensor) -> Tensor:  # noqa: ANN401

@@ -150,6 +150,7 @@ class EPDScheduler(Timetable):
 
         Whoever watches it sees the guided slopes of that call, and says which ones hold.
         """
+        self.watched = True
         if self._question is None and self._layout is not None:
             run = self._upcoming()
             if run.finished:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..solvers.questions import Question
 from ..solvers.table import Table
 from .calls_in_progress import pipeline_call
+from .choices import Choices
 from .configured import StockConfigured
 from .cuts import begins_at_a_time
 from .exchange import SAME_TIME, levels_at, noised, position
@@ -40,6 +41,7 @@ class Timetable(StockConfigured):
     def _start(self) -> None:
         self.placement = "bare"  # of a loop that is not a pipeline's
         self.parallel = True  # the points of a fan in one call, in pipelines that can
+        self.choices: Choices | None = None  # of calls that are taken apart where that was measured to be faster
         self.laid_out_in: int | None = None  # number of the pipeline's call that the run belongs to
         self._placement: Placement = "bare"  # of this run
         self.num_inference_steps = None
@@ -50,6 +52,7 @@ class Timetable(StockConfigured):
 
     def _forget(self) -> None:
         """No run has begun."""
+        self.watched = False  # somebody asks what each call answers
         self._run: PipelineWalk | None = None
         self._trajectory = object()  # not that of any run before
         self._question: Question | None = None

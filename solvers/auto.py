@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from .walk import Answer, Ask
 
 AnswerName: TypeAlias = Literal["batched", "serial", "streams", "auto"]
 Asked: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
+Seconds: TypeAlias = Callable[[Callable[[], object], torch.device], float]
 ROUNDS = 3  # timings of each candidate, of which the shortest counts, after one call that warms up
 
 
@@ -56,6 +58,25 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
+def fastest(works: Mapping[str, Callable[[], object]], device: torch.device, seconds: Seconds = seconds_of) -> str:
+    """The name of the fastest of these works; one that runs out of memory is none.
+
+    Raises:
+        torch.OutOfMemoryError: where all of them do.
+    """
+    times = {name: [] for name in works}
+    with torch.no_grad():
+        for _ in range(1 + ROUNDS):  # in turns, so that a machine that slows down slows all
+            for name in [*times]:
+                try:
+                    times[name].append(seconds(works[name], device))
+                except torch.OutOfMemoryError:
+                    del times[name]
+                    if not times:
+                        raise
+    return min(times, key=lambda name: min(times[name][1:]))
+
+
 @dataclass(frozen=True, eq=False)
 class Auto:
     """Made by `auto`.
@@ -67,7 +88,7 @@ class Auto:
     """
 
     candidates: Mapping[str, MakeAnswer] | None = None
-    seconds: Callable[[Callable[[], Any], torch.device], float] = seconds_of
+    seconds: Seconds = seconds_of
     choices: dict[Asked, str] = field(default_factory=dict, init=False)
 
     def __call__(self, denoiser: Denoiser) -> Answer:
@@ -84,7 +105,8 @@ class Auto:
                 names = [*self._candidates(ask.points.device)]
                 if len(ask.points) == 1 or capturing(ask.points):
                     return named(names[0], ask.points.device)(ask)  # the same call whoever answers, or no time to ask
-                self.choices[key] = self._fastest({name: named(name, ask.points.device) for name in names}, ask)
+                works = {name: functools.partial(named(name, ask.points.device), ask) for name in names}
+                self.choices[key] = fastest(works, ask.points.device, self.seconds)
             return named(self.choices[key], ask.points.device)(ask)
 
         return answer
@@ -94,21 +116,3 @@ class Auto:
             return self.candidates
         side_by_side = {"streams": streams} if device.type == "cuda" else {}
         return {"batched": batched, "serial": serial, **side_by_side}
-
-    def _fastest(self, answers: dict[str, Answer], ask: Ask) -> str:
-        """The name of the fastest; one that runs out of memory is none.
-
-        Raises:
-            torch.OutOfMemoryError: where all of them do.
-        """
-        times = {name: [] for name in answers}
-        with torch.no_grad():
-            for _ in range(1 + ROUNDS):  # in turns, so that a machine that slows down slows all
-                for name in [*times]:
-                    try:
-                        times[name].append(self.seconds(lambda name=name: answers[name](ask), ask.points.device))
-                    except torch.OutOfMemoryError:
-                        del times[name]
-                        if not times:
-                            raise
-        return min(times, key=lambda name: min(times[name][1:]))

@@ -158,7 +158,7 @@ def test_worse_means_beyond_chance(cache: Path) -> None:
             assert run._worse(moved) == bool(more.mean() > 2 * more.std(correction=0) / count**0.5)
     outcomes = {"one": [0.9] + [0.0] * (count - 1), "all": [0.01 + 1e-4 * (i % 7) for i in range(count)]}
     for name, more in outcomes.items():
-        parts = torch.tensor(more, dtype=torch.float64).split([len(c.noise) for c in run.held_out])
+        parts = torch.tensor(more, dtype=torch.float64).split([len(places) for places in run.held_out])
         answers = iter([t for part in parts for t in (part, torch.zeros_like(part))])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Trainer, "_squares", lambda *_, answers=answers: next(answers))

@@ -168,19 +168,30 @@ def test_the_bytes_of_the_simulation_are_those_that_are_sent(
     assert sent == [sharding.received(points, ranks, 4 * 5 * 4)]
 
 
-def test_sharding_pays_where_the_calls_saved_take_longer_than_the_gather(tmp_path: Path) -> None:
+def test_sharding_pays_where_the_calls_saved_take_longer_than_the_exchange(tmp_path: Path) -> None:
+    """Against the thresholds, on a device that is not full and on one that is."""
     state = 2 * 16 * 128 * 128
+
+    def faster(call: float, wide: float, row: dict[str, Any]) -> bool:
+        rows = sharding.simulated([sharding.Measured("n", 1, state, {1: call, row["points"]: wide})])
+        (own,) = [r for r in rows if r["link"] == row["link"]]
+        return own["one_device_ms"] > own["k_devices_ms"]
+
     for row in (row for row in sharding.thresholds() if row["state"].startswith("SD3")):
-        k, least = row["points"], row["break_even_ms"] / 1e3
-        pays = sharding.simulated({"n": {1: 1.0, k: 1.0 + 1.01 * least}})
-        pays_not = sharding.simulated({"n": {1: 1.0, k: 1.0 + 0.99 * least}})
-        (a,), (b,) = ([r for r in rows if r["link"] == row["link"]] for rows in (pays, pays_not))
-        assert a["one_device_ms"] > a["k_devices_ms"] and b["one_device_ms"] < b["k_devices_ms"]
+        k, least, full = row["points"], row["exchange_ms"] / 1e3, row["full_ms"] / 1e3
+        assert faster(1.0, 1.0 + 1.01 * least, row) and not faster(1.0, 1.0 + 0.99 * least, row)
+        assert faster(1.02 * full, k * 1.02 * full, row) and not faster(0.98 * full, k * 0.98 * full, row)
+    # Two ranks over PCIe 5: two starts, two hops, and twice half a MiB at 63 GB/s.
     assert sharding.received(2, 2, state) == state == 2**19
-    row = {"network": "n", "batch": 1, "answer": "batched", "points": 2, "floor_ms": 3.0}
+    assert sharding.exchange(2, state, sharding.LINKS[1]) == pytest.approx(2 * (8.4e-6 + 5.7e-6 + 2**19 / 63e9))
+    row = {"network": "dit-7M", "batch": 3, "answer": "batched", "points": 2, "floor_ms": 3.0}
     cell = {"environment": {"processor": "p"}, "rows": [row, {**row, "points": 1, "floor_ms": 2.0}]}
     (tmp_path / "latency").mkdir()
     (tmp_path / "latency" / "n.json").write_text(json.dumps(cell))
-    assert sharding.main(["--out", str(tmp_path)]) == 0
+    assert sharding.measured_calls(tmp_path)[0].state == 3 * 4 * 4 * 16 * 16
+    assert sharding.main(["--out", str(tmp_path), "--docs", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "sharding.json").read_text())
-    assert written["measured_on"] == {"processor": "p"} and written["simulated"][0]["one_device_ms"] == 3.0
+    assert written["measured_on"] == {"processor": "p"}
+    assert (written["simulated"][0]["one_device_ms"], written["simulated"][0]["affords_ms"]) == (5.0, 1.0)
+    assert all(link["source"] in (tmp_path / "sharding.md").read_text() for link in written["links"])
+    assert (tmp_path / "sharding.png").stat().st_size > 1000

@@ -121,7 +121,8 @@ def test_answers_of_a_pipeline() -> None:
     pipe, table = build("sd"), table_for("sd", "epd")
     for answer in ("batched", "serial"):
         assert epd.summary(epd.enable(pipe, table, answer=answer)).placement == answer  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="answer = 'auto': .* give batched or serial"):
-        epd.enable(pipe, table, answer="auto")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="give one of the two"):
-        epd.enable(pipe, table, parallel=False, answer="batched")
+    with pytest.raises(ValueError, match=r"answer = 'streams': .* serial or auto, or solve epd.from_pipeline\(pipe\)"):
+        epd.enable(pipe, table, answer="streams")  # type: ignore[arg-type]
+    for answer in ("batched", "auto"):
+        with pytest.raises(ValueError, match=f"answer = '{answer}' is not parallel = False: leave one"):
+            epd.enable(pipe, table, parallel=False, answer=answer)  # type: ignore[arg-type]
