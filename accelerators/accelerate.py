@@ -24,7 +24,7 @@ from .contract import Accelerator
 from .cost import Cost, together
 from .gate import Gate
 from .measure import Measurement
-from .names import EXCLUDE, label, spelt, to_json
+from .names import EXCLUDE, LAST, label, spelt, to_json
 from .planned import of_scheduler
 from .site import FORWARD
 
@@ -43,7 +43,7 @@ def accelerate(target: Target, *accelerators: Accelerator) -> Target:
 
     Args:
         target: a pipeline of diffusers, or a model.
-        accelerators: applied in this order; none: those before are taken out.
+        accelerators: applied in this order, but Slices after all others; none: those before are taken out.
 
     Returns:
         The same object.
@@ -53,6 +53,7 @@ def accelerate(target: Target, *accelerators: Accelerator) -> Target:
     """
     owner, pipe, networks = _parts(target)
     _require_together(accelerators)
+    accelerators = tuple(sorted(accelerators, key=lambda a: label(a) in LAST))
     for name, network in networks.items():
         _require_open(name, network)
     before = _gates.pop(owner, None)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..pipelines.fan import SHARED
+from .site import Site
 
 HIDDEN, TEXT = "hidden_states", "encoder_hidden_states"
 Values = Mapping[str, Any]  # the arguments of a block, by name
@@ -89,6 +90,7 @@ class Blocks:
         self._lists = found[0]
         self.modules = [block for name in found[0].names for block in network.get_submodule(name).children()]
         self._names = [list(inspect.signature(plain(block).forward).parameters) for block in self.modules]
+        self._asks, self._normed = False, None
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -99,7 +101,26 @@ class Blocks:
 
     def modulated(self, call: Values) -> Tensor:
         """(R, T, C) what the first attention of block 0 sees."""
-        return self._lists.modulated(self.modules[0], call)
+        self._asks, self._normed = True, None
+        try:
+            return self._lists.modulated(self.modules[0], call)
+        finally:
+            self._asks = False
+
+    def remember(self, site: Site) -> None:
+        """Lets block 0 take the norm of its input that `modulated` made just before, where it is not compiled."""
+        first = self.modules[0]
+        if plain(first) is first:
+            site.cover(first.get_submodule("norm1"), self._norm)
+
+    def _norm(self, original: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        made, self._normed = self._normed, None
+        if made is not None and made[0] is x:
+            return made[1]
+        output = original(x, *args, **kwargs)
+        if self._asks:
+            self._normed = x, output
+        return output
 
     def image(self, output: Any) -> Tensor:  # noqa: ANN401
         """(R, T, C) the image's tokens in what a block returned."""
@@ -107,6 +128,7 @@ class Blocks:
 
     def passed(self, call: Values, image: Tensor | None = None) -> Any:  # noqa: ANN401
         """What a block returns that changes nothing, or nothing but the image's tokens."""
+        self._normed = None
         image = call[HIDDEN] if image is None else image
         if self._lists.image is None:
             return image

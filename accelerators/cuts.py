@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.attention import FeedForward
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock, TemporalResnetBlock
@@ -29,6 +30,8 @@ from .parts import chosen, ranges, tiles
 from .site import Site
 
 Original = Callable[..., Any]
+FINER = 2  # resnets, where the features of the way down and up meet and the most is kept beside a part
+WIDE, FEW = 4, 64  # a feed-forward layer's own parts, so that it needs no more than attention; tokens in one at least
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,23 @@ class Sizes:
     Args:
         rows: frames of all samples at once where frames are independent; None: all of them.
         pixels: pixels of all samples at once, with all their frames, where pixels are independent; None: all.
+        parts: in their place, so many parts of each layer's frames or pixels, whichever its resolution.
     """
 
     rows: int | None = None
     pixels: int | None = None
+    parts: int = 1
+
+    def most(self, count: int, given: int | None, finer: int = 1) -> int:
+        """Of so many frames or pixels, how many at once; `finer`: in so many times the parts."""
+        if given is None:
+            return count if self.parts == 1 else -(-count // (self.parts * finer))
+        return given
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is cut."""
+        return self == Sizes()
 
 
 class Cuts(threading.local):
@@ -74,10 +90,10 @@ class Cuts(threading.local):
         finally:
             del self.known[norm]
 
-    def rows(self, count: int) -> list[slice]:
+    def rows(self, count: int, finer: int = 1) -> list[slice]:
         """Of each part; none where it is not cut."""
-        most = self.sizes.rows
-        if most is None or most >= count:
+        most = self.sizes.most(count, self.sizes.rows, finer)
+        if most >= count:
             return []
         parts = ranges(count, most)
         # Twice: there is room for all from the first part on.
@@ -85,8 +101,8 @@ class Cuts(threading.local):
 
     def tiles(self, samples: int, pixels: int) -> list[tuple[slice, slice]]:
         """(samples, pixels) of each part; none where it is not cut."""
-        most = self.sizes.pixels
-        if most is None or most >= samples * pixels:
+        most = self.sizes.most(samples * pixels, self.sizes.pixels)
+        if most >= samples * pixels:
             return []
         parts = tiles(samples, pixels, most)
         area = [(own.stop - own.start) * (part.stop - part.start) for own, part in parts]
@@ -94,8 +110,8 @@ class Cuts(threading.local):
 
     def whole(self, x: Tensor, norm: GroupNorm) -> Statistics:
         """Of x (B, C, T, *), in pieces that are no larger than the parts."""
-        share = (self.sizes.pixels or 1) / (len(x) * x[0, 0, 0].numel())
-        frames = max(1, int(x.shape[2] * share))
+        pixels = len(x) * x[0, 0, 0].numel()
+        frames = max(1, x.shape[2] * self.sizes.most(pixels, self.sizes.pixels) // pixels)
         return statistics(x[:, :, :frames] if self.sketched else x, norm, frames)
 
 
@@ -107,8 +123,12 @@ def put(site: Site, cuts: Cuts, network: Module) -> bool:
     """
     found = False
     for module in network.modules():
-        if isinstance(module, (ResnetBlock2D, Transformer2DModel, Downsample2D, Upsample2D)):
-            site.cover(module, functools.partial(by_rows, cuts))
+        if isinstance(module, FeedForward):
+            site.cover(module, functools.partial(feed_forward, cuts))
+        elif isinstance(module, ResnetBlock2D):
+            site.cover(module, functools.partial(by_rows, cuts, FINER))
+        elif isinstance(module, (Transformer2DModel, Downsample2D, Upsample2D)):
+            site.cover(module, functools.partial(by_rows, cuts, 1))
         elif isinstance(module, AnimateDiffTransformer3D):
             found = True
             _norm(site, cuts, module.norm)
@@ -122,7 +142,7 @@ def put(site: Site, cuts: Cuts, network: Module) -> bool:
         elif isinstance(module, TransformerSpatioTemporalModel):
             found = True
             for block in module.transformer_blocks:
-                site.cover(block, functools.partial(by_rows, cuts))
+                site.cover(block, functools.partial(by_rows, cuts, 1))
             temporal = tuple(module.temporal_transformer_blocks)
             for block in temporal:
                 site.cover(block, functools.partial(temporal_block, cuts))
@@ -138,10 +158,10 @@ def _norm(site: Site, cuts: Cuts, norm: GroupNorm) -> None:
     site.cover(norm, instead)
 
 
-def by_rows(cuts: Cuts, original: Original, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+def by_rows(cuts: Cuts, finer: int, original: Original, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
     """A module whose first argument has independent rows, and so have all arguments with as many."""
     state = args[0] if args else kwargs["input_tensor" if "input_tensor" in kwargs else "hidden_states"]
-    parts = cuts.rows(len(state))
+    parts = cuts.rows(len(state), finer)
     if not parts:
         return original(*args, **kwargs)
     room, piece = None, None
@@ -161,6 +181,22 @@ def _room(piece: Tensor, rows: int) -> Tensor:
     last = piece.ndim == 4 and not piece.is_contiguous() and piece.is_contiguous(memory_format=torch.channels_last)
     order = torch.channels_last if last else torch.contiguous_format
     return torch.empty(rows, *piece.shape[1:], dtype=piece.dtype, device=piece.device, memory_format=order)
+
+
+def feed_forward(cuts: Cuts, original: Original, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+    """A feed-forward layer, (*, C), whose tokens are independent, and which keeps up to 16 numbers for one of them."""
+    x = hidden_states.flatten(0, -2)
+    parts = [] if cuts.sizes.whole else ranges(len(x), max(FEW, -(-len(x) // WIDE)))
+    if len(parts) < 2:
+        return original(hidden_states, *args, **kwargs)
+    room, piece = None, None
+    for part in parts:
+        piece = None  # not two of them alive
+        piece = original(x[part], *args, **kwargs)
+        room = piece.new_empty(len(x), piece.shape[-1]) if room is None else room
+        room[part] = piece
+    assert room is not None, "there are parts"
+    return room.unflatten(0, hidden_states.shape[:-1])
 
 
 def motion(

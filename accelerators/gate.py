@@ -83,9 +83,9 @@ class Gate:
         try:
             if pipe is not None:
                 self._bound(vars(pipe).get("scheduler"))
-            for accelerator in self.accelerators:
+            for accelerator in reversed(self.accelerators):  # what is applied last stands innermost
                 self._sites.append(Site(networks, pipe, self._under))
-                self._lives.append(accelerator.attach(self._sites[-1]))
+                self._lives.insert(0, accelerator.attach(self._sites[-1]))
             for name, network in networks.items():
                 self._covers.append(Cover(network, FORWARD, functools.partial(self._called, name)))
         except BaseException:
@@ -176,7 +176,8 @@ class Gate:
         with contexts([meter.watching() for meter in self.meters]):
             output = original(*args, **kwargs)
         inside = time.perf_counter() - began
-        self._shapes[name] = no_rows(output)
+        if name not in self._shapes:  # the same in all of a run but for the rows
+            self._shapes[name] = no_rows(output)
         return (output if index is None else spread_rows(output, index, rows)), inside
 
     def _begin(self, run: object) -> None:

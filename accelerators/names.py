@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,7 +37,10 @@ EXCLUDE: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"rapid3", "ilf"}), "an answer that stands for a step ahead is not to be taken twice"),
     (frozenset({"ras"}), "two of them choose tokens"),
     (frozenset({"first_block", "ilf", "native", "ras", "rehash", "teacache"}), "one leaves out what another needs"),
+    (frozenset({"native", "slices"}), "a part would be given what was kept of another"),
+    (frozenset({"slices"}), "one of them says how large the parts are"),
 )
+LAST = frozenset({"slices"})  # change how operations are made, whatever is left of them: applied after all others
 
 
 def name_of(accelerator: Accelerator) -> str:
@@ -115,8 +119,8 @@ def _made(name: str, values: Mapping[str, Any]) -> Accelerator:
     kind = ACCELERATORS.get(name)
     if kind is None:
         raise ValueError(f"accelerator {name!r} is unknown: give one of {', '.join(ACCELERATORS)}")
-    types = typing.get_type_hints(kind)
-    fields = {field.name: types[field.name] for field in dataclasses.fields(kind) if field.init}
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
     for key in values:
         if key not in fields:
             raise ValueError(f"{name} has no {key!r}: it has {', '.join(fields) or 'no numbers'}")
@@ -131,7 +135,7 @@ def _made(name: str, values: Mapping[str, Any]) -> Accelerator:
 
 
 def typed(what: str, value: Any, kind: Any) -> Any:  # noqa: ANN401
-    """A value, from a text or from JSON, as this type: numbers, texts, choices, None, tuples and mappings of them.
+    """A value, from a text or from JSON, as this type: numbers, texts, choices, None, tuples of them, or either.
 
     Raises:
         ValueError: where it is none.
@@ -150,6 +154,9 @@ def typed(what: str, value: Any, kind: Any) -> Any:  # noqa: ANN401
         if value is None or value == "None":
             return None
         return typed(what, value, next(part for part in inside if part is not type(None)))
+    if origin in (types.UnionType, typing.Union):  # one, or several
+        several = isinstance(value, (list, tuple)) or (isinstance(value, str) and "+" in value)
+        return typed(what, value, next(part for part in inside if (typing.get_origin(part) is tuple) == several))
     if kind is bool:
         words = {"True": True, "true": True, "False": False, "false": False, True: True, False: False}
         if isinstance(value, (bool, str)) and value in words:

@@ -26,7 +26,9 @@ class RAS:
     As published: `RAS(0.5, score="std", warmup=4, gap=None, resets=(12, 20), starvation="published")`.
 
     Args:
-        ratio: a in (0, 1], share that is computed: n = N - floor((1 - a) N) of N tokens, at least 2.
+        ratio: a in (0, 1], share that is computed: n = N - floor((1 - a) N) of N tokens, at least 2. Several are those
+            of equal parts of the run, so many as there are steps one for each: step n of T has number floor(n len / T);
+            `falling_ratios` makes the published ones.
         where: `all`: at states and in the fan; `fan`: states are computed whole, and what the fan leaves out is the
             slope of the same step's state.
         score: what a token has: `change`, |d_n - d_(n-1)| of its last two slopes at states; `std`, the standard
@@ -50,7 +52,7 @@ class RAS:
     Reference: arXiv 2502.10389.
     """
 
-    ratio: float
+    ratio: float | tuple[float, ...]
     where: Literal["all", "fan"] = "all"
     score: Literal["change", "std", "norm", "random"] = "change"
     high: float | None = None
@@ -70,7 +72,10 @@ class RAS:
         for name, words in choices.items():
             if getattr(self, name) not in words:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is unknown: give {' or '.join(map(repr, words))}")
-        if not 0 < self.ratio <= 1:
+        if not isinstance(self.ratio, (int, float)):
+            ratios = tuple(float(a) for a in self.ratio)
+            object.__setattr__(self, "ratio", ratios[0] if len(ratios) == 1 else ratios)
+        if not self.ratios or not all(0 < a <= 1 for a in self.ratios):
             raise ValueError(f"ratio = {self.ratio} must lie in (0, 1]: it is the share of the tokens that is computed")
         if self.high is not None and not 0 <= self.high <= 1:
             raise ValueError(f"high = {self.high} must lie in [0, 1]: it is a share of the dropped tokens")
@@ -91,9 +96,18 @@ class RAS:
         """
         return Regional(self, site)
 
-    def active(self, tokens: int) -> int:
-        """n of N tokens."""
-        return max(min(2, tokens), tokens - int((1 - self.ratio) * tokens + 1e-9))
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """One, or those of equal parts of the run."""
+        return self.ratio if isinstance(self.ratio, tuple) else (self.ratio,)
+
+    def share(self, step: int, steps: int) -> float:
+        """a of this step of so many."""
+        return self.ratios[step * len(self.ratios) // steps]
+
+    def active(self, tokens: int, step: int = 0, steps: int = 1) -> int:
+        """n of N tokens in this step of so many."""
+        return max(min(2, tokens), tokens - int((1 - self.share(step, steps)) * tokens + 1e-9))
 
     def plan(self, calls: Sequence[Moment], tokens: int | None = None) -> list[Work]:
         """Which share of the tokens each call computes.
@@ -101,11 +115,14 @@ class RAS:
         Args:
             tokens: N of the pictures to come, for the exact share n / N; None: the ratio.
         """
-        share = self.ratio if tokens is None else self.active(tokens) / tokens
         out, course = [], Course()
         for now in calls:
             course.asked(now)
-            out.append(Work(tokens=share if self.regional(now, course) else 1.0))
+            share = 1.0
+            if self.regional(now, course):
+                at = now.step, now.steps
+                share = self.share(*at) if tokens is None else self.active(tokens, *at) / tokens
+            out.append(Work(tokens=share))
             if now.state and now.branch == 0:
                 course.answered += 1
         return out
@@ -179,7 +196,7 @@ class Regional:
             if high is None:
                 high = float(settings.score in ("std", "norm"))
             scores = self._random() if settings.score == "random" else self._scores
-            count, published = settings.active(hooks.count), settings.starvation == "published"
+            count, published = settings.active(hooks.count, now.step, now.steps), settings.starvation == "published"
             self._active = choose(scores, self._drops, count, high, settings.strength, published)
         hooks.active, self._some = self._active, True
         return Work(tokens=self._active.shape[1] / hooks.count)

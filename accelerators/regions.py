@@ -56,6 +56,38 @@ def norm(tokens: Tensor) -> Tensor:
     return tokens.float().square().mean(dim=(2, 3)).sqrt()
 
 
+def falling_ratios(
+    tokens: int, steps: int, ratio: float = 0.5, change: int = 256, every: int = 4, start: int = 4, multiple: int = 64
+) -> tuple[float, ...]:
+    """`RAS(ratio=...)` as published with its dynamic ratio: early steps compute more, late ones fewer.
+
+    Of N tokens, step i of T drops floor((1 - a) N) + c (floor(i / L) - floor((T + start) / (2 L))), rounded down to a
+    multiple of m, which is few numbers of tokens for compiled networks; at least none, at most all but m.
+
+    Args:
+        tokens, steps: N and T.
+        ratio: a, in the middle of the run.
+        change, every: c tokens each L steps.
+        start: the first step that is not whole.
+        multiple: m.
+
+    Raises:
+        ValueError: for a ratio out of (0, 1], or numbers below 1.
+
+    Reference: arXiv 2502.10389; its Lumina-Next has N = 4096, T = 30 and what is left at its default here.
+    """
+    numbers = {"tokens": tokens, "steps": steps, "every": every, "multiple": multiple}
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} = {value} must be 1 at least")
+    if not 0 < ratio <= 1:
+        raise ValueError(f"ratio = {ratio} must lie in (0, 1]: it is the share of the tokens that is computed")
+    middle = (steps + start) // (2 * every)
+    skips = [int((1 - ratio) * tokens + 1e-9) + change * (i // every - middle) for i in range(steps)]
+    most = max(0, tokens - multiple)
+    return tuple(1 - min(max(skip // multiple * multiple, 0), most) / tokens for skip in skips)
+
+
 def choose(scores: Tensor, drops: Tensor, active: int, high: float, strength: float, published: bool) -> Tensor:
     """(B, n) the tokens that are computed, in rising order.
 

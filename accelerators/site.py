@@ -30,14 +30,27 @@ class Under(threading.local):
         state: what the network is given as the state, in all rows.
         work: what of it is computed.
         seconds: spent in hooks of accelerators; counted where `timed`.
+        counted: seconds that are put down to somebody already, a hook or what it stands before.
     """
 
     def __init__(self) -> None:
         self.now: Moment | None = None
         self.state: Any = None
         self.work = Work()
-        self.seconds = 0.0
+        self.seconds = self.counted = 0.0
         self.timed = False
+
+    def begun(self) -> tuple[float, float]:
+        """For `ended`: a clock, as context managers would take longer than what they measure."""
+        return self.counted, time.perf_counter()
+
+    def ended(self, begun: tuple[float, float], own: bool) -> None:
+        """Puts the time since down to a hook, but for what is put down already, or to nobody that is counted."""
+        before, began = begun
+        taken = time.perf_counter() - began
+        if own:
+            self.seconds += taken - (self.counted - before)
+        self.counted = before + taken
 
 
 class Cover:
@@ -180,11 +193,11 @@ class Site:
         def timed(*args: Any) -> Any:  # noqa: ANN401
             if not under.timed:
                 return hook(*args)
-            began = time.perf_counter()
+            begun = under.begun()
             try:
                 return hook(*args)
             finally:
-                under.seconds += time.perf_counter() - began
+                under.ended(begun, own=True)
 
         return timed
 
@@ -195,21 +208,19 @@ class Site:
         def timed(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             if not under.timed:
                 return instead(original, *args, **kwargs)
-            inside = 0.0
 
             def inner(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-                nonlocal inside
-                began = time.perf_counter()
+                begun = under.begun()
                 try:
                     return original(*args, **kwargs)
                 finally:
-                    inside += time.perf_counter() - began
+                    under.ended(begun, own=False)
 
-            began = time.perf_counter()
+            begun = under.begun()
             try:
                 return instead(inner, *args, **kwargs)
             finally:
-                under.seconds += time.perf_counter() - began - inside
+                under.ended(begun, own=True)
 
         return timed
 

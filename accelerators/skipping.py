@@ -25,7 +25,7 @@ class Kept:
     Args:
         seen: what the next call is compared with.
         residual: what the blocks added when they were last computed.
-        level: log sigma then.
+        level: log sigma then, of each row.
         before: residual and level of the time before that.
         change: since then.
         size: sum |seen|, once it was asked for.
@@ -33,8 +33,8 @@ class Kept:
 
     seen: Tensor
     residual: Tensor
-    level: Tensor
-    before: tuple[Tensor, Tensor] | None
+    level: list[float]
+    before: tuple[Tensor, list[float]] | None
     change: list[float]
     size: Tensor | None = None
 
@@ -50,16 +50,16 @@ class Running:
 
     Args:
         base: (R, T, C) what the blocks that may be left out add to.
-        index: rows that go through them; None: all.
+        index: rows that go through them, here and on the device; None: all.
     """
 
     key: tuple[Any, ...]
     base: Tensor
-    level: Tensor
+    level: list[float]
     kept: Kept | None
     seen: Tensor
     change: list[float]
-    index: Tensor | None
+    index: tuple[list[int], Tensor] | None
 
 
 class Skips(Protocol):
@@ -94,6 +94,8 @@ class Skipping:
         self._running: Running | None = None
         for place, block in enumerate(self._blocks.modules):
             site.cover(block, functools.partial(self._block, place))
+        if not probing:
+            self._blocks.remember(site)
 
     def begin(self) -> None:
         self._kept.clear()
@@ -113,8 +115,8 @@ class Skipping:
         now = self._site.now
         if now is None:
             return original(*args, **kwargs)
-        call = self._blocks.arguments(place, args, kwargs)
         if place == 0:
+            call = self._blocks.arguments(place, args, kwargs)
             if self._probing:
                 output = original(*args, **kwargs)
                 image = self._blocks.image(output)
@@ -132,15 +134,17 @@ class Skipping:
             if last:
                 self._finish(running, self._blocks.image(output) - running.base)
             return output
-        if not len(running.index):
+        call = self._blocks.arguments(place, args, kwargs)
+        computed, index = running.index
+        if not computed:
             return self._blocks.passed(call, self._again(running) if last else None)
-        some = rows_of(call, running.index, len(running.base))
+        some = rows_of(call, index, len(running.base))
         output = original(**some)
         if not last:
-            return self._blocks.spread(call, output, running.index)
+            return self._blocks.spread(call, output, index)
         image = self._blocks.image(output)
-        added = image - running.base.index_select(0, running.index)
-        whole = self._again(running).index_copy(0, running.index, image)
+        added = image - running.base.index_select(0, index)
+        whole = self._again(running).index_copy(0, index, image)
         self._finish(running, added)
         return self._blocks.passed(call, whole)
 
@@ -150,7 +154,7 @@ class Skipping:
         key = (now.state, now.slots, now.branch, chosen)
         kept, per_copy = self._kept.get(key), rows // now.copies
         points = [row % now.points for row in (range(per_copy) if chosen is None else chosen)] * now.copies
-        levels = torch.tensor([math.log(now.sigma[k]) for k in points], dtype=torch.float64)
+        levels = [math.log(now.sigma[k]) for k in points]
         if kept is not None and (kept.seen.shape != seen.shape or kept.residual.shape != base.shape):
             kept = None
         if now.first or now.last or kept is None:
@@ -162,7 +166,9 @@ class Skipping:
         computed = [row for row, value in enumerate(change) if not value < self._settings.threshold]
         least = 1 / len(self._blocks) if self._probing else 0.0
         site.record(blocks=least + (1 - least) * len(computed) / rows)
-        index = None if len(computed) == rows else torch.tensor(computed, dtype=torch.long, device=seen.device)
+        index = None
+        if len(computed) < rows:
+            index = computed, torch.tensor(computed, dtype=torch.long, device=seen.device)
         done = set(computed)
         change = [0.0 if row in done else value for row, value in enumerate(change)]
         if not self._probing:  # the blocks may be left out from here on, and this is what comes before the next call
@@ -187,26 +193,30 @@ class Skipping:
         assert kept is not None, "blocks are left out where something is kept"
         if self._settings.order == 0 or kept.before is None:
             return running.base + kept.residual
-        residual, level = kept.before
-        ahead = (running.level - kept.level) / (kept.level - level)
-        ahead = torch.where(kept.level == level, 0.0, ahead).to(residual)
-        return running.base + kept.residual + _like(ahead, residual) * (kept.residual - residual)
+        residual, before = kept.before
+        levels = zip(running.level, kept.level, before, strict=True)
+        ahead = [0.0 if last == first else (now - last) / (last - first) for now, last, first in levels]
+        # A number where all rows agree, as they do without a fan: nothing is sent to the device.
+        same = len(set(ahead)) == 1
+        weight = 1 + ahead[0] if same else 1 + _like(residual.new_tensor(ahead), residual)
+        return running.base + torch.lerp(residual, kept.residual, weight)
 
     def _finish(self, running: Running, added: Tensor) -> None:
         """Keeps what the blocks added to the rows that went through them."""
-        kept, index, extrapolated = running.kept, running.index, self._settings.order > 0
-        if kept is None or index is None:
+        kept, extrapolated = running.kept, self._settings.order > 0
+        if kept is None or running.index is None:
             before = None if kept is None or not extrapolated else (kept.residual, kept.level)
             self._kept[running.key] = Kept(running.seen, added, running.level, before, running.change)
             return
-        where = torch.zeros(len(running.base), dtype=torch.bool)
-        where[index.cpu()] = True
-        mask = _like(where.to(added.device), kept.residual)
+        rows, index = running.index
+        computed = set(rows)
+        where = torch.zeros(len(running.base), dtype=torch.bool, device=added.device)
+        mask = _like(where.index_fill(0, index, True), kept.residual)
         if extrapolated:
             residual, level = kept.before or (kept.residual, kept.level)
-            kept.before = torch.where(mask, kept.residual, residual), torch.where(where, kept.level, level)
+            kept.before = torch.where(mask, kept.residual, residual), _chosen(computed, kept.level, level)
         kept.residual = kept.residual.index_copy(0, index, added)
-        kept.level = torch.where(where, running.level, kept.level)
+        kept.level = _chosen(computed, running.level, kept.level)
         if self._probing:
             kept.seen, kept.size = torch.where(mask, running.seen, kept.seen), None
 
@@ -236,9 +246,14 @@ def unplanned(calls: Sequence[Moment], threshold: float) -> list[Work] | None:
 
 
 def _sizes(values: Tensor) -> Tensor:
-    """(R,) sums of absolute values."""
+    """(R,) sums of absolute values; `vector_norm` of order 1 takes several times as long on a processor."""
     dtype = torch.promote_types(values.dtype, torch.float32)
-    return torch.linalg.vector_norm(values, 1, tuple(range(1, values.ndim)), dtype=dtype)
+    return values.abs().sum(tuple(range(1, values.ndim)), dtype=dtype)
+
+
+def _chosen(rows: set[int], values: list[float], others: list[float]) -> list[float]:
+    """These values in these rows, and the others elsewhere."""
+    return [v if row in rows else other for row, (v, other) in enumerate(zip(values, others, strict=True))]
 
 
 def _like(values: Tensor, tensor: Tensor) -> Tensor:

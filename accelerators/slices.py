@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from diffusers.models.unets.unet_motion_model import UNetMotionModel
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
-from ..denoisers.arguments import NetworkArguments
 from ..denoisers.live_memory import LiveMemory
+from ..pipelines.placement import caches
 from .cuts import Cuts, Sizes, put
 from .moment import Moment, Work
 from .site import Site
@@ -42,9 +41,10 @@ class Slices:
             arguments apart: the largest parts that fit are found at the first call of each size, without computing.
         rows: in place of bytes, frames of all samples at once, from 1; None: all.
         pixels: and pixels of all samples at once, from 1; None: all. Motion layers need the most memory.
+        parts: in their place, so many parts of each layer's frames or pixels, whichever its resolution.
 
     Raises:
-        ValueError: for bytes and sizes together, none of both, or one below 1; in a call, for bytes that are not
+        ValueError: for bytes, parts and sizes together, none of them, or one below 1; in a call, for bytes that are not
             enough, naming the fewest that are.
 
     Reference: arXiv 2411.01171, whose group normalisation is of each part.
@@ -53,11 +53,12 @@ class Slices:
     bytes: int | None = None
     rows: int | None = None
     pixels: int | None = None
+    parts: int | None = None
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not None}
-        if not given or ("bytes" in given and len(given) > 1):
-            raise ValueError(f"{given} does not say how to cut: give either bytes=, or rows= and pixels=")
+        if not given or (("bytes" in given or "parts" in given) and len(given) > 1):
+            raise ValueError(f"{given} does not say how to cut: give either bytes=, parts=, or rows= and pixels=")
         for name, value in given.items():
             if value < 1:
                 raise ValueError(f"{name} = {value} must be at least 1")
@@ -66,7 +67,7 @@ class Slices:
         """Covers the modules that can be computed in parts.
 
         Raises:
-            ValueError: for another network, or one whose feed-forward layers are cut already.
+            ValueError: for another network, one whose feed-forward layers are cut already, or a cache of diffusers.
         """
         return Slicing(self, site)
 
@@ -82,6 +83,11 @@ class Slicing:
         self.cuts = Cuts()
         self._settings, self._site = settings, site
         self._network = site.only
+        if caches(self._network):
+            raise ValueError(
+                f"a cache of diffusers is on in {type(self._network).__name__}, and a part would be given what it kept "
+                "of another: network.disable_cache() first"
+            )
         # A function of the arguments' sizes and of nothing that happened: it may outlast a trajectory.
         self._found: dict[tuple[Any, ...], Sizes] = {}
         if not put(site, self.cuts, self._network):
@@ -124,20 +130,12 @@ class Slicing:
         """
         most = self._settings.bytes
         if most is None:
-            return Sizes(self._settings.rows, self._settings.pixels)
+            return Sizes(self._settings.rows, self._settings.pixels, self._settings.parts or 1)
         key = tuple((t.shape, t.dtype, t.device) for t in tree_iter((args, kwargs)) if isinstance(t, Tensor))
         if key not in self._found:
             self._require_placed()
-            cut = functools.partial(self._cut, NetworkArguments(args, kwargs).state.shape)
-            self._found[key] = self.pretended(network, args, kwargs, functools.partial(largest, most, cut))
+            self._found[key] = self.pretended(network, args, kwargs, functools.partial(largest, most))
         return self._found[key]
-
-    def _cut(self, shape: torch.Size, parts: int) -> Sizes:
-        if parts == 1:
-            return Sizes()
-        frames = shape[2 if isinstance(self._network, UNetMotionModel) else 1]
-        rows, pixels = shape[0] * frames, shape[0] * shape[-2] * shape[-1]
-        return Sizes(-(-rows // parts), -(-pixels // parts))
 
     def pretended(
         self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], ask: Callable[[Peak], Answer]
@@ -191,7 +189,7 @@ def pretend(mode: FakeTensorMode, value: Any) -> Any:  # noqa: ANN401
     return mode.from_tensor(value) if isinstance(value, Tensor) and not isinstance(value, FakeTensor) else value
 
 
-def largest(most: int, cut: Callable[[int], Sizes], peak: Peak) -> Sizes:
+def largest(most: int, peak: Peak) -> Sizes:
     """The largest parts that keep so many bytes; twice as many parts are tried until it is enough, then those between.
 
     Raises:
@@ -201,10 +199,10 @@ def largest(most: int, cut: Callable[[int], Sizes], peak: Peak) -> Sizes:
     for parts in PARTS:
         if parts & (parts - 1):
             continue
-        tried[parts] = peak(cut(parts))
+        tried[parts] = peak(Sizes(parts=parts))
         if tried[parts] <= most:
-            between = [p for p in PARTS if p < parts and p > parts // 2 and peak(cut(p)) <= most]
-            return cut(min([*between, parts]))
+            between = [p for p in PARTS if p < parts and p > parts // 2 and peak(Sizes(parts=p)) <= most]
+            return Sizes(parts=min([*between, parts]))
         if parts > 1 and tried[parts] > 0.99 * tried[parts // 2]:
             break
     fewest = min(tried.values())

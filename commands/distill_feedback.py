@@ -16,13 +16,17 @@ def distill_feedback(options: DistillFeedback) -> int:
     """Learns feedback and writes the run to `options.out`; with `options.dry_run` prints what it would be."""
     from ..distill.feedback_run import distill_feedback as learn
     from ..distill.feedback_run import forecast
+    from ..runs.processes import Workers
 
+    workers = Workers.of_accelerate()  # before there is a model: each process takes a device of its own
     config, chosen = options.feedback_config(), model_options(options)
-    model = limit_rows(load_model(options.model, chosen), options.rows)
+    model = workers.together(lambda: limit_rows(load_model(options.model, chosen), options.rows))
     if options.dry_run:
-        print(forecast(model, config))
+        if workers.rank == 0:
+            print(forecast(model, config))
         return 0
     path = learn(model, config, options.out, resume=options.resume, conditions=chosen.conditions())
+    workers.end()
     log.info(
         "sample:  epd sample --model %s --table %s --accelerate ilf:module=%s --out %s",
         options.model + command_line(chosen), options.out / "solver.json", path, options.out / "samples",

@@ -19,6 +19,7 @@ from ..accelerators.ilf import Feeding, blocks_of
 from ..accelerators.moment import Moment, Work
 from ..accelerators.site import Site
 from ..denoisers.protocol import Model
+from ..runs.processes import Workers
 from ..solvers.registry import SIMPLEST, make_rule
 from ..solvers.solve import solve
 from .feedback_config import FeedbackConfig
@@ -87,24 +88,29 @@ class FeedbackTrainer:
     Args:
         model: with one network that can have feedback; its weights get no gradient.
         cache: folder of teacher trajectories; none: $EPD_CACHE or ~/.cache/epd.
+        workers: processes that share the parts of a batch and the held-out samples; what is learned is the same.
 
     Raises:
         ValueError: for another network, or a loop that is not in it.
     """
 
-    def __init__(self, model: Model, config: FeedbackConfig, cache: Path | None = None) -> None:
-        self.model, self.config = model, config
+    def __init__(
+        self, model: Model, config: FeedbackConfig, cache: Path | None = None, workers: Workers | None = None
+    ) -> None:
+        self.model, self.config, self.workers = model, config, workers or Workers()
         self.others = accelerators_of(model)
         self.loop, self.sigmas = loop_of(model, config), sigmas_of(model, config, config.steps)
         self.rule = make_rule(SIMPLEST)
-        self.feedback = self._made()
+        self.feedback = self.workers.together(self._made)
         self.through = config.through(math.prod(model.shape))
         teacher = Teacher(model, config.for_teacher(), self.sigmas, cache or cache_folder(), ends=self.through)
         seeds = range(POOL_SEEDS, POOL_SEEDS + config.pool)
         self.held_out = range(VALIDATION_SEEDS, VALIDATION_SEEDS + config.validation)
+        share = self.workers
         for pool in (seeds, self.held_out):
-            teacher.prepare(pool.start, len(pool))
-        self.pool, self.validation = Samples(teacher, seeds), Samples(teacher, self.held_out)
+            share.together(lambda at=pool: teacher.prepare(at.start, len(at), share.rank, share.count))
+        self.pool = share.together(lambda: Samples(teacher, seeds))
+        self.validation = share.together(lambda: Samples(teacher, self.held_out))
 
     def updates(self, state: FeedbackState | None = None) -> Iterator[FeedbackUpdate]:
         """The rest of the updates; the last one's state has the best parameters."""
@@ -151,16 +157,19 @@ class FeedbackTrainer:
         """Of one sample, in plain network calls."""
         return self.loop.num_steps + len(self.loop.steps) * (self.loop.share - 1)
 
-    def loss(self, iteration: int) -> Tensor:
-        """Mean square of one batch; a function of the parameters, the seed and the iteration alone."""
+    def loss(self, iteration: int, part: int = 0) -> Tensor:
+        """Mean square of a part of one batch; a function of the parameters, the seed, the iteration and the part."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + iteration)
-        rows = torch.randperm(self.config.pool, generator=generator)[: self.config.batch].tolist()
+        drawn = torch.randperm(self.config.pool, generator=generator)[: self.config.batch]
+        chosen = torch.tensor(self.loop.steps)[torch.randint(len(self.loop.steps), (len(drawn),), generator=generator)]
+        size = self.config.batch // self.config.accumulate
+        own = slice(part * size, (part + 1) * size)
+        rows, chosen = drawn[own].tolist(), chosen[own]
         denoiser = self.model.for_seeds([POOL_SEEDS + row for row in rows])
-        noise, states = (part.to(self.model.device) for part in self.pool(rows))
+        noise, states = (values.to(self.model.device) for values in self.pool(rows))
         if self.through:
             with self.attached(self.loop):
                 return (solve(self.rule, denoiser, noise, self.sigmas, check=False) - states[-1]).square().mean()
-        chosen = torch.tensor(self.loop.steps)[torch.randint(len(self.loop.steps), (len(rows),), generator=generator)]
         column = (-1, *[1] * len(self.model.shape))
         levels = torch.stack([self.sigmas[chosen], self.sigmas[chosen + 1]])
         begun = torch.cat([(noise * self.sigmas[0])[None].to(noise.dtype), states])
@@ -173,14 +182,18 @@ class FeedbackTrainer:
 
     def rmse(self, loop: Loop | None, sigmas: Tensor | None = None) -> float:
         """To the teacher's end points on held-out noise; without a loop that of plain steps."""
-        total, count = 0.0, len(self.held_out)
-        sigmas = self.sigmas if sigmas is None else sigmas
-        for start in range(0, count, TOGETHER):
-            noise, states = self.validation(range(count)[start : start + TOGETHER])
-            denoiser = self.model.for_seeds(self.held_out[start : start + TOGETHER])
+        sigmas, count = self.sigmas if sigmas is None else sigmas, len(self.held_out)
+        starts = range(0, count, TOGETHER)
+
+        def squares(part: int) -> Tensor:
+            own = range(count)[starts[part] : starts[part] + TOGETHER]
+            noise, states = self.validation(own)
+            denoiser = self.model.for_seeds([self.held_out[row] for row in own])
             with torch.no_grad(), self.attached(loop):
                 x = solve(self.rule, denoiser, noise.to(self.model.device), sigmas)
-            total += float((x.cpu() - states[-1]).double().square().sum())
+            return (x.cpu() - states[-1]).double().square().sum()[None]
+
+        total = float(self.workers.mean(len(starts), 1, squares)) * len(starts)
         return math.sqrt(total / (count * math.prod(self.model.shape)))
 
     @contextmanager
@@ -197,17 +210,25 @@ class FeedbackTrainer:
 
     def _stepped(self, optimizer: torch.optim.Adam, named: dict[str, nn.Parameter], iteration: int) -> float:
         """One update of the optimiser; the loss before it."""
-        loss = self.loss(iteration)
-        if not bool(loss.isfinite()):
-            text = f"the loss is {float(loss.detach())} in update {iteration + 1}: give a smaller lr or scale_lr"
-            raise FloatingPointError(text)
-        # Of these alone: weights of the network that were not frozen get no gradient.
-        gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-        for parameter, gradient in zip(named.values(), gradients, strict=True):
-            parameter.grad = torch.zeros_like(parameter) if gradient is None else gradient
-        nn.utils.clip_grad_norm_(named.values(), CLIP)
+        parameters = list(named.values())
+
+        def part(number: int) -> Tensor:
+            loss = self.loss(iteration, number)
+            if not bool(loss.isfinite()):
+                text = f"the loss is {float(loss.detach())} in update {iteration + 1}: give a smaller lr or scale_lr"
+                raise FloatingPointError(text)
+            # Of these alone: weights of the network that were not frozen get no gradient.
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            own = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+            return torch.cat([value.detach().double().flatten() for value in (loss, *own)])
+
+        sizes = [p.numel() for p in parameters]
+        loss, *means = self.workers.mean(self.config.accumulate, 1 + sum(sizes), part).split([1, *sizes])
+        for parameter, mean in zip(parameters, means, strict=True):
+            parameter.grad = mean.view(parameter.shape).to(parameter)
+        nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
-        return float(loss.detach())
+        return float(loss)
 
     def _made(self) -> Feedback:
         """The block and scales of 0, told how far each step looks ahead: to the geometric mean of its noise levels."""

@@ -50,6 +50,8 @@ class FeedbackConfig(BaseModel):
     """Adam's updates."""
     batch: int = Field(default=64, ge=1)
     """Samples per update."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that a batch is split into, one network batch each; processes share the parts among them."""
     pool: int = Field(default=4096, ge=1)
     """Teacher trajectories that training draws from."""
     validation: int = Field(default=512, ge=1)
@@ -69,6 +71,8 @@ class FeedbackConfig(BaseModel):
     def _consistent(self) -> FeedbackConfig:
         if self.batch > self.pool:
             raise ValueError(f"batch = {self.batch} exceeds pool = {self.pool}: a batch holds distinct trajectories")
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate = {self.accumulate} must divide batch = {self.batch}")
         if any(not 0 <= n < self.steps for n in self.feedback):
             told = f"feedback = {list(self.feedback)}"
             raise ValueError(f"{told}: give steps from 0 to {self.steps - 1}, or none for all")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..accelerators.accelerate import recorded
-from ..accelerators.feedback_block import Feedback, save_feedback
+from ..accelerators.feedback_block import Feedback, Loop, Trained, save_feedback
 from ..accelerators.ilf import ILF
 from ..accelerators.names import label
 from ..denoisers.checks import checked
@@ -50,31 +50,37 @@ def distill_feedback(
 
     Args:
         model: `from_pipeline(pipe)` of DiT, PixArt or SD3, or a `NetworkDenoiser` with such a network.
-        resume: continue the run in `out` bit for bit; a finished run is left as it is.
+        resume: continue the run in `out` bit for bit; a finished run is left as it is. Processes of torchrun share the
+            work of it, `config.accumulate` parts of a batch among them, and learn the same as one.
         conditions: what else the model was asked for, ready for JSON; a run is not continued with others.
 
     Raises:
         ValueError: for a network that cannot have feedback, or a folder that holds another run.
         FloatingPointError: when the loss is not finite.
     """
-    _require_alone(model)
-    model = checked(model, getattr(torch, config.dtype))
-    loop = loop_of(model, config)
-    folder = Folder(Path(out), {"conditions": dict(conditions or {}), **_identity(model, config, asdict(loop))})
-    path, held = folder.path / RESULT, folder.held(resume)
-    if held.finished and path.exists():
+    workers = Workers.of_accelerate()
+    model, loop = workers.together(lambda: _ready(model, config))
+    identity = workers.together(lambda: _identity(model, config, asdict(loop)))
+    folder = Folder(Path(out), {"conditions": dict(conditions or {}), **identity})
+    path, held = folder.path / RESULT, workers.together(lambda: folder.held(resume))
+    if workers.together(lambda: held.finished and path.exists()):
         log.info("%s is finished; nothing to do", folder.path)
         return path
-    folder.begin()
-    trainer = FeedbackTrainer(model, config)
+    workers.together(lambda: folder.begin() if workers.rank == 0 else None)
+    if config.accumulate < workers.count and workers.rank == 0:
+        log.warning(
+            "accumulate = %d gives %d of %d processes work: set it to %d or more for all of them to train",
+            config.accumulate, config.accumulate, workers.count, workers.count,
+        )  # fmt: skip
+    trainer = FeedbackTrainer(model, config, workers=workers)
     kept = held.checkpoint
-    state = trainer.first() if kept is None else state_of(kept, folder.checkpoint, trainer.feedback)
-    last = follow(trainer.updates(state), entry, folder, Workers(), state.iteration, config.iterations)
+    if kept is None:
+        state = trainer.first()
+    else:
+        state = workers.together(lambda: state_of(kept, folder.checkpoint, trainer.feedback))
+    last = follow(trainer.updates(state), entry, folder, workers, state.iteration, config.iterations)
     feedback, trained = trainer.finished(state if last is None else last.state)
-    save_feedback(path, feedback, trained)
-    table = plain_table(trainer.sigmas.tolist(), model)
-    if not folder.table.exists():
-        folder.finish(dumps(table))
+    workers.together(lambda: _finish(folder, path, feedback, trained, model) if workers.rank == 0 else None)
     told = trained.metrics
     log.info(
         "learned %s: %d steps at the cost of %.4g, RMSE %.4g on held-out noise; without feedback %.4g, and %.4g in %d "
@@ -82,6 +88,13 @@ def distill_feedback(
         told["equal_cost_rmse"], told["equal_steps"],
     )  # fmt: skip
     return path
+
+
+def _finish(folder: Folder, path: Path, feedback: Feedback, trained: Trained, model: Model) -> None:
+    """Writes what a run leaves."""
+    save_feedback(path, feedback, trained)
+    if not folder.table.exists():
+        folder.finish(dumps(plain_table(list(trained.sigmas), model)))
 
 
 def forecast(model: Model, config: FeedbackConfig) -> str:
@@ -151,12 +164,16 @@ def entry(update: FeedbackUpdate) -> Entry:
     )
 
 
-def _require_alone(model: Model) -> None:
-    workers = Workers.of_accelerate()
-    if workers.count > 1:
-        raise ValueError(f"{workers.count} processes: feedback is learned by one; start it without torchrun")
+def _ready(model: Model, config: FeedbackConfig) -> tuple[Model, Loop]:
+    """The model, checked, and the loop in its network.
+
+    Raises:
+        ValueError: for one that has feedback already, or cannot have any.
+    """
     if any(told["name"] == label(ILF("-")) for told in recorded(model)):
         raise ValueError("the model has feedback already: learn another one without --accelerate ilf")
+    model = checked(model, getattr(torch, config.dtype))
+    return model, loop_of(model, config)
 
 
 def _identity(model: Model, config: FeedbackConfig, loop: dict[str, object]) -> dict[str, object]:

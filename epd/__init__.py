@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .accelerators.native import Native
     from .accelerators.rapid3 import RAPID3
     from .accelerators.ras import RAS
+    from .accelerators.regions import falling_ratios
     from .accelerators.rehash import Rehash, key_steps
     from .accelerators.reuse import Reuse
     from .accelerators.slices import Slices
@@ -94,6 +95,7 @@ _HOMES = {
     "key_steps": "accelerators.rehash",
     "RAPID3": "accelerators.rapid3",
     "RAS": "accelerators.ras",
+    "falling_ratios": "accelerators.regions",
     "Reuse": "accelerators.reuse",
     "TeaCache": "accelerators.teacache",
     "Slices": "accelerators.slices",

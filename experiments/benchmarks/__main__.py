@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 
-from . import graphed, latency, memory, overhead, pipelines, profile, report, training
+from . import caches, graphed, latency, memory, overhead, pipelines, profile, report, training
 from .timing import Machine, Settings, keep_freed_memory
 
 log = logging.getLogger("epd")
 SUITES: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "overhead": overhead.cells, "latency": latency.cells, "pipelines": pipelines.cells, "graphs": graphed.cells,
     "training": training.cells, "memory": memory.cells, "profile": profile.cells,
+    "caches": caches.cells,
 }  # fmt: skip
 
 

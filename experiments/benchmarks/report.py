@@ -27,12 +27,15 @@ TITLES = {
     "training": "Distillation and refinement, one update",
     "memory": "Peak memory",
     "profile": "Operations and microseconds by file",
+    "caches": "Block caches beside the network's calls",
     "gpu": "Full-size networks on a GPU",
 }
 HEADS = {
     "ms": "ms", "floor_ms": "bare calls, ms", "ratio": "times bare calls", "bound_ms": "bound, ms",
     "over_one": "times one point", "over_2m": "times DPM-Solver++(2M)", "over_eager": "times eager",
-    "peak_mib": "peak, MiB", "floor_mib": "bare call, MiB",
+    "peak_mib": "peak, MiB", "floor_mib": "bare call, MiB", "own_ms": "own, ms a call", "own_ms_least": "least",
+    "of_50_ms": "of a 50 ms call", "holds": "at most 1 %", "plain_ms": "bare, ms a call",
+    "operations": "operations added a call",
 }  # fmt: skip
 SPREADS = ("ms_low", "ms_high", "ratio_low", "ratio_high")
 Cells = Mapping[str, Mapping[str, Any]]  # of one suite, by name

@@ -9,6 +9,7 @@ import torch
 from helpers.accelerating import Everything, Following, told
 from helpers.pipeline_tables import table_for
 from helpers.tiny_pipelines import build, run
+from torch import Tensor
 
 import epd
 from epd.accelerators.accelerate import recorded
@@ -16,7 +17,9 @@ from epd.accelerators.cost import Called, Cost, merged, together
 from epd.accelerators.measure import flops_of
 from epd.accelerators.moment import Moment, Work
 from epd.accelerators.planned import of_scheduler
-from epd.accelerators.site import Site
+from epd.accelerators.site import Site, Under
+from epd.experiments.benchmarks.caches import STEPS, operations, solving
+from epd.experiments.benchmarks.networks import around, transformer
 
 
 def moment(**changes: Any) -> Moment:  # noqa: ANN401
@@ -137,3 +140,55 @@ def test_seconds_are_those_beside_the_network(monkeypatch: pytest.MonkeyPatch) -
         run(pipe, "dit", 5)
     handle.remove()
     assert measured.seconds == 15 and clock[0] == 515
+
+
+@pytest.mark.parametrize("member", [epd.FirstBlock, epd.TeaCache])
+def test_what_a_cache_adds_to_a_call_are_few_operations_whatever_the_depth(member: Any) -> None:  # noqa: ANN401
+    """Where it leaves nothing out: two differences, two sums, what is kept; and no block's norm is made twice."""
+    added = []
+    for layers in (2, 5):
+        it = around("deep", transformer(1, layers, 8), torch.device("cpu"))
+        run = solving(it, 1)
+        norms: list[object] = []
+        bare = operations(run)
+        epd.accelerate(it.model, member(1e-12))
+        norm = it.network.get_submodule("transformer_blocks.0.norm1.norm")
+        norm.register_forward_hook(lambda *_, norms=norms: norms.append(1))
+        run()
+        assert len(norms) == STEPS
+        added.append((operations(run) - bare) / STEPS)
+    assert added[0] == added[1] < 20
+
+
+def test_seconds_are_those_of_hooks_and_none_counts_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Around a network of one layer, which a hook runs itself, too; the layer takes 100 s, hooks 10 s, 1 s and 2 s."""
+    clock = [0.0]
+
+    def takes(seconds: float) -> None:
+        clock[0] += seconds
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            takes(100)
+            return x
+
+    def around_layer(original: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        takes(1)
+        y = original(x)
+        takes(2)
+        return y
+
+    def around_network(original: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        takes(10)
+        layer(x)
+        return original(x)
+
+    layer = Layer()
+    outer, under = torch.nn.Sequential(layer), Under()
+    site = Site({"network": outer}, None, under)
+    site.cover(layer, around_layer)
+    site.cover(outer, around_network)
+    monkeypatch.setattr("epd.accelerators.site.time.perf_counter", lambda: clock[0])
+    under.timed = True
+    outer(torch.ones(1))
+    assert clock[0] == 10 + 2 * 103 and under.seconds == 10 + 2 * 3

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import tiny_pipelines
-from helpers.accelerating import assert_nothing_of_another_run_is_left, drivers, traces
+from helpers.accelerating import drivers, traces
 from helpers.pipeline_families import FAMILIES
 from helpers.pipeline_tables import assert_same, table_for
 from helpers.sited import Sited, moment
@@ -206,15 +206,6 @@ def test_a_reused_residual_carries_gradients() -> None:
     one(moment(0), **given)
     one(moment(1), **inputs(1)).sum().backward()
     assert float(given["hidden_states"].grad.abs().max()) > 0
-
-
-@pytest.mark.parametrize("member", [epd.FirstBlock(0.6), epd.TeaCache(0.3, each="call")])
-def test_nothing_of_another_run_is_left(member: Any) -> None:  # noqa: ANN401
-    pipe = epd.accelerate(build("sd3"), member)
-    with epd.measure(pipe, counts=False) as measured:
-        first = run(pipe, "sd3", 4)
-    assert measured.cost.share < 1
-    assert_nothing_of_another_run_is_left(pipe, first, network(pipe).transformer_blocks[1].ff)
 
 
 @pytest.mark.slow

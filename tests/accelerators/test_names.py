@@ -20,14 +20,15 @@ class Kinds:
     steps: tuple[int, ...] = ()
     most: int | None = None
     on: bool = False
+    share: float | tuple[float, ...] = 1.0
 
 
-@pytest.mark.parametrize("text", ["reuse:steps=1", "reuse:steps=1+3,where=fan"])
+@pytest.mark.parametrize("text", ["reuse:steps=1", "reuse:steps=1+3,where=fan", "ras:ratio=0.75+0.5,where=fan"])
 def test_spelt_and_json_both_ways(text: str) -> None:
     made = parse(text)
     assert spelt(made) == text and parse(spelt(made)) == made
     assert from_json(json.loads(json.dumps(to_json([made, made])))) == (made, made)
-    assert isinstance(made, epd.Reuse)
+    assert type(made) is ACCELERATORS[text.partition(":")[0]]
 
 
 def test_every_type_of_setting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +38,10 @@ def test_every_type_of_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(made.ratio) is float and type(made.number) is int
     assert from_json(to_json([made])) == (made,) and parse(spelt(made)) == made
     assert parse("kinds:number=3,most=7") == Kinds(3, most=7)
+    for text, share in (("0.5+0.25+1", (0.5, 0.25, 1.0)), ("0.5", 0.5)):
+        made = parse(f"kinds:number=3,share={text}")
+        assert made == Kinds(3, share=share) and from_json(json.loads(json.dumps(to_json([made])))) == (made,)
+        assert parse(spelt(made)) == made
 
 
 @pytest.mark.parametrize(
@@ -46,6 +51,7 @@ def test_every_type_of_setting(monkeypatch: pytest.MonkeyPatch) -> None:
         ("reuse", "needs 'steps': write reuse:steps="),
         ("reuse:steps", "'steps' has no value"),
         ("reuse:step=1", "reuse has no 'step': it has steps, where"),
+        ("ras:ratio=0.5+x", "ras:ratio = 'x' is no float"),
         ("reuse:steps=one", "reuse:steps = 'one' is no int"),
         ("reuse:steps=1,where=here", "reuse:where = 'here': give one of all, fan"),
     ],

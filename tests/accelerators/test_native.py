@@ -14,9 +14,9 @@ from diffusers.hooks.mag_cache import MagCacheConfig
 from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastConfig
 from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig, apply_taylorseer_cache
 from diffusers.hooks.text_kv_cache import TextKVCacheConfig
-from helpers.accelerating import assert_nothing_of_another_run_is_left, traces
+from helpers.accelerating import traces
 from helpers.pipeline_tables import assert_same, table_for
-from helpers.tiny_pipelines import build, network, run
+from helpers.tiny_pipelines import build, run
 
 import epd
 from epd.accelerators.names import from_json, parse, spelt, to_json
@@ -114,13 +114,6 @@ def test_a_cache_that_finds_nothing_says_what_to_pass(config: Any) -> None:  # n
         found = eval(str(e.value).split("cache_identifiers=")[1].split(", or some")[0])
         assert found == [r"transformer_blocks\.\d+\.attn1", r"transformer_blocks\.\d+\.ff"]
         epd.accelerate(pipe, epd.Native(taylor(cache_identifiers=found)))
-
-
-@pytest.mark.parametrize("cache", ["taylor", "magnitude"])
-def test_nothing_of_another_run_is_left(cache: str) -> None:
-    pipe = epd.accelerate(build("sd3"), epd.Native(CACHES[cache]))
-    first = run(pipe, "sd3", 4)
-    assert_nothing_of_another_run_is_left(pipe, first, network(pipe).transformer_blocks[1].norm2)
 
 
 def test_two_guidance_branches_are_two_contexts() -> None:

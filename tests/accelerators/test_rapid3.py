@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import tiny_pipelines
-from helpers.accelerating import assert_nothing_of_another_run_is_left, drivers, traces
+from helpers.accelerating import drivers, traces
 from helpers.heads import always, layout_of, saved, undecided
 from torch import Tensor
 
@@ -103,15 +103,15 @@ def test_in_a_pipeline_nothing_changes_where_all_is_computed(name: str, tmp_path
         assert traces(pipe) == bare
 
 
-def test_a_pipeline_starts_anew_in_every_run(tmp_path: Path) -> None:
+def test_in_a_pipeline_less_is_computed_and_another_number_of_steps_is_warned_about(tmp_path: Path) -> None:
     pipe = tiny_pipelines.build("sd3")
     channels = tiny_pipelines.network(pipe).config.in_channels
     epd.accelerate(pipe, epd.RAPID3(saved(undecided(layout_of(channels, 4)), tmp_path)))
     with epd.measure(pipe, counts=False) as measured:
-        first = tiny_pipelines.run(pipe, "sd3", 4)
+        tiny_pipelines.run(pipe, "sd3", 4)
     assert measured.cost.share < 1 and measured.store > 0
     with pytest.warns(UserWarning, match="learned for 4 steps"):
-        assert_nothing_of_another_run_is_left(pipe, first, tiny_pipelines.network(pipe).transformer_blocks[0])
+        tiny_pipelines.run(pipe, "sd3", 5)
 
 
 def test_halves_of_a_guided_call_decide_alike(tmp_path: Path) -> None:

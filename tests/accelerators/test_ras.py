@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import tiny_pipelines
-from helpers.accelerating import drivers, fails_in, told, traces
+from helpers.accelerating import drivers, told, traces
 from helpers.pipeline_families import FAMILIES, SEEDS
 from helpers.pipeline_tables import assert_same, table_for
 from helpers.tiny_pipelines import build, run
@@ -107,10 +107,12 @@ def test_guidance_in_two_calls() -> None:
     assert [called.tokens for called in measured.calls] == [1.0] * 4 + [0.5] * 4
 
 
-@pytest.mark.parametrize("where", ["all", "fan"])
+@pytest.mark.parametrize(("where", "ratio"), [("all", (0.8, 0.3, 0.6)), ("fan", 0.3)])
 @pytest.mark.parametrize(("name", "kind"), [("sd3", "mixed"), ("dit", "plugin with afs"), ("flux", ONE_CALL)])
-def test_every_driver_computes_the_tokens_that_are_planned(name: str, kind: str, where: Any) -> None:  # noqa: ANN401
-    pipe, member = build(name), epd.RAS(0.3, where, warmup=1, gap=2)
+def test_every_driver_computes_the_tokens_that_are_planned(
+    name: str, kind: str, where: Any, ratio: Any  # noqa: ANN401
+) -> None:  # fmt: skip
+    pipe, member = build(name), epd.RAS(ratio, where, warmup=1, gap=3)
     out: dict[str, list[Tensor]] = {}
     for driver, call in drivers(name, pipe, kind):
         epd.accelerate(pipe, member)
@@ -121,12 +123,24 @@ def test_every_driver_computes_the_tokens_that_are_planned(name: str, kind: str,
             assert torch.equal(call(), out[driver][-1]), "a second run starts afresh"
         epd.decelerate(pipe)
         shares = {called.tokens for called in measured.calls}
-        assert shares <= {1.0, member.active(16) / 16}
+        steps = measured.calls[0].now.steps
+        assert shares <= {1.0, *(member.active(16, step, steps) / 16 for step in range(steps))}
+        if where == "all" and steps == 4:
+            some = {called.now.step: called.tokens for called in measured.calls if called.tokens < 1}
+            assert some and some.items() <= {1: 13 / 16, 2: 5 / 16, 3: 10 / 16}.items()
         calls = calls or [called.now for called in measured.calls]
         assert measured.calls == together([member.plan(calls, 16)], calls)
         assert (len(shares) == 1) == (where == "fan" and (driver == "stock" or kind == ONE_CALL))
     for one, other in zip(out["batched"], out["serial"], strict=True):
         assert_same(one, other, 1e-5)
+
+
+def test_the_same_ratio_in_every_part_of_a_run_is_that_ratio() -> None:
+    pipe, made = build("sd3"), []
+    for ratio in (0.5, (0.5, 0.5), (0.5, 0.25)):
+        epd.accelerate(pipe, dataclasses.replace(HALF, ratio=ratio))
+        made.append(run(pipe, "sd3", 5))
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
 
 
 def stale_tokens(member: epd.RAS, steps: int) -> Tensor:
@@ -188,18 +202,3 @@ def test_keys_and_values_of_computed_tokens_are_fresh_and_those_of_the_others_ar
     assert stale.sum(1).tolist() == [8] * 4
     for row in range(4):
         torch.testing.assert_close(second[row][~stale[row]], fresh[row])
-
-
-@pytest.mark.parametrize("call", [0, 2])
-def test_other_sizes_batches_and_interruptions_between_leave_the_same_bits(call: int) -> None:
-    pipe = epd.accelerate(build("sd3"), HALF)
-    first = run(pipe, "sd3", 5)
-    run(pipe, "sd3", 5, **sized("sd3"))
-    assert torch.equal(run(pipe, "sd3", 5), first)
-    end = fails_in(pipe.transformer.transformer_blocks[1].ff, call)
-    with pytest.raises(InterruptedError):
-        run(pipe, "sd3", 5)
-    end()
-    assert torch.equal(run(pipe, "sd3", 5), first)
-    run(pipe, "sd3", 5, prompt="fox", generator=None, guidance_scale=1.0)
-    assert torch.equal(run(pipe, "sd3", 5), first)

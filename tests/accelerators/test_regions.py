@@ -86,9 +86,26 @@ def test_tokens_are_patches_in_raster_order() -> None:
             tokens_of(torch.zeros(shape), count)
 
 
+def test_the_published_dynamic_ratio() -> None:
+    """Of Lumina-Next's 4,096 tokens and 30 steps, by hand; and for few tokens at least one multiple is computed."""
+    ratios = epd.falling_ratios(4096, 30)
+    skips = [round((1 - ratio) * 4096) for ratio in ratios]
+    assert skips[4:8] == [2048 - 3 * 256] * 4 and skips[16:20] == [2048] * 4 and skips[28:] == [2048 + 3 * 256] * 2
+    member = epd.RAS(ratios, warmup=4)
+    assert [member.active(4096, step, 30) for step in range(30)] == [4096 - skip for skip in skips]
+    assert [member.share(step, 15) for step in range(15)] == list(ratios[::2]), "half as many steps: every other one"
+    few = epd.falling_ratios(256, 16, 0.3)
+    assert {round(ratio * 256) % 64 for ratio in few} == {0} and min(few) == 0.25 and max(few) == 1.0
+    for settings in ({"ratio": 0.0}, {"every": 0}, {"tokens": 0}):
+        with pytest.raises(ValueError, match="must"):
+            epd.falling_ratios(**{"tokens": 64, "steps": 4, **settings})
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
+        ({"ratio": (0.5, 1.5)}, "share of the tokens"),
+        ({"ratio": ()}, "share of the tokens"),
         ({"ratio": 0.0}, "share of the tokens"),
         ({"ratio": 1.1}, "share of the tokens"),
         ({"where": "x"}, "'all' or 'fan'"),

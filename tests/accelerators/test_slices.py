@@ -69,7 +69,8 @@ def test_every_block_is_that_of_the_whole(kind: str) -> None:
     network, arguments = video(kind)
     whole, draw = outputs(network, arguments), random.Random(0)
     assert len(whole) >= 18 and whole[""].shape == (arguments[0][:, :, :4] if kind == "svd" else arguments[0]).shape
-    cuts = [Sizes(draw.randint(1, 5), draw.randint(4, 47)) for _ in range(18)] + [Sizes(None, 7), Sizes(4)]
+    cuts = [Sizes(draw.randint(1, 5), draw.randint(4, 47)) for _ in range(16)]
+    cuts += [Sizes(None, 7), Sizes(4), Sizes(parts=2), Sizes(parts=3)]
     with slicing(network) as live:
         for cut in cuts:
             with live.cuts.by(cut):
@@ -135,9 +136,8 @@ def test_tiles_are_a_partition_within_the_limit(samples: int, pixels: int, most:
 def test_bytes_are_kept(kind: str) -> None:
     """The operations without numbers need what those with numbers need, and the largest parts that fit are taken."""
     network, arguments = video(kind, size=(8, 8))
-    shape = arguments[0].shape
     with torch.no_grad(), slicing(network) as live:
-        cuts = [live._cut(shape, parts) for parts in (1, 2, 4)]
+        cuts = [Sizes(parts=parts) for parts in (1, 2, 4)]
         told = live.pretended(network.forward, arguments, {}, lambda peak: [peak(cut) for cut in cuts])
         for cut, expected in zip(cuts, told, strict=True):
             with live.cuts.by(cut):
@@ -163,31 +163,28 @@ def test_bytes_in_a_pipeline() -> None:
 
 def test_the_largest_parts_that_fit() -> None:
     def peak(sizes: Sizes) -> int:  # 100 that stay, 640 in parts
-        return 100 + (640 if sizes.rows is None else sizes.rows)
+        return 100 + -(-640 // sizes.parts)
 
-    def cut(parts: int) -> Sizes:
-        return Sizes(None if parts == 1 else -(-640 // parts))
-
-    for most, rows in ((740, None), (739, 320), (420, 320), (330, 214), (300, 160), (111, 10), (110, 10)):
-        assert largest(most, cut, peak) == Sizes(rows)
+    for most, parts in ((740, 1), (739, 2), (420, 2), (330, 3), (300, 4), (111, 64), (110, 64)):
+        assert largest(most, peak) == Sizes(parts=parts)
     with pytest.raises(ValueError, match="give bytes=110 or more"):
-        largest(109, cut, peak)
+        largest(109, peak)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory(kind: str) -> None:
-    """At most .40 of the whole's, and .75 of that of diffusers' own split inference as it is by default."""
+    """In 4 parts at most .40 of the whole's, and .75 of that of diffusers' own split inference in as many."""
     network, arguments = video(kind, size=(16, 16), frames=8)
     with torch.no_grad():
         whole = measured(lambda: network(*arguments)).peak
-        with slicing(network) as live, live.cuts.by(Sizes(2, 32)):
+        with slicing(network) as live, live.cuts.by(Sizes(parts=4)):
             own = measured(lambda: network(*arguments)).peak
         assert own <= 0.40 * whole
         if kind == "animatediff":
             pipe = build("animatediff")
             pipe.unet = network
-            pipe.enable_free_noise_split_inference()
+            pipe.enable_free_noise_split_inference(2 * 16 * 16 // 4, 2 * 8 // 4)
             assert own <= 0.75 * measured(lambda: network(*arguments)).peak
 
 
@@ -255,6 +252,7 @@ def test_networks_that_do_not_fit() -> None:
     [
         ({}, "give either bytes="),
         ({"bytes": 1, "rows": 2}, "give either"),
+        ({"parts": 2, "pixels": 9}, "give either"),
         ({"pixels": 0}, "pixels = 0 must be at least 1"),
     ],
 )

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.command import Run
+from helpers.forked import in_processes
+from safetensors.torch import load_file
 
 from epd import cli
 
@@ -42,3 +44,13 @@ def test_feedback_is_learned_and_sampled_with(
     assert code == cli.FAILED and "--resume" in err
     code, _, err = run("sample", "--table", "run/solver.json", "--accelerate", "ilf:module=run/solver.json")
     assert code == cli.FAILED and "learn it again with `epd distill-feedback`" in err
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(run: Run, cache: Path, tmp_path: Path) -> None:
+    """As torchrun starts them, but forked, which takes a second."""
+    words = [str(word) for word in (*WORDS, "--batch", 2, "--pool", 2, "--accumulate", 2, "--iterations", 2, "--out")]
+    assert run(*words, tmp_path / "one")[0] == cli.OK
+    assert in_processes(lambda: cli.main([*words, str(tmp_path / "two")])) == [cli.OK, cli.OK]
+    one, two = (load_file(str(tmp_path / name / "feedback.safetensors")) for name in ("one", "two"))
+    assert one["scale"].any() and all(float((one[name] - two[name]).abs().max()) <= 1e-6 for name in one)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,23 @@ import pytest
 import torch
 from helpers import feedback, tiny_pipelines
 from helpers.accelerating import traces
+from helpers.forked import in_processes
 from helpers.pipeline_families import FAMILIES
+from safetensors.torch import load_file
 
 import epd
 from epd.accelerators.accelerate import accelerators_of
 from epd.accelerators.feedback_block import load_feedback, read_trained
 from epd.denoisers.digits import digits
 from epd.denoisers.fingerprint import weights_digest
+from epd.distill import feedback_run
 from epd.distill.feedback import FeedbackTrainer
 from epd.distill.feedback_config import FeedbackConfig
 from epd.distill.feedback_plan import times_at
 from epd.distill.feedback_run import checkpoint_of, state_of
 from epd.distill.teacher import VALIDATION_SEEDS
 from epd.runs.checkpoint import RunError, load_checkpoint, save_checkpoint
+from epd.runs.processes import Workers
 from epd.solvers.rules import euler
 
 
@@ -147,10 +152,74 @@ def test_a_run_leaves_a_file_that_answers_as_training_did(tmp_path: Path) -> Non
     assert [line["iteration"] for line in lines] == [1, 2]
 
 
+def test_parts_of_a_batch_are_the_batch() -> None:
+    """Both objectives: the mean of the parts' losses, and of their gradients, is that of the whole."""
+    for objective in ("end", "steps"):
+        told = []
+        for accumulate in (1, 2):
+            trainer = FeedbackTrainer(digits(), small(objective=objective, batch=4, accumulate=accumulate))
+            loss = torch.stack([trainer.loss(5, part) for part in range(accumulate)]).mean()
+            (gradient,) = torch.autograd.grad(loss, [trainer.feedback.scale])
+            told.append((loss.detach(), gradient))
+        torch.testing.assert_close(told[0][0], told[1][0])
+        torch.testing.assert_close(told[0][1], told[1][1], rtol=1e-5, atol=1e-9)
+
+
+def learned(out: Path, cache: Path, **changes: Any) -> object:  # noqa: ANN401
+    """A run in this process of several; which one it was."""
+    os.environ["EPD_CACHE"] = str(cache)
+    epd.distill_feedback(digits(), small(batch=4, accumulate=2, iterations=4, **changes), out)
+    workers = Workers.of_accelerate()
+    workers.end()
+    return f"{workers.rank}/{workers.count}"
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_feedback_of_one(tmp_path: Path) -> None:
+    """Of steps; of end points the command's own test does."""
+    for count in (1, 2):
+        said = in_processes(
+            lambda n=count: learned(tmp_path / f"{n}", tmp_path / f"cache-{n}", objective="steps"), count
+        )
+        assert said == [f"{rank}/{count}" for rank in range(count)]
+    one, two = (load_file(str(tmp_path / name / "feedback.safetensors")) for name in "12")
+    assert one["scale"].any() and all(float((one[name] - two[name]).abs().max()) <= 1e-6 for name in one)
+    assert (tmp_path / "1" / "solver.json").read_bytes() == (tmp_path / "2" / "solver.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_failure_in_one_process_is_told_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for owner, name in ((FeedbackTrainer, "_made"), (FeedbackTrainer, "loss"), (feedback_run, "state_of")):
+        whole = getattr(owner, name)
+
+        def broken(*arguments: object, whole: Any = whole) -> object:  # noqa: ANN401
+            if os.environ.get("RANK") == "1":
+                raise RuntimeError("broken here")
+            return whole(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, broken)
+            resumed = name == "state_of"
+            if resumed:  # an interrupted run
+                (tmp_path / "run" / "feedback.safetensors").unlink()
+                (tmp_path / "run" / "solver.json").unlink()
+            said = in_processes(
+                lambda again=resumed: str(
+                    epd.distill_feedback(digits(), small(batch=4, accumulate=2), tmp_path / "run", resume=again)
+                )
+            )
+        assert said == [
+            ["ProcessError", "process 1 of 2 failed: RuntimeError: broken here"], ["RuntimeError", "broken here"]
+        ], name  # fmt: skip
+        if name == "loss":
+            epd.distill_feedback(digits(), small(batch=4, accumulate=2), tmp_path / "run", resume=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
         ({"batch": 5}, "exceeds pool = 4"),
+        ({"batch": 3, "accumulate": 2}, "accumulate = 2 must divide batch = 3"),
         ({"feedback": (2,)}, "from 0 to 1"),
         ({"begin": 3, "count": 2}, "network of 4"),
     ],

@@ -86,6 +86,10 @@ def test_everything_is_measured_once_and_a_stopped_command_goes_on(
     assert "no CUDA device" in found["graphs"]["none"]["rows"]
     rivals = {row["solver"]: row["calls"] for row in found["pipelines"]["64-pixels"]["rows"]}
     assert rivals == {"Heun": 9, "DPM-Solver-2": 9, "DPM-Solver++(2M)": 10, "UniPC": 10, "EPD, K = 2": 10}
+    caches = {row["what"]: row for row in found["caches"]["digits-batch-1"]["rows"]}
+    assert all(row["own_ms"] >= row["own_ms_least"] > 0 for row in caches.values())
+    whole, left_out = (caches[f"first block, {what} left out"]["operations"] for what in ("nothing", "all"))
+    assert 0 < caches["none"]["operations"] < whole < 20 and left_out < -100
     peaks = {row["what"]: row["peak_mib"] for row in found["memory"]["training"]["rows"]}
     assert peaks["distillation, checkpointed"] < peaks["distillation"]
     assert all(cell["environment"]["torch"] == torch.__version__ for cells in found.values() for cell in cells.values())

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -151,20 +150,3 @@ def fails_in(module: Module, call: int) -> Callable[[], None]:
             raise InterruptedError
 
     return module.register_forward_hook(fail).remove
-
-
-def assert_nothing_of_another_run_is_left(pipe: Any, first: Tensor, inside: Module) -> None:  # noqa: ANN401
-    """Runs of a tiny SD3 give `first` again after another request, step count, custom sigmas, size, batch, without
-    guidance, and after one that `inside` interrupts.
-    """
-    one = {"prompt": "fox", "generator": torch.Generator().manual_seed(3)}
-    for changes in (
-        {}, {"num_inference_steps": 7}, {"sigmas": [1.0, 0.5, 0.2, 0.1]}, {"height": 96}, {"guidance_scale": 1.0}, one
-    ):  # fmt: skip
-        tiny_pipelines.run(pipe, "sd3", 4, **changes)
-        assert torch.equal(tiny_pipelines.run(pipe, "sd3", 4), first), changes
-    end = fails_in(inside, 1)
-    with pytest.raises(InterruptedError):
-        tiny_pipelines.run(pipe, "sd3", 4)
-    end()
-    assert torch.equal(tiny_pipelines.run(pipe, "sd3", 4), first)

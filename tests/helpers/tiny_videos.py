@@ -70,9 +70,10 @@ def svd_pipeline() -> Any:  # noqa: ANN401
     return pipe
 
 
-def run_svd(pipe: Any, steps: int = 2) -> Tensor:  # noqa: ANN401
+def run_svd(pipe: Any, num_inference_steps: int = 2, **changes: Any) -> Tensor:  # noqa: ANN401
     """Latents of a small video."""
-    return pipe(
-        Image.new("RGB", (16, 8), (200, 40, 90)), height=8, width=16, num_frames=3, num_inference_steps=steps,
-        generator=torch.Generator().manual_seed(0), output_type="latent",
-    ).frames  # fmt: skip
+    told: dict[str, Any] = {
+        "height": 8, "width": 16, "num_frames": 3, "num_inference_steps": num_inference_steps,
+        "generator": torch.Generator().manual_seed(0), "output_type": "latent",
+    }  # fmt: skip
+    return pipe(Image.new("RGB", (16, 8), (200, 40, 90)), **{**told, **changes}).frames
