@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..accelerators.accelerate import accelerate, decelerate, measure
@@ -28,6 +29,7 @@ from ..accelerators.names import parse
 from ..denoisers.digits import digits
 from ..denoisers.networks import NetworkDenoiser
 from ..denoisers.noise import unit_noise
+from ..formats.files import write_atomically
 from ..runs.environment import environment
 from ..solvers import rules
 from ..solvers.schedules import logsnr
@@ -85,12 +87,22 @@ ROWS = (*PLAIN, *REGIONS)
 
 
 class Judge:
-    """Measures rows on the samples of these seeds, of their classes without guidance; of `digits`, or of `model`."""
+    """Measures rows on the samples of these seeds, of their classes without guidance; of `digits`, or of `model`, whose
+    converged end points are kept in a file, then.
+    """
 
-    def __init__(self, seeds: Sequence[int], reference: int = REFERENCE, model: NetworkDenoiser | None = None) -> None:
+    def __init__(
+        self, seeds: Sequence[int], reference: int = REFERENCE, model: NetworkDenoiser | None = None,
+        kept: Path | None = None,
+    ) -> None:  # fmt: skip
         self.model = digits() if model is None else model
         self._denoiser, self._noise = self.model.for_seeds(seeds), unit_noise(seeds, self.model.shape)
+        if kept is not None and kept.exists():
+            self._converged = load_file(kept)["ends"]
+            return
         self._converged = self.solved(rules.dpm2(), self.grid(reference))
+        if kept is not None:
+            write_atomically(kept, save({"ends": self._converged}))
 
     def measured(self, row: Row) -> dict[str, Any]:
         """See `of`."""

@@ -5,10 +5,10 @@
     python -m epd.experiments.bench_together --print                # the page's tables of what is there
 
 A cell is a solver, made and measured on fresh samples: how far its end points are from the converged ones (RMSE), and
-its cost, in forwards of one row. Learned ones are of family `dense`, by short runs that are equal for all, with the
-accelerator on (`KIND`) or put on afterwards (`KIND-later`); hand-made ones and inner-loop feedback go along one log-SNR
-grid. `times` are seconds of all of them, one after the other in one run, in those of a plain call of as many samples.
-Cells lie in results/together/shapes-32; the same command goes on with what is missing or was made with other settings.
+its cost, in forwards of one row. Tables are learned by short runs, equal for all, with the accelerator on (`KIND`) or
+get it afterwards (`KIND-later`); hand-made ones and inner-loop feedback go along one log-SNR grid. `times` are seconds
+of all of them, one after the other in one run, in those of a plain call of as many samples. Cells lie in
+results/together/shapes-32; the same command goes on with what is missing or was made with other settings.
 """
 
 from __future__ import annotations
@@ -52,18 +52,22 @@ MODEL = "shapes-32"
 SEEDS, REFERENCE = range(100_000, 100_256), 60  # fresh samples; steps of DPM-Solver-2 to their converged end points
 TIMED, REPEATS = 16, 5  # samples solved together where seconds are measured; how often
 # Short runs, equal for all.
-TRAINING = {"family": "dense", "pool": 512, "validation": 128, "batch": 16, "screening": 6, "iterations": 100,
+TRAINING = {"pool": 512, "validation": 128, "batch": 16, "screening": 6, "iterations": 100,
             "validate_every": 50, "teacher_tolerance": 1e-2}  # fmt: skip
 FORWARD = {**TRAINING, "optimizer": "gauss-newton", "batch": 32, "screening": 1, "iterations": 4, "validate_every": 1,
            "accumulate": 1}  # fmt: skip
 OPTIMISERS = {"": TRAINING, "-gauss-newton": FORWARD}
 HALF, REGIONS, FIRST = "ras:ratio=0.5,where=fan", "ras:ratio=0.5,warmup=2,gap=4", "first_block:threshold=0.5"
-# What is learned: points of a call, and the accelerator; named in together_results.
-KINDS = {"plain": (1, ""), "plain-2": (2, ""), "ras": (1, REGIONS), "ras-fan": (2, HALF), "first-block": (1, FIRST)}
+# What is learned, and the accelerator; named in together_results. Only two-call tables ask for a fan by itself.
+DENSE, TWO_CALL = {"family": "dense", "points": 1}, {"family": "two-call", "points": 2}
+KINDS: dict[str, tuple[dict[str, Any], str]] = {
+    "plain": (DENSE, ""), "two-call": (TWO_CALL, ""), "ras": (DENSE, REGIONS), "ras-fan": (TWO_CALL, HALF),
+    "first-block": (DENSE, FIRST),
+}  # fmt: skip
 TRAINING_SEEDS = range(3)
 # Calls of each kind, which cost about as much as six plain ones.
-EQUAL = {"plain": 6, "ras": 9, "ras-fan": 4, "first-block": 9}
-ALSO = [("plain", 5), ("plain", 7), ("plain", 9), ("plain-2", 4)]  # seed 0 alone
+EQUAL = {"plain": 6, "ras": 9, "ras-fan": 6, "first-block": 9}
+ALSO = [("plain", 5), ("plain", 7), ("plain", 9), ("two-call", 6)]  # seed 0 alone
 HANDMADE = [
     *((solver, steps, "") for solver in ("euler", "ipndm2", "ipndm3") for steps in (6, 9)), ("dpm2", 3, ""),
     ("dpm2", 4, ""), ("dpm2", 4, HALF), ("dpm2", 4, f"{HALF},score=random"),
@@ -108,7 +112,7 @@ class Job:
     def config(self) -> DistillConfig:
         """Of its training run."""
         how = OPTIMISERS[self.kind.removeprefix(self.base).removesuffix(LATER)]
-        own = {"points": KINDS[self.base][0], "calls": self.calls, "seed": self.seed}
+        own = {**KINDS[self.base][0], "calls": self.calls, "seed": self.seed}
         return DistillConfig.model_validate({**how, **own})
 
     def path(self, results: Path) -> Path:
@@ -143,16 +147,17 @@ def jobs(only: Sequence[str] = ()) -> list[Job]:
 
 
 @functools.cache
-def judge() -> Judge:
-    """Of all cells of this process; its converged end points take minutes."""
-    return Judge(SEEDS, REFERENCE, shapes_32())
+def judge(work: Path) -> Judge:
+    """Of all cells of this process; its converged end points, which take minutes, are kept."""
+    work.mkdir(parents=True, exist_ok=True)
+    return Judge(SEEDS, REFERENCE, shapes_32(), work / f"ends-{SEEDS.start}-{len(SEEDS)}-{REFERENCE}.safetensors")
 
 
 def run(job: Job, results: Path, work: Path) -> None:
     """Makes and measures a cell as far as that is not done yet."""
     path, judged = job.path(results), {"seeds": [SEEDS.start, len(SEEDS)], "reference": REFERENCE}
     if job.kind == TIMES:
-        timed(path, results)
+        timed(path, results, work)
         return
     if job.kind == FEEDBACK:
         fed(job, path, judged, work)
@@ -160,7 +165,7 @@ def run(job: Job, results: Path, work: Path) -> None:
     content = cell_of(job, results, work)
     key = {**judged, "digest": content.get("digest", "")}
     if content.get("judged") != key:
-        found = judge().of(*method(job, content), job.accelerated())
+        found = judge(work).of(*method(job, content, work), job.accelerated())
         log.info("RMSE %.4f at cost %.2f", together_results.rmse(found), found["cost"])
         at_work = {"accelerated": job.accelerated()}
         write(path, {**content, **at_work, **found, "judged": key, "environment": environment()})
@@ -175,7 +180,7 @@ def fed(job: Job, path: Path, judged: dict[str, Any], work: Path) -> None:
     cpu = time.process_time()
     trained = distill_feedback(shapes_32(), config, work / FEEDBACK, resume=True)
     seconds = round(time.process_time() - cpu, 1)
-    found = judge().of(RULES["euler"](), judge().grid(config.steps), f"ilf:module={trained}")
+    found = judge(work).of(RULES["euler"](), judge(work).grid(config.steps), f"ilf:module={trained}")
     log.info("RMSE %.4f at cost %.2f", together_results.rmse(found), found["cost"])
     content = {**asdict(job), "solver": "euler", "accelerated": "ilf", "settings": settings, "cpu_seconds": seconds}
     write(path, {**content, **found, "judged": judged, "environment": environment()})
@@ -187,8 +192,7 @@ def cell_of(job: Job, results: Path, work: Path) -> dict[str, Any]:
     if job.kind == HAND:
         return content or asdict(job)
     if job.kind.endswith(LATER):  # of the table that was learned without
-        points = KINDS[job.base][0]
-        without = Job(MODEL, "plain" if points == 1 else "plain-2", job.calls)
+        without = Job(MODEL, "plain" if KINDS[job.base][0] == DENSE else "two-call", job.calls)
         found = cell_of(without, results, work)
         return {**content, **asdict(job), **{name: found[name] for name in ("digest", "table")}}
     model = shapes_32()
@@ -211,15 +215,15 @@ def learned(job: Job, model: NetworkDenoiser, work: Path) -> dict[str, Any]:
     return {"cpu_seconds": seconds, "digest": last.table.digest, "table": json.loads(dumps(last.table))}
 
 
-def method(job: Job, content: dict[str, Any]) -> tuple[Rule, Tensor]:
+def method(job: Job, content: dict[str, Any], work: Path) -> tuple[Rule, Tensor]:
     """The rule and the noise levels of a cell."""
     if job.kind == HAND:
-        return RULES[job.solver](), judge().grid(job.calls)
+        return RULES[job.solver](), judge(work).grid(job.calls)
     table = table_in(content)
     return table.rule(), torch.tensor(table.sigmas)
 
 
-def timed(path: Path, results: Path) -> None:
+def timed(path: Path, results: Path, work: Path) -> None:
     """Medians of the seconds of every measured solver of seed 0, in plain calls of as many samples, one after the other
     and all of them several times.
     """
@@ -227,9 +231,9 @@ def timed(path: Path, results: Path) -> None:
     names = [job.path(results).relative_to(results).as_posix() for job in every]
     if read(path).get("names") == names:
         return
-    model, seeds = judge().model, range(TIMED)
+    model, seeds = judge(work).model, range(TIMED)
     denoiser, noise = model.for_seeds(seeds), unit_noise(seeds, model.shape)
-    methods = [(*method(job, read(job.path(results))), job.accelerated()) for job in every]
+    methods = [(*method(job, read(job.path(results)), work), job.accelerated()) for job in every]
     call = lambda: model.for_seeds(seeds)(noise, torch.tensor(1.0))  # noqa: E731
     calls, taken = list[float](), [list[float]() for _ in every]
     for _ in range(REPEATS):

@@ -13,7 +13,7 @@ from .markdown import MISSING, markdown_table, measured_in
 FOLDER = Path(__file__).resolve().parent / "results" / "together"
 SOLVERS = {"euler": "Euler", "dpm2": "DPM-Solver-2", "ipndm2": "iPNDM-2", "ipndm3": "iPNDM-3"}
 ENDINGS = {"-later": ", without it", "-gauss-newton": ", by Gauss-Newton"}  # of kinds
-POINTS = {"plain": 1, "plain-2": 2, "ras": 1, "ras-fan": 2, "first-block": 1}
+FAMILIES = {"plain": "dense", "two-call": "two-call", "ras": "dense", "ras-fan": "two-call", "first-block": "dense"}
 HOW = {
     "": "", "ras:ratio=0.5,where=fan": "half fan", "ras:ratio=0.5,warmup=2,gap=4": "half of the tokens",
     "first_block:threshold=0.5": "first block", "ilf": "feedback",
@@ -31,7 +31,7 @@ def solver(cell: Mapping[str, Any]) -> str:
         return SOLVERS[cell["solver"]]
     base = kind(cell)
     ending = ENDINGS.get(cell["kind"].removeprefix(base), "")
-    return f"learned, {POINTS[base]} {'point' if POINTS[base] == 1 else 'points'} a call{ending}"
+    return f"learned, `{FAMILIES[base]}`{ending}"
 
 
 def kind(cell: Mapping[str, Any]) -> str:
@@ -74,6 +74,6 @@ def table(cells: Mapping[str, Any]) -> str:
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.2f}"
         lines.append([row["solver"], row["accelerator"], str(row["calls"]), f"{row['cost']:.2f}", seconds,
                       f"{statistics.median(errors):.4f}{spread}"])  # fmt: skip
-    head = ["solver", "accelerator", "steps", "cost", "time", "RMSE"]
+    head = ["solver", "accelerator", "steps or calls", "cost", "time", "RMSE"]
     environments = [cell["environment"] for cell in cells.values() if "environment" in cell]
     return f"{markdown_table(head, lines)}\n\n{measured_in(*environments)}"
