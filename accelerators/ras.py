@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from .places import places_of
 from .regions import choose, deviation, norm, spread, tokens_of
 from .site import Site
 from .tokens import TokenHooks
+
+log = logging.getLogger("epd")
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,7 @@ class Regional:
         self._settings = settings
         self._places = places_of(site.only, "ras")
         self._hooks = TokenHooks(site, self._places, "ras")
+        self._warned = False
         self.begin()
 
     def begin(self) -> None:
@@ -186,6 +190,12 @@ class Regional:
         settings, hooks = self._settings, self._hooks
         if self._course.asked(now):
             self._active = None
+        if settings.where == "fan" and now.step and not now.ask and max(now.slots) and not self._warned:
+            self._warned = True
+            log.warning(
+                "RAS(where='fan') leaves nothing out of steps that ask for the state and its points at once: take "
+                "where='all', or a table whose fan is a question of its own (epd distill --family two-call)"
+            )
         if now.branch == 0:
             self._some, hooks.called = False, ()
         hooks.active = None

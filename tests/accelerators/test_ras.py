@@ -135,6 +135,18 @@ def test_every_driver_computes_the_tokens_that_are_planned(
         assert_same(one, other, 1e-5)
 
 
+def test_a_fan_that_goes_with_its_state_is_whole_and_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = build("dit")
+    for kind, told_of in (("plugin with afs", False), (ONE_CALL, True)):
+        epd.enable(pipe, table_for("dit", kind))
+        epd.accelerate(pipe, epd.RAS(0.5, "fan"))
+        with caplog.at_level("WARNING", logger="epd"), epd.measure(pipe, counts=False) as m:
+            run(pipe, "dit", 4)
+        assert ("leaves nothing out" in caplog.text) is told_of
+        assert (m.cost.tokens < m.cost.rows) is not told_of
+    assert caplog.text.count("leaves nothing out") == 1
+
+
 def test_the_same_ratio_in_every_part_of_a_run_is_that_ratio() -> None:
     pipe, made = build("sd3"), []
     for ratio in (0.5, (0.5, 0.5), (0.5, 0.25)):
