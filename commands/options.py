@@ -102,6 +102,9 @@ class Refine(RefineConfig, ModelArguments):
 
     table: str | None = None
     """Learned solver to refine: a file, a run's folder, a published name, or a hub id."""
+    starts: tuple[str, ...] = ()
+    """Other learned solvers that the policy may start at, with --start best: such as one refined for fewer calls, which
+    is grown."""
     reward: tuple[str, ...] = ()
     """What pictures are rewarded by, one or several: shapes-all, shapes-frac, shapes-graded (the embedded world);
     clip-score:CLIP, pick-score:CLIP, aesthetic:CLIP,HEAD, hps:FOLDER, image-reward:FOLDER (local folders or hub ids);

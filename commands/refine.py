@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 
@@ -33,8 +34,10 @@ def refine(options: Refine) -> int:
     workers = Workers.of_accelerate()  # before there is a model: each process takes a device of its own
     config, chosen = options.refine_config(), model_options(options)
     base = workers.together(lambda: find_table(source))
-    task = workers.together(lambda: task_of(options, chosen))
-    fits(base, task.model, source)
+    others = workers.together(lambda: tuple(map(find_table, options.starts)))
+    task = workers.together(lambda: replace(task_of(options, chosen), starts=others))
+    for name, table in zip((source, *options.starts), (base, *others), strict=True):
+        fits(table, task.model, name)
     path = run_refine(task, base, config, options.out, options.resume, options.dry_run, chosen.conditions())
     workers.end()
     if path is not None:

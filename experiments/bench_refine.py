@@ -19,7 +19,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ..rl.refine import refine
 from ..rl.run import refined
 from ..rl.state import Evaluation
 from ..runs.environment import environment
+from ..solvers.table import Table
 from ..solvers.table_json import dumps
 from . import refined_efficiency, refined_results
 from .bench_learned import read, solve_teacher, table_in, write
@@ -77,8 +78,11 @@ def cell_of(job: Job, results: Path, work: Path) -> dict[str, Any]:
     else:
         base = cell_of(job.base(), results, work)
         config = job.refining().model_dump(mode="json")
-        settings = {**config, "guidance": subject.guidance, "base": base["digest"]}
-        make = lambda: refining(job, base)  # noqa: E731 - the twin of the one above
+        fewer = job.fewer()
+        starts = () if fewer is None else (table_in(cell_of(fewer, results, work)),)
+        grown = {"starts": [table.digest for table in starts]} if subject.grow else {}
+        settings = {**config, "guidance": subject.guidance, "base": base["digest"], **grown}
+        make = lambda: refining(job, base, starts)  # noqa: E731 - the twin of the one above
     content = read(job.path(results))
     if content.get("settings") != settings:
         content = {**asdict(job), "settings": settings, **make(), "environment": environment()}
@@ -98,9 +102,9 @@ def distilled(job: Job, results: Path, work: Path) -> dict[str, Any]:
     return {**seconds, "digest": last.table.digest, "table": json.loads(dumps(last.table))}
 
 
-def refining(job: Job, base: Mapping[str, Any]) -> dict[str, Any]:
+def refining(job: Job, base: Mapping[str, Any], starts: tuple[Table, ...]) -> dict[str, Any]:
     """A refinement of a cell's table: the course of its tests, its seconds, and its table where that is measured."""
-    given, config, task = table_in(base), job.refining(), SUBJECTS[job.subject].task()
+    given, config, task = table_in(base), job.refining(), replace(SUBJECTS[job.subject].task(), starts=starts)
     wall, cpu = time.perf_counter(), time.process_time()
     course, last = [], None
     for last in refine(task, given, config):

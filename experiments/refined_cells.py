@@ -51,6 +51,7 @@ class Subject:
         distilling, refining: what differs from the defaults of training.
         efficiency: what differs from `refining` in the study of sample efficiency; empty: there is none.
         points: of a call, of the tables.
+        grow: a refinement may start at the refined table of one call fewer, grown.
     """
 
     model: str
@@ -66,6 +67,7 @@ class Subject:
     refining: Mapping[str, object] = field(default_factory=dict)
     efficiency: Mapping[str, object] = field(default_factory=dict)
     points: tuple[int, ...] = (1,)
+    grow: bool = False
 
     def evaluations(self) -> list[int]:
         """Of the tables, each number once, smallest first: a hand-made solver has one a call."""
@@ -117,8 +119,8 @@ SUBJECTS: dict[str, Subject] = {
         efficiency={"steps": 60, "evaluate_every": 5, "converged": 0, "entropy": 0.0},
     ),
     "shapes": Subject(
-        "shapes", 3.0, (3, 4, 5), ("Euler", "shift 1", 50), 1024, distilling=SHORTER,
-        refining={**COSTLY, "steps": 150, "evaluate_every": 75}, points=(1, 2),
+        "shapes", 3.0, (2, 3, 4, 5), ("Euler", "shift 1", 50), 1024, distilling=SHORTER,
+        refining={**COSTLY, "steps": 150, "evaluate_every": 75}, points=(1, 2), grow=True,
     ),
 }  # fmt: skip
 
@@ -155,6 +157,11 @@ class Job:
         if self.what in EFFICIENCY:
             return Job(self.subject, "distilled", self.calls, 0)
         return Job(self.subject, self.what.replace("refined", "distilled"), self.calls, self.seed)
+
+    def fewer(self) -> Job | None:
+        """The refinement whose table, grown, this one may start at."""
+        smaller = Job(self.subject, self.what, self.calls - 1, self.seed)
+        return smaller if SUBJECTS[self.subject].grow and smaller.calls in SUBJECTS[self.subject].calls else None
 
     def distill_settings(self) -> dict[str, Any]:
         """The config with its defaults filled in, ready for JSON: where one of them changes, a cell is another."""

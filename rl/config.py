@@ -22,8 +22,9 @@ class RefineConfig(BaseModel):
     in coordinates that each move the ends of trajectories by as much, `std` times their own size for all together;
     published: places and weights of points as Dirichlets, scales (arXiv 2512.22796)."""
     start: Literal["given", "best"] = "given"
-    """Where the policy starts. best: at a hand-made multistep solver of as many calls, where one earns more than the
-    given table on training samples; what is exported is tested against the given one all the same."""
+    """Where the policy starts. best: at a hand-made multistep solver of as many calls or another table of yours, where
+    one earns more than the given table on training samples; what is exported is tested against the given one all the
+    same."""
     concentration: float | None = Field(default=None, gt=0)
     """Total concentration of each Dirichlet at the start; larger: nearer to the given table. None: the policy's."""
     std: float | None = Field(default=None, gt=0)

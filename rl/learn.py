@@ -39,6 +39,7 @@ def refine(
     train: Sequence[int] = (),
     held_out: Sequence[int] = (),
     context: Callable[[Sequence[int]], Tensor] | None = None,
+    starts: Sequence[Table] = (),
 ) -> Table:
     """The table that earns more: maximise E reward over a policy around `table`; the model is never touched.
 
@@ -60,13 +61,14 @@ def refine(
         context: seeds -> (B, C), what tables depend on, such as an embedding of the prompt; none: one table for all.
             The result is the table of the mean context, where that is better for all together, or the given one;
             `load_policy(out / "policy.safetensors").mean(context)` is that of another context.
+        starts: other tables that the policy may start at, with start = 'best'; those of fewer calls are grown.
 
     Raises:
         RewardError: for a reward that cannot be loaded, or fails.
         ValueError: for a model that `check_model` refuses, a table of another path, or a folder that holds another run.
     """
     task = task_of(model, rewards, config.dtype, config.tolerance, weights, watched, texts, train, held_out)
-    task = dataclasses.replace(task, context=context)
+    task = dataclasses.replace(task, context=context, starts=tuple(starts))
     if out is not None:
         path = run_refine(task, table, config, Path(out), resume)
         assert path is not None, "only a dry run has no table"

@@ -72,7 +72,8 @@ def run_refine(
     workers = Workers.of_accelerate()
     first, remedy = float(base.sigmas[0]), "take one that was learned for it"
     require_path(base.provenance.path, first, task.model.path, task.model.name, remedy)
-    Policy(base, kind_of(config), task.context_size)  # refuses a table that it does not fit, before anything is written
+    for table in start_tables(task, base, config):  # refuses one that it does not fit, before anything is written
+        Policy(table, kind_of(config), task.context_size)
     if config.learn_guidance or base.scales_guidance:
         require_guided(task.model)
     if dry_run:
@@ -188,6 +189,7 @@ def identity_of_task(task: Task, base: Table, config: RefineConfig | Acceleratio
         "bound conditions": conditions_digest(model, asked[:64]),
         "config": config.model_dump(mode="json"),
         "table": base.digest,
+        **({"starts": [table.digest for table in task.starts]} if task.starts else {}),
     }
 
 

@@ -1,4 +1,4 @@
-"""Where a policy starts: at the given table, or at a hand-made solver of as many calls that earns more."""
+"""Where a policy starts: at the given table, or at another of as many calls that earns more."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..denoisers.rows import samples_together
 from ..distill.config import DistillConfig
+from ..distill.growth import grown
 from ..distill.initial import initial_table
 from ..distill.starts import HANDMADE_STARTS
 from ..runs.processes import Workers
@@ -22,13 +23,29 @@ SAMPLES, BLOCK = 512, 64  # that starts are compared on, and of these together
 
 
 def start_tables(task: Task, base: Table, config: RefineConfig) -> tuple[Table, ...]:
-    """The tables that a policy may be around: the given one and, where the best is asked for, hand-made multistep
-    solvers of as many calls and points, all of whose weights are free.
+    """The tables that a policy may be around: the given one and, where the best is asked for, the task's other ones,
+    grown to as many calls, and hand-made multistep solvers of as many calls and points, all of whose weights are free.
+
+    Raises:
+        ValueError: for other ones that nobody asks for, or that make more calls or evaluations than the given one.
     """
+    if config.start == "given" and task.starts:
+        raise ValueError(f"{len(task.starts)} other tables to start at with start = 'given': take start = 'best'")
     if config.start == "given" or base.depth < 2:
         return (base,)
+    others = tuple(_as_deep(table, base) for table in task.starts)
     like = DistillConfig(family="dense", calls=base.depth, points=base.num_parallel)
-    return base, *(initial_table(like, task.model, start) for start in HANDMADE_STARTS[task.model.path])
+    return base, *others, *(initial_table(like, task.model, start) for start in HANDMADE_STARTS[task.model.path])
+
+
+def _as_deep(table: Table, base: Table) -> Table:
+    deep = table if table.depth >= base.depth else grown(table, base.depth)
+    if deep.depth > base.depth or deep.nfe > base.nfe:
+        raise ValueError(
+            f"the table {table.digest[:8]} to start at makes {deep.depth} calls, {deep.nfe} evaluations, the given one "
+            f"{base.depth}, {base.nfe}: give one that makes no more"
+        )
+    return deep
 
 
 def best_start(task: Task, tables: tuple[Table, ...], config: RefineConfig, workers: Workers) -> int:
@@ -63,7 +80,14 @@ def best_start(task: Task, tables: tuple[Table, ...], config: RefineConfig, work
     best = max(range(len(tables)), key=lambda i: earned[i])
     if best and workers.rank == 0:
         log.info(
-            "on %d training samples a hand-made solver on the %s schedule earns %.3g standard deviations more than the "
-            "given table: the policy starts there", SAMPLES, tables[best].provenance.schedule, earned[best] - earned[0],
+            "on %d training samples %s earns %.3g standard deviations more than the given table: the policy starts "
+            "there", SAMPLES, _named(tables[best], best, task), earned[best] - earned[0],
         )  # fmt: skip
     return best
+
+
+def _named(table: Table, place: int, task: Task) -> str:
+    """A start, for people."""
+    if place <= len(task.starts):
+        return f"the table {task.starts[place - 1].digest[:8]}"
+    return f"a hand-made solver on the {table.provenance.schedule} schedule"

@@ -16,6 +16,7 @@ from ..denoisers.rows import RowLimited
 from ..distill.teacher import POOL_SEEDS, VALIDATION_SEEDS
 from ..solvers.parallel import Coefficients, parallel
 from ..solvers.solve import solve
+from ..solvers.table import Table
 from .reward import Normalisation, Reward, combined, measured
 
 
@@ -95,6 +96,8 @@ class Task:
         texts: seeds -> prompts, for rewards.
         train, held_out: seeds of the conditions; empty: any, those of training and testing apart from each other.
         context: seeds -> (B, C), what the policy's tables depend on; none: one policy for all conditions.
+        starts: other tables that a policy may start at, where the best start is asked for; those of fewer calls are
+            grown. What rewards have made of fewer calls is often more than what is near to the converged pictures.
     """
 
     model: RowLimited
@@ -105,6 +108,7 @@ class Task:
     train: tuple[int, ...] = ()
     held_out: tuple[int, ...] = ()
     context: Callable[[Sequence[int]], Tensor] | None = None
+    starts: tuple[Table, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.scores:

@@ -11,7 +11,7 @@ from helpers.toy_refine import toy_refine_config, toy_table, toy_task
 
 from epd import Table
 from epd.rl.refine import refine
-from epd.rl.run import checkpoint_of, refined, state_of
+from epd.rl.run import checkpoint_of, identity_of_task, refined, state_of
 from epd.rl.starts import best_start, start_tables
 from epd.runs.processes import Workers
 from epd.solvers.solve import solve
@@ -46,6 +46,27 @@ def test_the_best_start_is_the_one_that_earns_most() -> None:
     assert errors[1] < 0.7 * errors[0]
     # Among itself and poorer ones the given table stays.
     assert best_start(task, (tables[chosen], poor_table()), config, Workers()) == 0
+
+
+def test_other_tables_are_starts_too_grown_where_they_make_fewer_calls(tmp_path: Path) -> None:
+    config = toy_refine_config(**BEST)
+    fine, fewer = toy_table(), Table([20.0, 2.0, 0.02], [[]] * 2, [[]] * 2, anchor=[1.0] * 2, calls=1)
+    task = replace(toy_task(), starts=(fine, fewer))
+    tables = start_tables(task, poor_table(), config)
+    assert tables[1] is fine and [table.depth for table in tables[:3]] == [3, 3, 3]
+    noise = torch.randn(4, *task.model.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = task.model.for_seeds(range(4))
+    ends = [solve(table.rule(), model, noise, table.sigmas) for table in (fewer, tables[2])]
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-9, atol=1e-9)  # grown: the same, in more calls
+    assert best_start(task, tables[:2], config, Workers()) == 1
+    (first, _) = refine(replace(task, starts=(fine,)), poor_table(), config)
+    assert first.state.start > 0
+    one, other = (identity_of_task(replace(toy_task(), starts=s), fine, config) for s in ((), (fewer,)))
+    assert one != other and {**other, "starts": None} == {**one, "starts": None}
+    with pytest.raises(ValueError, match="start = 'best'"):
+        start_tables(task, poor_table(), toy_refine_config())
+    with pytest.raises(ValueError, match="3 calls, 3 evaluations, the given one 2, 2"):
+        start_tables(replace(task, starts=(fine,)), fewer, config)
 
 
 def test_a_start_that_leaves_the_finite_numbers_is_none() -> None:
