@@ -42,7 +42,7 @@ def prompt_files(folder: Path) -> list[object]:
 
 
 def test_no_option_of_the_trainer_hides_one_of_the_model() -> None:
-    own = {"table", "reward", "weights", "watch", "held_out_prompts", "out", "resume", "dry_run", "inspect"}
+    own = {"table", "reward", "weights", "watch", "held_out_prompts", "out", "resume", "dry_run", "inspect", "starts"}
     assert not set(RefineConfig.model_fields) & set(ModelArguments.model_fields)
     assert set(Refine.model_fields) == {*RefineConfig.model_fields, *ModelArguments.model_fields, *own}
 
@@ -66,6 +66,21 @@ def test_refine_leaves_a_table_that_sample_takes_and_goes_on(run: Run, tmp_path:
         "sample", "--model", "shapes-exact", "--table", out / "solver.json", "-n", "2", "--out", tmp_path / "s"
     )
     assert code == cli.OK
+
+
+def test_other_tables_to_start_at_are_part_of_a_run(run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    Table([80.0, 1.0, 0.002], np.zeros((2, 0)), np.zeros((2, 0)), anchor=[1.0] * 2, memory=[[0.0]] * 2, calls=1,
+          provenance=Provenance("shapes-exact", "ve")).save(other)  # fmt: skip
+    out = tmp_path / "r"
+    words = [*QUICK, *prompt_files(tmp_path), "--table", start(tmp_path), "--reward", "shapes-graded", "--out", out]
+    code, _, err = run("refine", *words, "--starts", other)
+    assert code == cli.FAILED and "start = 'best'" in err and not out.exists()
+    words += ["--start", "best"]
+    assert run("refine", *words, "--starts", other)[0] == cli.OK
+    assert run("refine", *words, "--starts", other, "--resume")[0] == cli.OK
+    code, _, err = run("refine", *words, "--resume")
+    assert code == cli.FAILED and "starts" in err
 
 
 def test_rewards_get_the_prompts_that_pictures_were_made_for(

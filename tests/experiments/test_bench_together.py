@@ -42,9 +42,9 @@ def test_what_was_measured_with_an_accelerator_was_learned_with_it() -> None:
 
 def test_equal_costs_are_equal() -> None:
     """As static plans say; those of block caches are decided as it goes."""
-    for kind in ("plain", "ras", "ras-fan"):
-        cell = CELLS[f"{MODEL}/{kind}-{EQUAL[kind]}-0.json"]
-        assert cell["cost"] == pytest.approx(6, abs=0.5)
+    for kind, cost in (("plain", 6), ("ras", 6), ("ras-fan", 7), ("two-call", 9)):
+        cell = CELLS[f"{MODEL}/{kind}-{EQUAL.get(kind, 6)}-0.json"]
+        assert cell["cost"] == pytest.approx(cost, abs=0.01)
 
 
 def test_a_measured_cell_is_not_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

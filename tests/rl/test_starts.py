@@ -48,9 +48,10 @@ def test_the_best_start_is_the_one_that_earns_most() -> None:
     assert best_start(task, (tables[chosen], poor_table()), config, Workers()) == 0
 
 
-def test_other_tables_are_starts_too_grown_where_they_make_fewer_calls(tmp_path: Path) -> None:
+def test_other_tables_are_starts_too_grown_where_they_make_fewer_calls() -> None:
     config = toy_refine_config(**BEST)
-    fine, fewer = toy_table(), Table([20.0, 2.0, 0.02], [[]] * 2, [[]] * 2, anchor=[1.0] * 2, calls=1)
+    fine = toy_table()
+    fewer = Table([20.0, 2.0, 0.02], [[]] * 2, [[]] * 2, anchor=[1.0] * 2, memory=[[0.0]] * 2, calls=1)
     task = replace(toy_task(), starts=(fine, fewer))
     tables = start_tables(task, poor_table(), config)
     assert tables[1] is fine and [table.depth for table in tables[:3]] == [3, 3, 3]
