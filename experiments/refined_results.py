@@ -99,7 +99,7 @@ def columns(files: Mapping[str, Any], name: str) -> list[Column]:
     for what, points in LEARNED.items():
         for calls in sorted({c["calls"] for c in own if c["what"] == what}) if what.startswith("refined") else ():
             refinements = cells(what, calls)
-            require_equal(f"refinements of {name}", refinements, ("seed", "base"))
+            require_equal(f"refinements of {name}", refinements, ("seed", "base", "starts"))
             seeds = [content["seed"] for content in refinements]
             given = [c for c in cells(what.replace("refined", "distilled"), calls) if c["seed"] in seeds]
             rivals = handmade(calls)

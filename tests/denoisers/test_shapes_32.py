@@ -58,7 +58,7 @@ def test_the_pipeline_asks_the_same_network() -> None:
     assert (config.sample_size // config.patch_size) ** 2 == 256 and config.num_layers == 8
     x, classes = unit_noise([3, 4], model.shape), [17, 5]
     grown = pipe.transformer(
-        torch.cat([x, x]), timestep=torch.tensor(500), class_labels=torch.tensor([*classes, 1000, 1000])
+        torch.cat([x, x]), timestep=torch.tensor([500] * 4), class_labels=torch.tensor([*classes, 1000, 1000])
     ).sample
     plain = world.shapes_32_transformer()(
         torch.cat([x, x]), timestep=torch.tensor([500] * 4), class_labels=torch.tensor([*classes, 24, 24])
