@@ -26,7 +26,8 @@ from .own_model import load_own_model
 if TYPE_CHECKING:
     from ..denoisers.mixture import GaussianMixture
 
-CLASSES = {**dict.fromkeys(EMBEDDED, 10), "shapes-32": 24}  # class-conditional ones, and how many they have
+# Class-conditional ones, and how many classes they have.
+CLASSES = {**dict.fromkeys(EMBEDDED, 10), "shapes-32": len(shapes_32.classes())}
 NAMES = (*EMBEDDED, "shapes", "shapes-exact", "shapes-32")
 
 

@@ -46,16 +46,28 @@ class Config:
 
 
 def build(config: Config) -> DiTTransformer2DModel:
-    """The untrained network: every residual branch and the output start at zero. Reference: arXiv 2212.09748, 3.2."""
+    """The untrained network."""
+    return untrained(config.width, config.heads, config.layers, config.patch, channels=1, size=8, classes=NULL_CLASS)
+
+
+def untrained(
+    width: int, heads: int, layers: int, patch: int, channels: int, size: int, classes: int
+) -> DiTTransformer2DModel:
+    """A class-conditional network whose residual branches and output start at zero. Reference: arXiv 2212.09748, 3.2.
+
+    Args:
+        size: pixels, both ways.
+        classes: beside which there is the unconditional one.
+    """
     net = DiTTransformer2DModel(
-        num_attention_heads=config.heads,
-        attention_head_dim=config.width // config.heads,
-        in_channels=1,
-        out_channels=1,  # written out because DiTPipeline reads it from the config
-        num_layers=config.layers,
-        sample_size=8,
-        patch_size=config.patch,
-        num_embeds_ada_norm=NULL_CLASS,
+        num_attention_heads=heads,
+        attention_head_dim=width // heads,
+        in_channels=channels,
+        out_channels=channels,  # written out because DiTPipeline reads it from the config
+        num_layers=layers,
+        sample_size=size,
+        patch_size=patch,
+        num_embeds_ada_norm=classes,
     )
     for name, parameter in net.named_parameters():
         if "norm1.linear" in name or name.startswith("proj_out"):

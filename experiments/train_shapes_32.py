@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..denoisers.shapes_32 import MODEL_FOLDER, SCALE, classes, paint
-from .train_digits import loss_of, save
+from .train_digits import loss_of, save, untrained
 from .training import Training, TrainingConfig, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,24 +38,10 @@ class Config(TrainingConfig):
 
 
 def build(config: Config) -> DiTTransformer2DModel:
-    """The untrained network: every residual branch and the output start at zero. Reference: arXiv 2212.09748, 3.2."""
-    net = DiTTransformer2DModel(
-        num_attention_heads=config.heads,
-        attention_head_dim=config.width // config.heads,
-        in_channels=3,
-        out_channels=3,  # written out because DiTPipeline reads it from the config
-        num_layers=config.layers,
-        sample_size=32,
-        patch_size=config.patch,
-        num_embeds_ada_norm=len(classes()),
+    """The untrained network."""
+    return untrained(
+        config.width, config.heads, config.layers, config.patch, channels=3, size=32, classes=len(classes())
     )
-    for name, parameter in net.named_parameters():
-        if "norm1.linear" in name or name.startswith("proj_out"):
-            nn.init.zeros_(parameter)
-        elif name.endswith("embedding_table.weight"):
-            nn.init.normal_(parameter, std=0.2)
-    # diffusers drops labels in training mode, but in every block by another draw: we drop them ourselves.
-    return net.eval()
 
 
 class Trainer(Training[DiTTransformer2DModel]):

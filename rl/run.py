@@ -36,7 +36,7 @@ from .moments import load_vector
 from .policy import Policy
 from .policy_file import save_policy
 from .refine import kind_of, policy_of, refine
-from .starts import start_tables
+from .starts import own_starts, start_tables
 from .state import Passed, RefineState, Update
 from .task import Task
 
@@ -72,7 +72,7 @@ def run_refine(
     workers = Workers.of_accelerate()
     first, remedy = float(base.sigmas[0]), "take one that was learned for it"
     require_path(base.provenance.path, first, task.model.path, task.model.name, remedy)
-    for table in start_tables(task, base, config):  # refuses one that it does not fit, before anything is written
+    for table in own_starts(task, base, config):  # refuses one that it does not fit, before anything is written
         Policy(table, kind_of(config), task.context_size)
     if config.learn_guidance or base.scales_guidance:
         require_guided(task.model)

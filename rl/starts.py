@@ -23,19 +23,28 @@ SAMPLES, BLOCK = 512, 64  # that starts are compared on, and of these together
 
 
 def start_tables(task: Task, base: Table, config: RefineConfig) -> tuple[Table, ...]:
-    """The tables that a policy may be around: the given one and, where the best is asked for, the task's other ones,
-    grown to as many calls, and hand-made multistep solvers of as many calls and points, all of whose weights are free.
+    """The tables that a policy may be around: the given one and, where the best is asked for, the task's other ones
+    and hand-made multistep solvers of as many calls and points, all of whose weights are free.
+
+    Raises:
+        ValueError: see `own_starts`.
+    """
+    own = own_starts(task, base, config)
+    if config.start == "given" or base.depth < 2:
+        return own
+    like = DistillConfig(family="dense", calls=base.depth, points=base.num_parallel)
+    return *own, *(initial_table(like, task.model, start) for start in HANDMADE_STARTS[task.model.path])
+
+
+def own_starts(task: Task, base: Table, config: RefineConfig) -> tuple[Table, ...]:
+    """The given table and, where the best is asked for, the task's other ones, grown to as many calls.
 
     Raises:
         ValueError: for other ones that nobody asks for, or that make more calls or evaluations than the given one.
     """
     if config.start == "given" and task.starts:
         raise ValueError(f"{len(task.starts)} other tables to start at with start = 'given': take start = 'best'")
-    if config.start == "given" or base.depth < 2:
-        return (base,)
-    others = tuple(_as_deep(table, base) for table in task.starts)
-    like = DistillConfig(family="dense", calls=base.depth, points=base.num_parallel)
-    return base, *others, *(initial_table(like, task.model, start) for start in HANDMADE_STARTS[task.model.path])
+    return base, *(_as_deep(table, base) for table in task.starts)
 
 
 def _as_deep(table: Table, base: Table) -> Table:
