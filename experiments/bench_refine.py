@@ -78,8 +78,7 @@ def cell_of(job: Job, results: Path, work: Path) -> dict[str, Any]:
     else:
         base = cell_of(job.base(), results, work)
         config = job.refining().model_dump(mode="json")
-        fewer = job.fewer()
-        starts = () if fewer is None else (table_in(cell_of(fewer, results, work)),)
+        starts = tuple(table_in(cell_of(fewer, results, work)) for fewer in job.fewer())
         grown = {"starts": [table.digest for table in starts]} if subject.grow else {}
         settings = {**config, "guidance": subject.guidance, "base": base["digest"], **grown}
         make = lambda: refining(job, base, starts)  # noqa: E731 - the twin of the one above

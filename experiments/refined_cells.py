@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Subject:
         distilling, refining: what differs from the defaults of training.
         efficiency: what differs from `refining` in the study of sample efficiency; empty: there is none.
         points: of a call, of the tables.
-        grow: a refinement may start at the refined table of one call fewer, grown.
+        grow: a refinement may start at the refined tables of one call fewer, of all seeds, grown.
     """
 
     model: str
@@ -158,10 +158,10 @@ class Job:
             return Job(self.subject, "distilled", self.calls, 0)
         return Job(self.subject, self.what.replace("refined", "distilled"), self.calls, self.seed)
 
-    def fewer(self) -> Job | None:
-        """The refinement whose table, grown, this one may start at."""
-        smaller = Job(self.subject, self.what, self.calls - 1, self.seed)
-        return smaller if SUBJECTS[self.subject].grow and smaller.calls in SUBJECTS[self.subject].calls else None
+    def fewer(self) -> tuple[Job, ...]:
+        """The refinements whose tables, grown, this one may start at: of one call fewer, with every seed."""
+        subject, calls = SUBJECTS[self.subject], self.calls - 1
+        return tuple(replace(self, calls=calls, seed=seed) for seed in SEEDS if subject.grow and calls in subject.calls)
 
     def distill_settings(self) -> dict[str, Any]:
         """The config with its defaults filled in, ready for JSON: where one of them changes, a cell is another."""
