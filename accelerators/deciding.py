@@ -59,11 +59,17 @@ class Deciding:
         self._deciding: Tensor | None = None  # (B,) bool, those that are not in a jump
         self._levels: Tensor | None = None  # (copies B,) of the present step
         self._next = self._at = self._spent = torch.empty(0)  # (B,): where a sample decides again, was computed, K
+        self._computed: list[Tensor] = []  # (B,) bool of each step so far
 
     @property
     def spent(self) -> Tensor:
         """(B,) float64: calls of each sample so far, a sparse one counting as much as it costs."""
         return self._spent
+
+    @property
+    def computed(self) -> Tensor:
+        """(steps, B) bool: who was computed in each step so far."""
+        return torch.stack(self._computed) if self._computed else torch.zeros(0, 0, dtype=torch.bool)
 
     def before(self, now: Moment) -> Work:
         if now.state and now.branch == 0:
@@ -179,6 +185,7 @@ class Deciding:
         self._slope = slope.detach().clone() if bool(asked.all()) else slope.detach()
         self._map = torch.where(_beside(asked, self._map[None])[0], self._now, self._map)
         self._at = torch.where(asked, now.step, self._at)
+        self._computed.append(asked)
         self._spent = self._spent + torch.where(asked, self._costs(len(asked)), 0.0)
         layout, remaining = self._heads.layout, now.steps - now.step
         rows = deciding.nonzero().flatten()

@@ -1,22 +1,23 @@
-"""Policies that leave out network calls, beside static ones of equal mean cost, on the embedded `digits` network.
+"""Policies that leave out network calls, beside static ones of equal mean cost: on `digits`, and on `shapes`.
 
-    python -m epd.experiments.bench_acceleration --only digits,both,24,0     # MODEL,HEADS,GRID,SEED; all decays
+    python -m epd.experiments.bench_acceleration --only shapes,both,20,0     # MODEL,HEADS,GRID,SEED; all decays
     python -m epd.experiments.bench_acceleration                             # what is missing: some ten minutes a cell
     python -m epd.experiments.bench_acceleration --print
+    python -m epd.experiments.bench_acceleration --draw                      # who computes when, prompt by prompt
 
-A cell is a policy that is learned by closeness to the converged end points, at one decay, from one seed, with both
-heads or one of them (`tpdm`: the step head with leave-one-out), and measured on fresh noise. Beside it, at its mean
-number of calls, between the two whole numbers of steps next to it: fewer plain Euler steps; the one mask of the same
-grid that computes the steps that the policy computes most often; and the schedule of GITS, dynamic programming over a
-teacher's trajectories. Other rules, which cost nothing, are in the results of `epd compare`. A classifier that nobody
-learned from judges all. Unguided.
+A cell is a policy that is learned at one decay, from one seed, with both heads or one of them (`tpdm`: the step head
+with leave-one-out), and measured on fresh noise. `digits` is learned by closeness to the converged end points, `shapes`
+by its verifier, from prompts of one and of two things. Beside it, at its mean number of calls, between the two whole
+numbers of steps next to it: fewer plain Euler steps; the one mask of the same grid that computes the steps that the
+policy computes most often; and the schedule of GITS, dynamic programming over a teacher's trajectories. Other rules,
+which cost nothing, are in the results of `epd compare`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,34 +25,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..accelerators.accelerate import measure
 from ..accelerators.heads_file import load_heads
 from ..accelerators.rapid3 import POLICY
-from ..denoisers.digits import NUM_CLASSES, classes_of, digits, digits_classifier
-from ..denoisers.noise import unit_noise
-from ..denoisers.protocol import Model
-from ..denoisers.rows import limit_rows
 from ..distill.gits import gits_of
 from ..formats.files import write_atomically
 from ..rl.acceleration_config import AccelerationConfig
-from ..rl.acceleration_rollout import Exploring, attached
 from ..rl.learn import refine_acceleration
 from ..runs.environment import environment
-from ..solvers.exact import converged
-from ..solvers.registry import SIMPLEST, Ends, make_rule, make_sigmas
-from ..solvers.solve import solve
+from ..solvers.registry import Ends
+from .acceleration_pictures import draw_decisions
+from .acceleration_worlds import JUDGES, WORLDS, DigitsJudge, ShapesJudge, learning
 from .cells_command import cells_command, fits
 
 RESULTS = Path(__file__).resolve().parent / "results" / "acceleration"
-SCHEDULE, GRID, SEEDS, DECAYS = "logsnr", 24, (0, 1, 2), (0.97, 0.9, 0.8)
+SEEDS, DECAYS, ABLATED = (0, 1, 2), (0.97, 0.9, 0.8), 0.9
 HEADS: dict[str, dict[str, Any]] = {
     "both": {}, "step": {"heads": ("step",)}, "cache": {"heads": ("cache",)},
     "tpdm": {"heads": ("step",), "baseline": "rloo"},
 }  # fmt: skip
-LEARNING: dict[str, Any] = {
-    "schedule": SCHEDULE, "steps": 60, "held_out": 128, "lr": 3e-3, "tolerance": 1e-3, "evaluate_every": 20
-}  # fmt: skip
-FIRST_SEED, SAMPLES, TOLERANCE = 20_000, 256, 1e-3
+LEARNING: dict[str, Any] = {"steps": 60, "held_out": 128, "lr": 3e-3, "tolerance": 1e-3, "evaluate_every": 20}
 TEACHER: dict[str, int] = {"samples": 64, "fine": 60}  # of GITS
 
 
@@ -70,28 +62,36 @@ class Job:
         """Of its file and of its run's folder."""
         return f"{self.model}-{self.heads}-{self.calls}-{self.decay:g}-{self.seed}"
 
+    def config(self) -> AccelerationConfig:
+        """Of its run."""
+        world = WORLDS[self.model]
+        own = {"schedule": world.schedule, "grid": self.calls, "seed": self.seed, "decay": self.decay}
+        return AccelerationConfig.model_validate({**LEARNING, **world.learning, **HEADS[self.heads], **own})
+
 
 def jobs(filters: Sequence[str] = ()) -> list[Job]:
     """The cells that fit; those of the ablation at one decay alone."""
     every = [
-        Job("digits", heads, GRID, seed, decay)
-        for seed in SEEDS for decay in DECAYS for heads in HEADS if heads == "both" or decay == 0.9
+        Job(name, heads, world.grid, seed, decay)
+        for name, world in WORLDS.items() for seed in SEEDS for decay in DECAYS for heads in HEADS
+        if heads == "both" or decay == ABLATED
     ]  # fmt: skip
     return [job for job in every if not filters or any(fits(text, job) for text in filters)]
 
 
 def run(job: Job, results: Path, work: Path) -> None:
     """Makes and measures a cell that is not there; what was learned of it before a kill is gone on from."""
-    path = results / f"{job.name}.json"
+    path, world = results / f"{job.name}.json", WORLDS[job.model]
     if path.exists():
         return
-    config = AccelerationConfig(**LEARNING, **HEADS[job.heads], grid=job.calls, seed=job.seed, decay=job.decay)
-    folder = work / job.name
+    model, told = learning(job.model)
+    config, folder = job.config(), work / job.name
     resume = (folder / "checkpoint.safetensors").exists()
-    refine_acceleration(digits(), "closeness", config, folder, resume=resume)
+    watched = {name: name for name in world.watched}
+    refine_acceleration(model, world.reward, config, folder, resume=resume, watched=watched, **told)
     content = {
         "job": asdict(job), "config": config.model_dump(mode="json"), "report": json.loads(read(folder, "report.json")),
-        **measured(digits(), folder, job.calls), "environment": environment(),
+        **measured(JUDGES[job.model](), folder, config), "environment": environment(),
     }  # fmt: skip
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
@@ -100,33 +100,27 @@ def read(folder: Path, name: str) -> str:
     return (folder / name).read_text(encoding="utf-8")
 
 
-def measured(model: Model, folder: Path, grid: int) -> dict[str, Any]:
+def measured(judge: DigitsJudge | ShapesJudge, folder: Path, config: AccelerationConfig) -> dict[str, Any]:
     """A policy on fresh samples beside static solvers of equal mean cost."""
-    judge = Judge(model, list(range(FIRST_SEED, FIRST_SEED + SAMPLES)))
-    levels = make_sigmas(SCHEDULE, grid, Ends.of(model))
-    policy = Exploring(load_heads(folder / POLICY)[0])
-    with attached(limit_rows(model, SAMPLES), policy), measure(model, counts=False) as counted:
-        states = judge.solved(levels)
-    assert policy.live is not None, "attached above"
-    spent = policy.live.spent
-    often = torch.tensor([called.rows / called.now.rows for called in counted.calls])
-    calls = float(spent.mean())
-    gits = gits_of(model, Ends.of(model), samples=TEACHER["samples"], fine=TEACHER["fine"])
+    grid, levels = config.grid, judge.sigmas(config.grid)
+    states, trips = judge.travelled(load_heads(folder / POLICY)[0], config)
+    spent = torch.cat([trip.calls for trip in trips])
+    computed = torch.cat([trip.computed for trip in trips], 1)
+    often, calls = computed.double().mean(1), float(spent.mean())
+    gits = gits_of(judge.taught, Ends.of(judge.taught), samples=TEACHER["samples"], fine=TEACHER["fine"])
 
     def mask(steps: int) -> Tensor:
-        computed = often.sort(descending=True, stable=True).indices[:steps].sort().values
-        return levels[[*computed.tolist(), grid]]
+        chosen = often.sort(descending=True, stable=True).indices[:steps].sort().values
+        return levels[[*chosen.tolist(), grid]]
 
-    static = {
-        "fewer plain steps": lambda n: make_sigmas(SCHEDULE, n, Ends.of(model)),
-        "one mask": mask,
-        "GITS": gits.schedule,
-    }  # fmt: skip
+    static = {"fewer plain steps": judge.sigmas, "one mask": mask, "GITS": gits.schedule}
+    kinds = sorted(set(judge.kinds))
+    by_kind = {kind: [i for i, own in enumerate(judge.kinds) if own == kind] for kind in kinds}
     return {
         "calls": calls,
         "least": float(spent.min()),
         "most": float(spent.max()),
-        "calls by class": [float(spent[classes_of(judge.seeds) == k].mean()) for k in range(NUM_CLASSES)],
+        "calls by kind": {kind: float(spent[rows].mean()) for kind, rows in by_kind.items()},
         "computed in each step": often.tolist(),
         "policy": judge.told(states),
         "plain": judge.told(judge.solved(levels)),
@@ -134,7 +128,7 @@ def measured(model: Model, folder: Path, grid: int) -> dict[str, Any]:
     }
 
 
-def between(judge: Judge, schedule: Any, calls: float, most: int) -> dict[str, float]:  # noqa: ANN401
+def between(judge: DigitsJudge | ShapesJudge, schedule: Any, calls: float, most: int) -> dict[str, float]:  # noqa: ANN401
     """What a static solver gives at a number of calls that is not whole: between the two next to it."""
     low = min(max(1, math.floor(calls)), most)
     high = min(low + 1, most)
@@ -142,49 +136,38 @@ def between(judge: Judge, schedule: Any, calls: float, most: int) -> dict[str, f
     return {name: one[name] + (calls - low) * (other[name] - one[name]) for name in one}
 
 
-class Judge:
-    """Converged end points and a classifier, on the same noise for all solvers."""
-
-    def __init__(self, model: Model, seeds: list[int]) -> None:
-        self.model, self.seeds, self.classifier = model, seeds, digits_classifier()
-        self.noise, self.bound = unit_noise(seeds, model.shape), model.for_seeds(seeds)
-        ends = torch.tensor([model.sigma_max, model.sigma_min], dtype=torch.float64)
-        with torch.no_grad():
-            self.ends = converged(self.bound, self.noise, ends, TOLERANCE, TOLERANCE)[-1]
-
-    def solved(self, sigmas: Tensor) -> Tensor:
-        """End points of Euler on these levels."""
-        with torch.no_grad():
-            return solve(make_rule(SIMPLEST), self.bound, self.noise, sigmas)
-
-    def told(self, states: Tensor) -> dict[str, float]:
-        """RMSE to the converged end points, and the classifier's mean probability of the class that was asked for."""
-        error = (states - self.ends).square().mean().sqrt()
-        with torch.no_grad():
-            sure = self.classifier(states.float()).softmax(1).gather(1, classes_of(self.seeds)[:, None])
-        return {"rmse": float(error), "sure": float(sure.mean())}
-
-
 def printed(results: Path) -> str:
-    """A row for each cell that is there."""
-    lines = [
-        "| heads | decay | seed | calls | RMSE | plain Euler, all steps | as many plain steps | one mask | GITS |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for path in sorted(results.glob("*.json")):
-        cell = json.loads(path.read_text(encoding="utf-8"))
-        job, beside = cell["job"], cell["beside"]
-        numbers = [cell["policy"], cell["plain"], *(beside[n] for n in ("fewer plain steps", "one mask", "GITS"))]
-        values = " | ".join(f"{number['rmse']:.4f}" for number in numbers)
-        lines.append(f"| {job['heads']} | {job['decay']:g} | {job['seed']} | {cell['calls']:.2f} | {values} |")
-    return "\n".join(lines)
+    """A row for each cell that is there, world by world."""
+    tables: list[str] = []
+    for name, world in WORLDS.items():
+        cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob(f"{name}-*.json"))]
+        if not cells:
+            continue
+        tables.append(
+            f"| {name}: heads | decay | seed | calls | {world.metric} | plain Euler, all steps | as many plain steps "
+            "| one mask | GITS | calls by kind |\n|---|---|---|---|---|---|---|---|---|---|"
+        )
+        for cell in cells:
+            job, beside = cell["job"], cell["beside"]
+            numbers = [cell["policy"], cell["plain"], *(beside[n] for n in ("fewer plain steps", "one mask", "GITS"))]
+            values = " | ".join(f"{number[world.metric]:.4f}" for number in numbers)
+            kinds = ", ".join(f"{kind} {calls:.2f}" for kind, calls in cell["calls by kind"].items())
+            row = f"| {job['heads']} | {job['decay']:g} | {job['seed']} | {cell['calls']:.2f} | {values} | {kinds} |"
+            tables[-1] += f"\n{row}"
+    return "\n\n".join(tables)
+
+
+def drawn(results: Path, docs: Path) -> Iterator[Path]:
+    """Writes who computes when, of the policy of `shapes` with both heads, at the decay of the ablation, seed 0."""
+    path = results / f"{Job('shapes', 'both', WORLDS['shapes'].grid, SEEDS[0], ABLATED).name}.json"
+    if path.exists():
+        report = json.loads(path.read_text(encoding="utf-8"))["report"]
+        yield draw_decisions(report, docs / "acceleration_decisions.png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """See the module."""
-    return cells_command(
-        argv, __doc__, "MODEL,HEADS,GRID,SEED", RESULTS, jobs, run, printed, lambda results, docs: []
-    )  # fmt: skip
+    return cells_command(argv, __doc__, "MODEL,HEADS,GRID,SEED", RESULTS, jobs, run, printed, drawn)
 
 
 if __name__ == "__main__":

@@ -31,11 +31,13 @@ class Trip:
     Args:
         rollout: finished samples, B of them.
         calls: (B,) float64, K of each: sparse calls count as much as they cost.
+        computed: (steps, B) bool, who was computed in each step of the solver.
         taken: every decision that counted, by head; none where nothing was drawn.
     """
 
     rollout: Rollout
     calls: Tensor
+    computed: Tensor
     taken: Mapping[HeadName, Taken]
 
 
@@ -75,7 +77,8 @@ def travel(task: Task, table: Table, heads: Heads, draws: Draws, seeds: list[int
     with attached(task.model, own):
         rollout = task.roll_out(table.coefficients(), draws, dtype, check=False)
     assert own.live is not None, "attached above"
-    return Trip(rollout, own.live.spent, {head: Taken.joined(parts) for head, parts in own.taken.items()})
+    taken = {head: Taken.joined(parts) for head, parts in own.taken.items()}
+    return Trip(rollout, own.live.spent, own.live.computed, taken)
 
 
 class Sparsely:

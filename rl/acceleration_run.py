@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..accelerators.accelerate import recorded
+from ..accelerators.heads import Heads
 from ..accelerators.heads_file import Learned, save_heads
 from ..accelerators.rapid3 import POLICY
 from ..distill.cost import rows_per_second
@@ -24,6 +25,7 @@ from ..solvers.table import Table
 from ..solvers.table_json import dumps
 from .acceleration import AccelerationTrainer, grid_table
 from .acceleration_config import AccelerationConfig
+from .acceleration_rollout import travel
 from .acceleration_state import AccelerationState, AccelerationUpdate, Measured, Passing, Tested
 from .conservative import Interval
 from .discriminator import Features
@@ -32,6 +34,7 @@ from .task import Task
 
 log = logging.getLogger("epd")
 TENSORS = ("vector", "moments", "given", "best", "judge")  # of an AccelerationState; all else in it is numbers
+SHOWN = 24  # samples whose decisions are in the report
 ALONE = ("rapid3", "reuse", "rehash", "ilf")  # accelerators that answer in a policy's place
 
 
@@ -110,6 +113,7 @@ def _finish(trainer: AccelerationTrainer, state: AccelerationState, folder: Fold
             "interval": asdict(interval), "policy": asdict(found), "plain": asdict(plain),
             "same number of plain steps": None if fewer is None else {"steps": equal, **asdict(fewer)},
             "share of the heads": trainer.share_of_heads(),
+            "who computes": who_computes(trainer, heads),
         }  # fmt: skip
         levels = tuple(trainer.table.sigmas.tolist())
         save_heads(folder.path / POLICY, heads, Learned(task.model.name, levels, told))
@@ -130,6 +134,14 @@ def _finish(trainer: AccelerationTrainer, state: AccelerationState, folder: Fold
                 "" if fewer is None else f"that of {equal} plain steps {fewer.means['quality']:.4g}",
             )  # fmt: skip
     trainer.workers.wait()
+
+
+def who_computes(trainer: AccelerationTrainer, heads: Heads) -> list[dict[str, str]]:
+    """Of the first held-out samples: what was asked for, and 1 for a step whose call is computed, 0 for another."""
+    tester, task = trainer.tester, trainer.task
+    trip = travel(task, trainer.table, heads, tester.draws[:SHOWN], None, tester.dtype)
+    rows = ["".join(str(int(asked)) for asked in row) for row in trip.computed.T.tolist()]
+    return [{"prompt": text, "steps": row} for text, row in zip(trip.rollout.prompts, rows, strict=True)]
 
 
 def checkpoint_of(state: AccelerationState) -> Checkpoint:

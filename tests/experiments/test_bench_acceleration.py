@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from epd.experiments import acceleration_worlds as worlds
 from epd.experiments import bench_acceleration as bench
-from epd.experiments.bench_acceleration import Judge, between, jobs, main
+from epd.experiments.acceleration_pictures import draw_decisions
+from epd.experiments.acceleration_worlds import WORLDS, DigitsJudge, ShapesJudge, learning, shapes_prompts
+from epd.experiments.bench_acceleration import between, jobs, main
+from epd.rl.task import Rollout
 
 
 def test_filters_choose_cells() -> None:
-    assert len(jobs()) == 3 * (3 + 3)
+    assert len(jobs()) == 2 * 3 * (3 + 3)
     assert {job.decay for job in jobs(["digits,both,,0"])} == {0.97, 0.9, 0.8}
     assert [job.name for job in jobs(["digits,tpdm,24,1"])] == ["digits-tpdm-24-0.9-1"]
 
@@ -38,9 +43,9 @@ def test_a_cell_is_made_once(
 ) -> None:
     small = {"steps": 1, "groups": 1, "group_size": 4, "held_out": 64, "tolerance": 0.1, "epochs": 1}
     monkeypatch.setattr(bench, "LEARNING", {**bench.LEARNING, **small})
-    monkeypatch.setattr(bench, "GRID", 4)
-    monkeypatch.setattr(bench, "SAMPLES", 10)
-    monkeypatch.setattr(bench, "TOLERANCE", 0.1)
+    monkeypatch.setitem(WORLDS, "digits", replace(WORLDS["digits"], grid=4))
+    monkeypatch.setattr(worlds, "SAMPLES", 10)
+    monkeypatch.setattr(worlds, "TOLERANCE", 0.1)
     monkeypatch.setattr(bench, "TEACHER", {"samples": 2, "fine": 6})
     words = ["--only", "digits,tpdm,,0", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
     tmp_path.joinpath("work").mkdir()
@@ -49,6 +54,8 @@ def test_a_cell_is_made_once(
     cell = json.loads(path.read_text())
     assert cell["policy"]["rmse"] > 0 and set(cell["beside"]) == {"fewer plain steps", "one mask", "GITS"}
     assert cell["calls"] == pytest.approx(sum(cell["computed in each step"]))
+    assert len(cell["calls by kind"]) == 10
+    assert all(len(row["steps"]) == 4 and row["steps"][0] == "1" for row in cell["report"]["who computes"])
     if cell["calls"] == 4:  # all is computed: so it is by the mask of all steps
         assert cell["policy"] == cell["plain"] == cell["beside"]["one mask"]
     before = path.stat().st_mtime_ns
@@ -57,8 +64,29 @@ def test_a_cell_is_made_once(
     assert "| tpdm | 0.9 | 0 |" in capsys.readouterr().out
 
 
-def test_the_judge_knows_the_end() -> None:
-    judge = Judge.__new__(Judge)
-    judge.seeds, judge.ends = [3], torch.zeros(1, 1, 8, 8)
-    judge.classifier = bench.digits_classifier()
-    assert judge.told(torch.full((1, 1, 8, 8), 2.0))["rmse"] == 2.0
+def test_judges_know_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worlds, "SAMPLES", 4)
+    monkeypatch.setattr(worlds, "TOLERANCE", 0.05)
+    judge = DigitsJudge()
+    ends = -judge._closeness(Rollout(judge.task.model, judge.draws, [""] * 4, torch.zeros(4, 1, 8, 8)))
+    assert judge.told(torch.zeros(4, 1, 8, 8))["rmse"] == pytest.approx(float(ends.square().mean().sqrt()))
+    many = judge.told(judge.solved(judge.sigmas(40)))
+    assert many["rmse"] < judge.told(judge.solved(judge.sigmas(8)))["rmse"] < 0.5 and many["sure"] > 0.5
+
+
+def test_prompts_of_one_and_of_two_things_are_judged_in_turn_and_learned_from_as_often(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worlds, "SAMPLES", 6)
+    texts, ones, twos = shapes_prompts()
+    assert ShapesJudge().kinds == ("one thing", "two things") * 3
+    _, told = learning("shapes")
+    assert not set(twos) & set(told["train"]) and set(twos) <= set(told["held_out"])
+    share = sum(number in ones for number in told["train"]) / len(told["train"])
+    assert share == pytest.approx(0.5, abs=0.02)
+    assert told["texts"](ones[:1]) == [texts[ones[0]]]
+
+
+def test_who_computes_is_drawn(tmp_path: Path) -> None:
+    report = {"who computes": [{"prompt": "a red square", "steps": "1011"}, {"prompt": "", "steps": "1000"}]}
+    assert draw_decisions(report, tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -40,17 +40,19 @@ def test_decisions_and_calls_fit_together() -> None:
     found = trip()
     step, cache = found.taken["step"], found.taken["cache"]
     jumps = jump_of(step.action, step.seen.remaining)
-    calls = []
+    calls, asked = [], torch.zeros(STEPS, COUNT, dtype=torch.bool)
     for b in range(COUNT):
         own = {int(n): int(j) for n, j, s in zip(step.steps, jumps, step.samples, strict=True) if s == b}
         reused = {int(n): int(a) for n, a, s in zip(cache.steps, cache.action, cache.samples, strict=True) if s == b}
         n = count = 0
         while n < STEPS:
             assert (n in reused) == (n > 0) and (n in own) == (n < STEPS - 1)
-            count += n == 0 or not reused[n]
+            asked[n, b] = n == 0 or not reused[n]
+            count += bool(asked[n, b])
             n += own.get(n, 1)
         calls.append(count)
         assert max(own) < STEPS - 1
+    assert torch.equal(found.computed, asked)
     assert found.calls.tolist() == calls and 1 < len(set(calls))
 
 

@@ -1,0 +1,187 @@
+"""What `bench_acceleration` learns on, and what it measures on fresh samples: `digits`, and the prompts of `shapes`."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..accelerators.heads import Heads
+from ..denoisers.digits import classes_of, digits, digits_classifier
+from ..denoisers.noise import unit_noise
+from ..denoisers.protocol import Model
+from ..denoisers.rows import RowLimited, limit_rows
+from ..denoisers.shapes_verifier import verify
+from ..denoisers.shapes_world import parse, prompts
+from ..rl.acceleration import grid_table
+from ..rl.acceleration_config import AccelerationConfig
+from ..rl.acceleration_rollout import Trip, travel, with_network
+from ..rl.closeness import Closeness
+from ..rl.task import Draws, Rollout, Task, no_text
+from ..solvers.registry import SIMPLEST, Ends, Schedule, make_rule, make_sigmas
+from ..solvers.solve import solve
+from .refined_cells import REWARD, SUBJECTS, WATCHED, prompted
+
+SAMPLES, BLOCK, TOLERANCE = 256, 64, 1e-3
+
+
+@dataclass(frozen=True)
+class World:
+    """A model, and how a policy is learned on it.
+
+    Args:
+        schedule: of the plain solver.
+        grid: its steps.
+        reward, watched: as of `refine_acceleration`.
+        metric: the number that solvers are compared by, of `Judge.told`.
+        learning: what differs from the benchmark's usual settings.
+    """
+
+    schedule: Schedule
+    grid: int
+    reward: str
+    metric: Literal["rmse", "graded"]
+    watched: tuple[str, ...] = ()
+    learning: dict[str, Any] = field(default_factory=dict)
+
+
+WORLDS = {
+    "digits": World("logsnr", 24, Closeness.name, "rmse"),
+    "shapes": World("flow", 20, REWARD, "graded", WATCHED[:1], {"groups": 32, "group_size": 4}),
+}
+
+
+class Judge(ABC):
+    """Fresh samples, their converged end points and kinds, and the same noise for all solvers.
+
+    Args:
+        model: bound by the draws' conditions.
+        schedule: of the plain solver.
+        draws: the samples.
+        kinds: of each sample, for people.
+        texts: conditions -> prompts.
+    """
+
+    def __init__(
+        self,
+        model: RowLimited,
+        schedule: Schedule,
+        draws: Draws,
+        kinds: Sequence[str],
+        texts: Callable[[Sequence[int]], list[str]] = no_text,
+    ) -> None:
+        self._closeness = Closeness(model, TOLERANCE)
+        self.task = with_network(Task(model, {Closeness.name: self._closeness}, texts=texts))
+        self.schedule, self.draws, self.kinds = schedule, draws, tuple(kinds)
+
+    @property
+    def taught(self) -> Model:
+        """The model whose seeds stand for conditions of training, for a schedule that a teacher chooses."""
+        return self.task.model
+
+    def sigmas(self, steps: int) -> Tensor:
+        """Levels of the plain solver of so many steps."""
+        return make_sigmas(self.schedule, steps, Ends.of(self.task.model))
+
+    def solved(self, sigmas: Tensor) -> Tensor:
+        """End points of Euler on these levels."""
+        return torch.cat([self._euler(part, sigmas) for part in self._blocks()])
+
+    def travelled(self, heads: Heads, config: AccelerationConfig) -> tuple[Tensor, list[Trip]]:
+        """End points under a policy's likeliest choices, and its trips, block by block."""
+        table = grid_table(self.task.model, config)
+        trips = [travel(self.task, table, heads, part, None, torch.float32) for part in self._blocks()]
+        return torch.cat([trip.rollout.states for trip in trips]), trips
+
+    def told(self, states: Tensor) -> dict[str, float]:
+        """RMSE to the converged end points, and what the world's own verifier says."""
+        rows = [Rollout(self.task.model, part, self.task.texts(part.conditions), own)
+                for part, own in zip(self._blocks(), states.split(BLOCK), strict=True)]  # fmt: skip
+        distances = torch.cat([-self._closeness(row) for row in rows])
+        return {"rmse": float(distances.square().mean().sqrt()), **self.verified(states, rows)}
+
+    @abstractmethod
+    def verified(self, states: Tensor, rows: Sequence[Rollout]) -> dict[str, float]:
+        """Means of what can be checked of these samples, by name."""
+
+    def _euler(self, draws: Draws, sigmas: Tensor) -> Tensor:
+        model = self.task.model
+        noise = unit_noise(draws.noises, model.shape)
+        with torch.no_grad():
+            return solve(make_rule(SIMPLEST), model.for_seeds(draws.conditions), noise, sigmas)
+
+    def _blocks(self) -> Iterator[Draws]:
+        for first in range(0, len(self.draws), BLOCK):
+            yield self.draws[first : first + BLOCK]
+
+
+class DigitsJudge(Judge):
+    """A classifier that nobody learned from says how sure it is of the class that was asked for. Unguided."""
+
+    def __init__(self) -> None:
+        seeds = tuple(range(20_000, 20_000 + SAMPLES))
+        kinds = [str(k) for k in classes_of(seeds).tolist()]
+        super().__init__(limit_rows(digits()), WORLDS["digits"].schedule, Draws(seeds, seeds), kinds)
+        self._classifier = digits_classifier()
+
+    def verified(self, states: Tensor, rows: Sequence[Rollout]) -> dict[str, float]:
+        with torch.no_grad():
+            sure = self._classifier(states.float()).softmax(1)
+        return {"sure": float(sure.gather(1, classes_of(self.draws.conditions)[:, None]).mean())}
+
+
+class ShapesJudge(Judge):
+    """Prompts of one thing and held-out ones of two, in turn; the verifier's scores. Guidance 3."""
+
+    GUIDANCE = 3.0
+
+    def __init__(self) -> None:
+        texts, ones, twos = shapes_prompts()
+        pairs = [(ones[i % len(ones)], twos[i % len(twos)]) for i in range(SAMPLES // 2)]
+        conditions = [number for pair in pairs for number in pair]
+        kinds = ["one thing" if len(parse(texts[c]).things) == 1 else "two things" for c in conditions]
+        model = prompted("shapes", self.GUIDANCE, texts)
+        draws = Draws(tuple(conditions), tuple(range(20_000, 20_000 + SAMPLES)))
+        schedule = WORLDS["shapes"].schedule
+        super().__init__(model, schedule, draws, kinds, lambda seeds: [texts[seed] for seed in seeds])
+
+    @property
+    def taught(self) -> Model:
+        return SUBJECTS["shapes"].training_model()
+
+    def verified(self, states: Tensor, rows: Sequence[Rollout]) -> dict[str, float]:
+        images = torch.cat([row.images for row in rows]).clamp(0, 1)
+        verdict = verify(images, [text for row in rows for text in row.prompts])
+        return {"graded": float(verdict.graded.mean()), "all": float(verdict.all.float().mean())}
+
+
+@functools.cache
+def shapes_prompts() -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
+    """All prompts; the numbers of those of one thing, and of held-out ones of two."""
+    train, held_out = prompts("train"), prompts("held-out")
+    texts = (*train, *held_out)
+    ones = tuple(i for i, text in enumerate(texts) if len(parse(text).things) == 1)
+    return texts, ones, tuple(range(len(train), len(texts)))
+
+
+JUDGES: dict[str, type[DigitsJudge] | type[ShapesJudge]] = {"digits": DigitsJudge, "shapes": ShapesJudge}
+
+
+def learning(name: str) -> tuple[Model, dict[str, Any]]:
+    """A world's model, and the arguments by which `refine_acceleration` is told its prompts."""
+    if name == "digits":
+        return digits(), {}
+    texts, ones, held_out = shapes_prompts()
+    twos = [i for i in range(len(texts) - len(held_out)) if i not in ones]
+    # As many draws of one thing as of two, of which there are far more prompts.
+    train = (*twos, *(ones * (len(twos) // len(ones))))
+    return prompted("shapes", ShapesJudge.GUIDANCE, texts).model, {
+        "texts": lambda seeds: [texts[seed] for seed in seeds],
+        "train": train,
+        "held_out": [number for i, two in enumerate(held_out) for number in (two, ones[i % len(ones)])],
+    }  # fmt: skip
