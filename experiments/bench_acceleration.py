@@ -38,7 +38,7 @@ from .acceleration_worlds import JUDGES, WORLDS, DigitsJudge, ShapesJudge, learn
 from .cells_command import cells_command, fits
 
 RESULTS = Path(__file__).resolve().parent / "results" / "acceleration"
-SEEDS, DECAYS, ABLATED = (0, 1, 2), (0.97, 0.9, 0.8), 0.9
+SEEDS, DECAYS, ABLATED = (0, 1, 2), (0.9, 0.97, 0.8), 0.9
 HEADS: dict[str, dict[str, Any]] = {
     "both": {}, "step": {"heads": ("step",)}, "cache": {"heads": ("cache",)},
     "tpdm": {"heads": ("step",), "baseline": "rloo"},
@@ -70,12 +70,22 @@ class Job:
 
 
 def jobs(filters: Sequence[str] = ()) -> list[Job]:
-    """The cells that fit; those of the ablation at one decay alone."""
+    """The cells that fit; those of the ablation at one decay alone.
+
+    Raises:
+        ValueError: for a filter that no cell fits.
+    """
     every = [
         Job(name, heads, world.grid, seed, decay)
         for name, world in WORLDS.items() for seed in SEEDS for decay in DECAYS for heads in HEADS
         if heads == "both" or decay == ABLATED
     ]  # fmt: skip
+    for text in filters:
+        if not any(fits(text, job) for job in every):
+            raise ValueError(
+                f"no cell is {text!r}: give MODEL,HEADS,GRID,SEED, of models {', '.join(WORLDS)}, heads "
+                f"{', '.join(HEADS)}; an empty one is any"
+            )
     return [job for job in every if not filters or any(fits(text, job) for text in filters)]
 
 

@@ -22,6 +22,8 @@ def test_filters_choose_cells() -> None:
     assert len(jobs()) == 2 * 3 * (3 + 3)
     assert {job.decay for job in jobs(["digits,both,,0"])} == {0.97, 0.9, 0.8}
     assert [job.name for job in jobs(["digits,tpdm,24,1"])] == ["digits-tpdm-24-0.9-1"]
+    with pytest.raises(ValueError, match="no cell is 'digits,all': give MODEL"):
+        jobs(["digits,all"])
 
 
 def test_what_is_static_is_measured_between_whole_numbers_of_steps() -> None:
