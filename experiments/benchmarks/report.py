@@ -121,7 +121,7 @@ def _figure(cells: Cells, path: Path, drawing: Any, by: str) -> Path:  # noqa: A
         log_axes(axes)
         axes.set_title(name, loc="left")
         drawing(axes, [row for row in rows if row[by] == name])
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(facecolor="white", edgecolor="none", framealpha=0.9, fontsize=8)
     return save_figure(figure, path)
 
 

@@ -92,6 +92,11 @@ def test_cells_are_made_by_model_and_seed_and_filters_choose_them() -> None:
         jobs(["digits"])
 
 
+def test_a_refinement_may_start_at_the_tables_of_one_call_fewer_of_all_seeds() -> None:
+    assert Job("shapes", "refined", 3, 1).fewer() == tuple(Job("shapes", "refined", 2, seed) for seed in (0, 1, 2))
+    assert not Job("shapes", "refined", 2, 1).fewer() and not Job("shapes-exact", "refined", 3, 1).fewer()
+
+
 def test_the_study_has_every_baseline_with_and_without_shared_noise() -> None:
     kinds = {(row["baseline"], row["shared_noise"]) for row in EFFICIENCY.values() if row["groups"] == 16}
     assert kinds == {(baseline, shared) for baseline in BASELINES for shared in (True, False)}
