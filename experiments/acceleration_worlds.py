@@ -169,7 +169,7 @@ def shapes_prompts() -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]
     return texts, ones, tuple(range(len(train), len(texts)))
 
 
-JUDGES: dict[str, type[DigitsJudge] | type[ShapesJudge]] = {"digits": DigitsJudge, "shapes": ShapesJudge}
+JUDGES: dict[str, Callable[[], Judge]] = {"digits": DigitsJudge, "shapes": ShapesJudge}
 
 
 def learning(name: str) -> tuple[Model, dict[str, Any]]:

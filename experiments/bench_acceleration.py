@@ -34,7 +34,7 @@ from ..rl.learn import refine_acceleration
 from ..runs.environment import environment
 from ..solvers.registry import Ends
 from .acceleration_pictures import draw_decisions
-from .acceleration_worlds import JUDGES, WORLDS, DigitsJudge, ShapesJudge, learning
+from .acceleration_worlds import JUDGES, WORLDS, Judge, learning
 from .cells_command import cells_command, fits
 
 RESULTS = Path(__file__).resolve().parent / "results" / "acceleration"
@@ -110,7 +110,7 @@ def read(folder: Path, name: str) -> str:
     return (folder / name).read_text(encoding="utf-8")
 
 
-def measured(judge: DigitsJudge | ShapesJudge, folder: Path, config: AccelerationConfig) -> dict[str, Any]:
+def measured(judge: Judge, folder: Path, config: AccelerationConfig) -> dict[str, Any]:
     """A policy on fresh samples beside static solvers of equal mean cost."""
     grid, levels = config.grid, judge.sigmas(config.grid)
     states, trips = judge.travelled(load_heads(folder / POLICY)[0], config)
@@ -138,7 +138,7 @@ def measured(judge: DigitsJudge | ShapesJudge, folder: Path, config: Acceleratio
     }
 
 
-def between(judge: DigitsJudge | ShapesJudge, schedule: Any, calls: float, most: int) -> dict[str, float]:  # noqa: ANN401
+def between(judge: Judge, schedule: Any, calls: float, most: int) -> dict[str, float]:  # noqa: ANN401
     """What a static solver gives at a number of calls that is not whole: between the two next to it."""
     low = min(max(1, math.floor(calls)), most)
     high = min(low + 1, most)
