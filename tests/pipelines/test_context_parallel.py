@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 import torch.distributed as dist
 from helpers.forked import in_processes
 from helpers.pipeline_tables import table_for
-from helpers.tiny_pipelines import build, run
+from helpers.tiny_pipelines import build, diffusers, run
 
 import epd
 
