@@ -136,16 +136,14 @@ class DigitsJudge(Judge):
 
 
 class ShapesJudge(Judge):
-    """Prompts of one thing and held-out ones of two, in turn; the verifier's scores. Guidance 3."""
-
-    GUIDANCE = 3.0
+    """Prompts of one thing and held-out ones of two, in turn; the verifier's scores."""
 
     def __init__(self) -> None:
         texts, ones, twos = shapes_prompts()
         pairs = [(ones[i % len(ones)], twos[i % len(twos)]) for i in range(SAMPLES // 2)]
         conditions = [number for pair in pairs for number in pair]
-        kinds = ["one thing" if len(parse(texts[c]).things) == 1 else "two things" for c in conditions]
-        model = prompted("shapes", self.GUIDANCE, texts)
+        kinds = ("one thing", "two things") * len(pairs)
+        model = prompted("shapes", SUBJECTS["shapes"].guidance, texts)
         draws = Draws(tuple(conditions), tuple(range(20_000, 20_000 + SAMPLES)))
         schedule = WORLDS["shapes"].schedule
         super().__init__(model, schedule, draws, kinds, lambda seeds: [texts[seed] for seed in seeds])
@@ -180,7 +178,7 @@ def learning(name: str) -> tuple[Model, dict[str, Any]]:
     twos = [i for i in range(len(texts) - len(held_out)) if i not in ones]
     # As many draws of one thing as of two, of which there are far more prompts.
     train = (*twos, *(ones * (len(twos) // len(ones))))
-    return prompted("shapes", ShapesJudge.GUIDANCE, texts).model, {
+    return prompted("shapes", SUBJECTS["shapes"].guidance, texts).model, {
         "texts": lambda seeds: [texts[seed] for seed in seeds],
         "train": train,
         "held_out": [number for i, two in enumerate(held_out) for number in (two, ones[i % len(ones)])],
