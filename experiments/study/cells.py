@@ -32,6 +32,7 @@ WORLDS: dict[str, Subject] = {
     "shapes-exact-guidance-2": replace(SHAPES, guidance=2.0),
 }
 HEADLINE = {"digits-exact": range(5), "shapes-exact": range(1), "digits": range(1)}  # training seeds
+LATER = {"shapes-exact": range(1, 5), "digits": range(1, 5)}  # that don't fit into the hour: where --only asks for them
 OURS: dict[str, dict[str, object]] = {
     "dense-1": {"family": "dense", "points": 1},
     "dense-2": {"family": "dense", "points": 2},
@@ -245,6 +246,7 @@ def cells(only: Sequence[str] = ()) -> list[Cell]:
         Transfer("transfer", family, at, 0, learned, used)
         for learned, used in TRANSFERS for family in OURS for at in TRANSFERRED_CALLS
     ]  # fmt: skip
+    every += [cell for name, seeds in LATER.items() for cell in headline(name, seeds)] if only else []
     for text in only:
         if not any(fits(text, cell) for cell in every):
             raise ValueError(

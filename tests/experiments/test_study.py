@@ -92,6 +92,8 @@ def test_nothing_is_measured_on_what_is_learned_from_and_all_families_get_as_muc
 def test_filters_choose_cells() -> None:
     assert cells(["digits-exact,LD3,7,1"]) == [Run("digits-exact", "LD3", 7, 1)]
     assert {cell.subject for cell in cells(["ablations"])} == {"ablations"}
+    later = cells(["digits,,3,4"])  # seeds that are made only when they are asked for
+    assert later == [Run("digits", family, 3, 4) for family in (*OURS, *PEERS)] and not {*later} & {*cells()}
     with pytest.raises(ValueError, match="no cell is 'digits,LD4': give SUBJECT,FAMILY,CALLS,SEED, of subjects digits"):
         cells(["digits,LD4"])
 
