@@ -35,7 +35,7 @@ from ..runs.environment import environment
 from ..solvers.registry import Ends
 from .acceleration_pictures import draw_decisions
 from .acceleration_worlds import JUDGES, WORLDS, Judge, learning
-from .cells_command import cells_command, fits
+from .cells_command import cells_command, chosen
 
 RESULTS = Path(__file__).resolve().parent / "results" / "acceleration"
 SEEDS, DECAYS, ABLATED = (0, 1, 2), (0.9, 0.97, 0.8), 0.9
@@ -70,7 +70,7 @@ class Job:
 
 
 def jobs(filters: Sequence[str] = ()) -> list[Job]:
-    """The cells that fit; those of the ablation at one decay alone.
+    """The cells that fit, see `chosen`; those of the ablation at one decay alone.
 
     Raises:
         ValueError: for a filter that no cell fits.
@@ -80,13 +80,7 @@ def jobs(filters: Sequence[str] = ()) -> list[Job]:
         for name, world in WORLDS.items() for seed in SEEDS for decay in DECAYS for heads in HEADS
         if heads == "both" or decay == ABLATED
     ]  # fmt: skip
-    for text in filters:
-        if not any(fits(text, job) for job in every):
-            raise ValueError(
-                f"no cell is {text!r}: give MODEL,HEADS,GRID,SEED, of models {', '.join(WORLDS)}, heads "
-                f"{', '.join(HEADS)}; an empty one is any"
-            )
-    return [job for job in every if not filters or any(fits(text, job) for text in filters)]
+    return chosen(every, filters, "MODEL,HEADS,GRID,SEED")
 
 
 def run(job: Job, results: Path, work: Path) -> None:

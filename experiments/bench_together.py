@@ -46,7 +46,7 @@ from ..solvers.walk import Rule
 from . import learned_results, together_results
 from .bench_accelerators import RULES, Judge, accelerated
 from .bench_learned import read, table_in, write
-from .cells_command import cells_command, fits
+from .cells_command import cells_command, chosen
 
 MODEL = "shapes-32"
 SEEDS, REFERENCE = range(100_000, 100_256), 60  # fresh samples; steps of DPM-Solver-2 to their converged end points
@@ -137,13 +137,7 @@ def jobs(only: Sequence[str] = ()) -> list[Job]:
             every += [Job(MODEL, kind + LATER, calls) for kind, calls in EQUAL.items() if KINDS[kind][1]]
     every += [Job(MODEL, f"{k}-gauss-newton", calls, s) for s in TRAINING_SEEDS for k, calls in EQUAL.items()]
     every += [Job(MODEL, FEEDBACK, LOOP["steps"]), Job(MODEL, TIMES)]
-    for text in only:
-        if not any(fits(text, job) for job in every):
-            kinds = ", ".join(dict.fromkeys(job.kind for job in every))
-            raise ValueError(
-                f"no cell is {text!r}: give MODEL,KIND,CALLS,SEED, of {MODEL}; {kinds}; an empty one is any"
-            )
-    return [*dict.fromkeys(job for text in only or [""] for job in every if fits(text, job))]
+    return chosen(every, only, "MODEL,KIND,CALLS,SEED")
 
 
 @functools.cache

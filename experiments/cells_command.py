@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 log = logging.getLogger("epd")
+CellT = TypeVar("CellT")
 
 
 def cells_command(
@@ -81,6 +82,23 @@ def fits(text: str, cell: Any) -> bool:  # noqa: ANN401 - a dataclass
     """Whether the first four fields of a cell are those of a filter; what is empty or left out is any."""
     words, parts = text.split(","), [str(part) for part in astuple(cell)[:4]]
     return len(words) <= len(parts) and all(word in ("", part) for word, part in zip(words, parts, strict=False))
+
+
+def chosen(every: Sequence[CellT], only: Sequence[str], form: str) -> list[CellT]:
+    """The cells that fit, filter by filter; all where there is none.
+
+    Args:
+        form: of a filter, such as MODEL,FAMILY,CALLS,SEED.
+
+    Raises:
+        ValueError: for a filter that no cell fits.
+    """
+    for text in only:
+        if not any(fits(text, cell) for cell in every):
+            named = [", ".join(dict.fromkeys(str(astuple(cell)[i]) for cell in every)) for i in range(4)]
+            of = "; ".join(f"{word} {names}" for word, names in zip(form.split(","), named, strict=True))
+            raise ValueError(f"no cell is {text!r}: give {form}, of {of}; an empty one is any")
+    return [*dict.fromkeys(cell for text in only or [""] for cell in every if fits(text, cell))]
 
 
 def _make(run: Callable[[Any, Path, Path], None], out: Path, work: Path, count: int, numbered: tuple[int, Any]) -> None:

@@ -18,7 +18,7 @@ from ..distill.config import DistillConfig
 from ..distill.families import FAMILIES as LEARNED
 from ..distill.points import settled
 from ..pipelines.options import ModelOptions
-from .cells_command import fits
+from .cells_command import chosen
 
 CALLS, SEEDS = (3, 5, 7, 9), range(5)
 TRUE_LEVELS = [name for name in LEARNED["dense"].learn if name not in ("sigma_scale", "anchor_scale")]
@@ -183,11 +183,4 @@ def jobs(only: Sequence[str] = ()) -> list[Job]:
         for family in (*FAMILIES, *(subject.once if seed == 0 else ()))
         for calls in CALLS
     ]
-    for text in only:
-        if not any(fits(text, job) for job in every):
-            names = ", ".join(SUBJECTS), ", ".join((*FAMILIES, *ONCE)), ", ".join(map(str, CALLS))
-            raise ValueError(
-                f"no cell is {text!r}: give MODEL,FAMILY,CALLS,SEED, of models {names[0]}; families {names[1]}; "
-                f"calls {names[2]}; seeds {SEEDS.start} to {SEEDS.stop - 1}; an empty one is any"
-            )
-    return [job for job in every if not only or any(fits(text, job) for text in only)]
+    return chosen(every, only, "MODEL,FAMILY,CALLS,SEED")

@@ -19,7 +19,7 @@ from ..pipelines.options import ModelOptions
 from ..rl.config import RefineConfig
 from ..rl.rewards import load_reward
 from ..rl.task import Task, score_of
-from .cells_command import fits
+from .cells_command import chosen
 
 SEEDS = range(3)
 # What is learned, and the points of a call: of two, a table evaluates twice as often, in as many sequential calls.
@@ -190,10 +190,4 @@ def jobs(only: Sequence[str] = ()) -> list[Job]:
                 every += [Job(name, what, calls, seed) for what, k in LEARNED.items() if k in subject.points]
         if subject.efficiency:
             every += [Job(name, what, subject.calls[0], seed) for seed in SEEDS for what in EFFICIENCY]
-    for text in only:
-        if not any(fits(text, job) for job in every):
-            raise ValueError(
-                f"no cell is {text!r}: give MODEL,WHAT,CALLS,SEED, of models {', '.join(SUBJECTS)}; reference, "
-                f"handmade, {', '.join((*LEARNED, *EFFICIENCY))}; an empty one is any"
-            )
-    return [*dict.fromkeys(job for text in only or [""] for job in every if fits(text, job))]
+    return chosen(every, only, "MODEL,WHAT,CALLS,SEED")

@@ -12,7 +12,7 @@ import torch
 from ...distill.config import DistillConfig
 from ...distill.families import FAMILIES as LEARNED
 from ...evaluation.peers import FAMILIES as TRAINED_PEERS
-from ..cells_command import fits
+from ..cells_command import chosen
 from ..learned_cells import Subject, settings_of
 
 CALLS = (3, 5, 7, 9)
@@ -247,10 +247,4 @@ def cells(only: Sequence[str] = ()) -> list[Cell]:
         for learned, used in TRANSFERS for family in OURS for at in TRANSFERRED_CALLS
     ]  # fmt: skip
     every += [cell for name, seeds in LATER.items() for cell in headline(name, seeds)] if only else []
-    for text in only:
-        if not any(fits(text, cell) for cell in every):
-            raise ValueError(
-                f"no cell is {text!r}: give SUBJECT,FAMILY,CALLS,SEED, of subjects {', '.join(WORLDS)}, transfer; "
-                f"families teacher, hand-made, {', '.join((*OURS, *PEERS, *ABLATIONS))}; an empty one is any"
-            )
-    return [cell for cell in every if not only or any(fits(text, cell) for text in only)]
+    return chosen(every, only, "SUBJECT,FAMILY,CALLS,SEED")

@@ -22,7 +22,7 @@ def test_filters_choose_cells() -> None:
     assert len(jobs()) == 2 * 3 * (3 + 3)
     assert {job.decay for job in jobs(["digits,both,,0"])} == {0.97, 0.9, 0.8}
     assert [job.name for job in jobs(["digits,tpdm,24,1"])] == ["digits-tpdm-24-0.9-1"]
-    with pytest.raises(ValueError, match="no cell is 'digits,all': give MODEL"):
+    with pytest.raises(ValueError, match="no cell is .digits,all.: give MODEL,HEADS,GRID,SEED, of MODEL digits,"):
         jobs(["digits,all"])
 
 

@@ -62,7 +62,7 @@ def test_filters_choose_cells() -> None:
     assert jobs(["digits,dense-2,7,3"]) == [Job("digits", "dense-2", 7, 3)]
     assert {(job.family, job.seed) for job in jobs([",dense-1,,1"])} == {("dense-1", 1)}
     assert len(jobs([",s4s,3", ",epd,3"])) == 2 * len(SUBJECTS) * 5
-    with pytest.raises(ValueError, match="no cell is 'digits,dense-3': give MODEL,FAMILY,CALLS,SEED, of models"):
+    with pytest.raises(ValueError, match="no cell is 'digits,dense-3': give MODEL,FAMILY,CALLS,SEED, of MODEL digits"):
         jobs(["digits,dense-3"])
     with pytest.raises(ValueError, match="no cell is ',,,,0'"):
         jobs([",,,,0"])

@@ -88,7 +88,7 @@ def test_cells_are_made_by_model_and_seed_and_filters_choose_them() -> None:
     first = jobs(["shapes,refined,5,1", "shapes,,3,0", "shapes"])
     assert [job.what for job in first[:4]] == ["refined", "handmade", "distilled", "refined"]
     assert len(first) == len(set(first)) == len(jobs(["shapes"])) and jobs([""]) == every
-    with pytest.raises(ValueError, match="no cell is 'digits': give MODEL,WHAT,CALLS,SEED, of models shapes-exact,"):
+    with pytest.raises(ValueError, match="no cell is 'digits': give MODEL,WHAT,CALLS,SEED, of MODEL shapes-exact,"):
         jobs(["digits"])
 
 

@@ -94,7 +94,7 @@ def test_filters_choose_cells() -> None:
     assert {cell.subject for cell in cells(["ablations"])} == {"ablations"}
     later = cells(["digits,,3,4"])  # seeds that are made only when they are asked for
     assert later == [Run("digits", family, 3, 4) for family in (*OURS, *PEERS)] and not {*later} & {*cells()}
-    with pytest.raises(ValueError, match="no cell is 'digits,LD4': give SUBJECT,FAMILY,CALLS,SEED, of subjects digits"):
+    with pytest.raises(ValueError, match="no cell is 'digits,LD4': give SUBJECT,FAMILY,CALLS,SEED, of SUBJECT digits"):
         cells(["digits,LD4"])
 
 
