@@ -45,6 +45,21 @@ def test_distill_leaves_a_table_that_sample_takes(run: Run, cache: Path, tmp_pat
     assert Table.load(out / "solver.json") == learned
 
 
+def test_a_table_that_scales_guidance_goes_through_every_command(run: Run, cache: Path, tmp_path: Path) -> None:
+    out, model = tmp_path / "x", ["--model", "digits-exact", "--labels", "0", "7", "--guidance", "2"]
+    words = [*QUICK, *model[2:], "--learn-guidance", "--inspect", "2"]
+    assert run("distill", *words, "--out", out)[0] == cli.OK
+    learned = Table.load(out / "solver.json")
+    assert not (learned.anchor_guidance == 1).all() and [*(out / "tb").rglob("events*")]
+    assert run("inspect", *model, "--table", out, "--samples", "2", "--logdir", tmp_path / "i")[0] == cli.OK
+    assert run("sample", *model, "--table", out, "-n", "2", "--out", tmp_path / "s")[0] == cli.OK
+    few = ["--samples", "8", "--calls", "3", "--solvers", "Euler", "--out", out / "compare"]
+    assert run("compare", *model, "--tables", out, *few)[0] == cli.OK
+    assert run("report", out, "--out", tmp_path / "report.html")[0] == cli.OK
+    code, _, err = run("sample", "--model", "digits-exact", "--table", out, "-n", "2", "--out", tmp_path / "u")
+    assert code == cli.FAILED and "guidance" in err
+
+
 def test_several_points_are_learned_from_the_same_teacher(run: Run, cache: Path, tmp_path: Path) -> None:
     code, _, err = run("distill", *QUICK, "--points", "2,1", "--out", tmp_path)
     assert code == cli.OK

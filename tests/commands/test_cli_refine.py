@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,14 @@ def test_refine_leaves_a_table_that_sample_takes_and_goes_on(run: Run, tmp_path:
         "sample", "--model", "shapes-exact", "--table", out / "solver.json", "-n", "2", "--out", tmp_path / "s"
     )
     assert code == cli.OK
+
+
+def test_a_table_that_scales_guidance_is_inspected(run: Run, tmp_path: Path) -> None:
+    given = start(tmp_path)
+    replace(Table.load(given), anchor_guidance=[1.2, 0.9, 1.1]).save(given)
+    words = [*QUICK, *prompt_files(tmp_path), "--table", given, "--reward", "shapes-graded", "--out", tmp_path / "r"]
+    assert run("refine", *words, "--learn-guidance", "--inspect", "2")[0] == cli.OK
+    assert (tmp_path / "r" / "report.json").exists()
 
 
 def test_other_tables_to_start_at_are_part_of_a_run(run: Run, tmp_path: Path) -> None:

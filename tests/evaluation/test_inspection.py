@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.guided import classes
 from helpers.guided import scaled as guided_everywhere
 from helpers.recording import Recorder
 from helpers.tables import epd_table, full_table
@@ -26,6 +27,7 @@ from epd.evaluation.inspection_numbers import blocks_of
 from epd.evaluation.inspection_tensorboard import write_inspection
 from epd.evaluation.inspection_text import percent, verdict
 from epd.evaluation.plots import Traced
+from epd.solvers.exact import converged
 from epd.solvers.solve import trajectory
 from epd.solvers.walk import plan
 
@@ -238,6 +240,18 @@ def test_figures_name_their_axes_and_units(found: Inspection) -> None:
     fan = [k for k, place in enumerate(found.places) if place.name != "anchor"]
     offsets = torch.from_numpy(np.array(points[0].get_offsets(), np.float64))
     torch.testing.assert_close(offsets, found.shown[0].points[fan, :2])
+
+
+def test_a_table_that_scales_guidance_is_followed_as_it_is_solved() -> None:
+    model, table = classes(), guided_everywhere(full_table())
+    found = inspect(model, table, 4, shown=(1,), **EXACT)
+    noise, bound = unit_noise(range(4), model.shape, torch.float64), model.for_seeds(range(4))
+    end = epd.solve(table.rule(), bound, noise, table.sigmas)
+    exact = converged(bound, noise, torch.tensor(table.sigmas), 1e-10, 1e-10)[-1]
+    error = (end - exact).flatten(1).square().mean(1).sqrt()
+    torch.testing.assert_close(found.error[-1], error, rtol=1e-6, atol=1e-9)
+    plain = epd.solve(full_table().rule(), bound, noise, table.sigmas)
+    assert float((plain - end).abs().max()) > 0.01  # factors that were left out would be seen
 
 
 def test_heat_maps_hold_the_tables_own_numbers() -> None:
