@@ -14,7 +14,6 @@ from ...denoisers.diffusers_networks import dit
 from ...denoisers.digits import classes_of, digits_transformer
 from ...denoisers.networks import NetworkDenoiser
 from ...denoisers.noise import unit_noise
-from ...denoisers.protocol import Denoiser
 from ...denoisers.timesteps import linear_beta
 from ...solvers.table import Table
 from .timing import Settings
@@ -33,7 +32,7 @@ class Subject:
     model: NetworkDenoiser
     rows: Mapping[str, Tensor] | None = None
 
-    def bound(self, batch: int) -> Denoiser:
+    def bound(self, batch: int) -> NetworkDenoiser:
         """For the samples of seeds 0, 1, ..."""
         if self.rows is None:
             return self.model.bind(classes_of(range(batch)))

@@ -35,7 +35,8 @@ HEADS = {
     "over_one": "times one point", "over_2m": "times DPM-Solver++(2M)", "over_eager": "times eager",
     "peak_mib": "peak, MiB", "floor_mib": "bare call, MiB", "own_ms": "own, ms a call", "own_ms_least": "least",
     "of_50_ms": "of a 50 ms call", "holds": "at most 1 %", "plain_ms": "bare, ms a call",
-    "operations": "operations added a call",
+    "operations": "operations added a call", "outside_ms": "outside the network, ms",
+    "alone_ms": "the same around a free network",
 }  # fmt: skip
 SPREADS = ("ms_low", "ms_high", "ratio_low", "ratio_high")
 Cells = Mapping[str, Mapping[str, Any]]  # of one suite, by name
