@@ -1,4 +1,4 @@
-"""What `bench_acceleration` learns on, and what it measures on fresh samples: `digits`, and the prompts of `shapes`."""
+"""What `bench_acceleration` learns on, and measures on fresh samples: `digits`, prompts of `shapes`, `shapes-32`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..accelerators.heads import Heads
+from ..denoisers import shapes_32
 from ..denoisers.digits import classes_of, digits, digits_classifier
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
@@ -22,9 +24,11 @@ from ..rl.acceleration import grid_table
 from ..rl.acceleration_config import AccelerationConfig
 from ..rl.acceleration_rollout import Trip, travel, with_network
 from ..rl.closeness import Closeness
+from ..rl.discriminator import Features
 from ..rl.task import Draws, Rollout, Task, no_text
 from ..solvers.registry import SIMPLEST, Ends, Schedule, make_rule, make_sigmas
 from ..solvers.solve import solve
+from ..solvers.walk import Rule
 from .refined_cells import REWARD, SUBJECTS, WATCHED, prompted
 
 SAMPLES, BLOCK, TOLERANCE = 256, 64, 1e-3
@@ -40,20 +44,46 @@ class World:
         reward, watched: as of `refine_acceleration`.
         metric: the number that solvers are compared by, of `Judge.told`.
         learning: what differs from the benchmark's usual settings.
+        features: of pictures, where a discriminator learns beside the policy.
+        tables: learned ones to compare with, by their sequential calls: files of other benchmarks' results.
     """
 
     schedule: Schedule
     grid: int
     reward: str
     metric: Literal["rmse", "graded"]
+    features: Features
     watched: tuple[str, ...] = ()
     learning: dict[str, Any] = field(default_factory=dict)
+    tables: dict[int, str] = field(default_factory=dict)
 
 
+def seen_by_the_judge(images: Tensor) -> Tensor:
+    """(B, 64) of pictures of digits: what the classifier sees in them."""
+    with torch.no_grad():
+        return digits_classifier().features(images[:, :1] * 2 - 1)
+
+
+def where_is_which_colour(images: Tensor) -> Tensor:
+    """(B, 192) of pictures of things: the means of 8 x 8 places."""
+    return functional.adaptive_avg_pool2d(images, 8).flatten(1)
+
+
+FEW = {"groups": 32, "group_size": 4}
 WORLDS = {
-    "digits": World("logsnr", 24, Closeness.name, "rmse"),
-    "shapes": World("flow", 20, REWARD, "graded", WATCHED[:1], {"groups": 32, "group_size": 4}),
-}
+    "digits": World(
+        "logsnr", 24, Closeness.name, "rmse", seen_by_the_judge,
+        tables={calls: f"learned/digits/dense-1-{calls}-0.json" for calls in (5, 7, 9)},
+    ),
+    "shapes": World(
+        "flow", 20, REWARD, "graded", where_is_which_colour, WATCHED[:1], FEW,
+        {calls: f"refined/shapes/refined-{calls}-0.json" for calls in (3, 4, 5)},
+    ),
+    "shapes-32": World(
+        "logsnr", 20, REWARD, "graded", where_is_which_colour, WATCHED[:1], FEW,
+        {calls: f"together/shapes-32/plain-{calls}-0.json" for calls in (5, 6, 7)},
+    ),
+}  # fmt: skip
 
 
 class Judge(ABC):
@@ -88,9 +118,10 @@ class Judge(ABC):
         """Levels of the plain solver of so many steps."""
         return make_sigmas(self.schedule, steps, Ends.of(self.task.model))
 
-    def solved(self, sigmas: Tensor) -> Tensor:
-        """End points of Euler on these levels."""
-        return torch.cat([self._euler(part, sigmas) for part in self._blocks()])
+    def solved(self, sigmas: Tensor, rule: Rule | None = None) -> Tensor:
+        """End points on these levels; of Euler where no rule is given."""
+        rule = make_rule(SIMPLEST) if rule is None else rule
+        return torch.cat([self._ends(part, sigmas, rule) for part in self._blocks()])
 
     def travelled(self, heads: Heads, config: AccelerationConfig) -> tuple[Tensor, list[Trip]]:
         """End points under a policy's likeliest choices, and its trips, block by block."""
@@ -109,11 +140,11 @@ class Judge(ABC):
     def verified(self, states: Tensor, rows: Sequence[Rollout]) -> dict[str, float]:
         """Means of what can be checked of these samples, by name."""
 
-    def _euler(self, draws: Draws, sigmas: Tensor) -> Tensor:
+    def _ends(self, draws: Draws, sigmas: Tensor, rule: Rule) -> Tensor:
         model = self.task.model
         noise = unit_noise(draws.noises, model.shape)
         with torch.no_grad():
-            return solve(make_rule(SIMPLEST), model.for_seeds(draws.conditions), noise, sigmas)
+            return solve(rule, model.for_seeds(draws.conditions), noise, sigmas)
 
     def _blocks(self) -> Iterator[Draws]:
         for first in range(0, len(self.draws), BLOCK):
@@ -135,8 +166,17 @@ class DigitsJudge(Judge):
         return {"sure": float(sure.gather(1, classes_of(self.draws.conditions)[:, None]).mean())}
 
 
-class ShapesJudge(Judge):
-    """Prompts of one thing and held-out ones of two, in turn; the verifier's scores."""
+class ThingsJudge(Judge):
+    """The verifier's scores."""
+
+    def verified(self, states: Tensor, rows: Sequence[Rollout]) -> dict[str, float]:
+        images = torch.cat([row.images for row in rows]).clamp(0, 1)
+        verdict = verify(images, [text for row in rows for text in row.prompts])
+        return {"graded": float(verdict.graded.mean()), "all": float(verdict.all.float().mean())}
+
+
+class ShapesJudge(ThingsJudge):
+    """Prompts of one thing and held-out ones of two, in turn."""
 
     def __init__(self) -> None:
         texts, ones, twos = shapes_prompts()
@@ -152,10 +192,20 @@ class ShapesJudge(Judge):
     def taught(self) -> Model:
         return SUBJECTS["shapes"].training_model()
 
-    def verified(self, states: Tensor, rows: Sequence[Rollout]) -> dict[str, float]:
-        images = torch.cat([row.images for row in rows]).clamp(0, 1)
-        verdict = verify(images, [text for row in rows for text in row.prompts])
-        return {"graded": float(verdict.graded.mean()), "all": float(verdict.all.float().mean())}
+
+class Shapes32Judge(ThingsJudge):
+    """The classes of `shapes-32` in turn, half of them of one thing. Unguided."""
+
+    def __init__(self) -> None:
+        seeds = tuple(range(20_000, 20_000 + SAMPLES))
+        kinds = ["one thing" if len(parse(text).things) == 1 else "two things" for text in class_prompts(seeds)]
+        schedule = WORLDS["shapes-32"].schedule
+        super().__init__(limit_rows(shapes_32.shapes_32()), schedule, Draws(seeds, seeds), kinds, class_prompts)
+
+
+def class_prompts(seeds: Sequence[int]) -> list[str]:
+    """The prompts of the classes of `shapes-32` that seeds stand for."""
+    return [shapes_32.classes()[label] for label in shapes_32.classes_of(seeds).tolist()]
 
 
 @functools.cache
@@ -167,13 +217,15 @@ def shapes_prompts() -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]
     return texts, ones, tuple(range(len(train), len(texts)))
 
 
-JUDGES: dict[str, Callable[[], Judge]] = {"digits": DigitsJudge, "shapes": ShapesJudge}
+JUDGES: dict[str, Callable[[], Judge]] = {"digits": DigitsJudge, "shapes": ShapesJudge, "shapes-32": Shapes32Judge}
 
 
 def learning(name: str) -> tuple[Model, dict[str, Any]]:
     """A world's model, and the arguments by which `refine_acceleration` is told its prompts."""
     if name == "digits":
         return digits(), {}
+    if name == "shapes-32":
+        return shapes_32.shapes_32(), {"texts": class_prompts}
     texts, ones, held_out = shapes_prompts()
     twos = [i for i in range(len(texts) - len(held_out)) if i not in ones]
     # As many draws of one thing as of two, of which there are far more prompts.

@@ -1,16 +1,17 @@
-"""Policies that leave out network calls, beside static ones of equal mean cost: on `digits`, and on `shapes`.
+"""Policies that leave out network calls, beside static ones of equal mean cost: `digits`, `shapes`, `shapes-32`.
 
-    python -m epd.experiments.bench_acceleration --only shapes,both,20,0     # MODEL,HEADS,GRID,SEED; all decays
+    python -m epd.experiments.bench_acceleration --only shapes,both,20,0     # MODEL,HEADS,CALLS,SEED; all decays
     python -m epd.experiments.bench_acceleration                             # what is missing: some ten minutes a cell
     python -m epd.experiments.bench_acceleration --print
     python -m epd.experiments.bench_acceleration --draw                      # who computes when, prompt by prompt
 
 A cell is a policy that is learned at one decay, from one seed, with both heads or one of them (`tpdm`: the step head
-with leave-one-out), and measured on fresh noise. `digits` is learned by closeness to the converged end points, `shapes`
-by its verifier, from prompts of one and of two things. Beside it, at its mean number of calls, between the two whole
-numbers of steps next to it: fewer plain Euler steps; the one mask of the same grid that computes the steps that the
-policy computes most often; and the schedule of GITS, dynamic programming over a teacher's trajectories. Other rules,
-which cost nothing, are in the results of `epd compare`.
+with leave-one-out; `judged`: both, beside a discriminator), and measured on fresh noise. `digits` is learned by
+closeness to the converged end points, the others by their verifier, from prompts of one and of two things. Beside it,
+at its mean number of calls, between the two whole numbers of steps next to it: fewer plain Euler steps; the one mask of
+the same grid that computes the steps that the policy computes most often; and the schedule of GITS, dynamic programming
+over a teacher's trajectories. `table`: a learned table of another benchmark on the same samples. Other rules, which
+cost nothing, are in the results of `epd compare`.
 """
 
 from __future__ import annotations
@@ -35,21 +36,23 @@ from ..runs.environment import environment
 from ..solvers.registry import Ends
 from .acceleration_pictures import draw_decisions
 from .acceleration_worlds import JUDGES, WORLDS, Judge, learning
+from .bench_learned import read, table_in
 from .cells_command import cells_command, chosen
 
 RESULTS = Path(__file__).resolve().parent / "results" / "acceleration"
 SEEDS, DECAYS, ABLATED = (0, 1, 2), (0.9, 0.97, 0.8), 0.9
 HEADS: dict[str, dict[str, Any]] = {
     "both": {}, "step": {"heads": ("step",)}, "cache": {"heads": ("cache",)},
-    "tpdm": {"heads": ("step",), "baseline": "rloo"},
+    "tpdm": {"heads": ("step",), "baseline": "rloo"}, "judged": {"discriminator": 1.0},
 }  # fmt: skip
+TABLE = "table"
 LEARNING: dict[str, Any] = {"steps": 60, "held_out": 128, "lr": 3e-3, "tolerance": 1e-3, "evaluate_every": 20}
 TEACHER: dict[str, int] = {"samples": 64, "fine": 60}  # of GITS
 
 
 @dataclass(frozen=True)
 class Job:
-    """A cell; `calls` are those of the plain solver."""
+    """A cell; `calls` are those of the plain solver, or of a learned table, which has no decay."""
 
     model: str
     heads: str
@@ -80,28 +83,39 @@ def jobs(filters: Sequence[str] = ()) -> list[Job]:
         for name, world in WORLDS.items() for seed in SEEDS for decay in DECAYS for heads in HEADS
         if heads == "both" or decay == ABLATED
     ]  # fmt: skip
-    return chosen(every, filters, "MODEL,HEADS,GRID,SEED")
+    every += [Job(name, TABLE, calls, 0, 1.0) for name, world in WORLDS.items() for calls in world.tables]
+    return chosen(every, filters, "MODEL,HEADS,CALLS,SEED")
 
 
 def run(job: Job, results: Path, work: Path) -> None:
     """Makes and measures a cell that is not there; what was learned of it before a kill is gone on from."""
-    path, world = results / f"{job.name}.json", WORLDS[job.model]
-    if path.exists():
-        return
-    model, told = learning(job.model)
+    path = results / f"{job.name}.json"
+    if not path.exists():
+        made = table_cell(job) if job.heads == TABLE else policy_cell(job, work)
+        content = {"job": asdict(job), **made, "environment": environment()}
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def table_cell(job: Job) -> dict[str, Any]:
+    """A learned table on the samples of the policies."""
+    source = WORLDS[job.model].tables[job.calls]
+    table, judge = table_in(read(RESULTS.parent / source)), JUDGES[job.model]()
+    told = judge.told(judge.solved(torch.tensor(table.sigmas), table.rule()))
+    return {"source": source, "digest": table.digest, "calls": table.depth, "table": told}
+
+
+def policy_cell(job: Job, work: Path) -> dict[str, Any]:
+    """A policy, learned and measured."""
+    world, (model, told) = WORLDS[job.model], learning(job.model)
     config, folder = job.config(), work / job.name
     resume = (folder / "checkpoint.safetensors").exists()
     watched = {name: name for name in world.watched}
-    refine_acceleration(model, world.reward, config, folder, resume=resume, watched=watched, **told)
-    content = {
-        "job": asdict(job), "config": config.model_dump(mode="json"), "report": json.loads(read(folder, "report.json")),
-        **measured(JUDGES[job.model](), folder, config), "environment": environment(),
-    }  # fmt: skip
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def read(folder: Path, name: str) -> str:
-    return (folder / name).read_text(encoding="utf-8")
+    features = world.features if config.discriminator else None
+    refine_acceleration(
+        model, world.reward, config, folder, resume=resume, watched=watched, features=features, **told
+    )
+    report = read(folder / "report.json")
+    return {"config": config.model_dump(mode="json"), "report": report, **measured(JUDGES[job.model](), folder, config)}
 
 
 def measured(judge: Judge, folder: Path, config: AccelerationConfig) -> dict[str, Any]:
@@ -144,7 +158,8 @@ def printed(results: Path) -> str:
     """A row for each cell that is there, world by world."""
     tables: list[str] = []
     for name, world in WORLDS.items():
-        cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob(f"{name}-*.json"))]
+        every = [content for job in jobs([name]) if (content := read(results / f"{job.name}.json"))]
+        cells = [content for content in every if "table" not in content]
         if not cells:
             continue
         tables.append(
@@ -158,6 +173,8 @@ def printed(results: Path) -> str:
             kinds = ", ".join(f"{kind} {calls:.2f}" for kind, calls in cell["calls by kind"].items())
             row = f"| {job['heads']} | {job['decay']:g} | {job['seed']} | {cell['calls']:.2f} | {values} | {kinds} |"
             tables[-1] += f"\n{row}"
+        learned = [f"{cell['table'][world.metric]:.4f} ({cell['calls']})" for cell in every if "table" in cell]
+        tables[-1] += f"\n\nLearned tables (calls): {', '.join(learned)}" if learned else ""
     return "\n\n".join(tables)
 
 
@@ -165,13 +182,12 @@ def drawn(results: Path, docs: Path) -> Iterator[Path]:
     """Writes who computes when, of the policy of `shapes` with both heads, at the decay of the ablation, seed 0."""
     path = results / f"{Job('shapes', 'both', WORLDS['shapes'].grid, SEEDS[0], ABLATED).name}.json"
     if path.exists():
-        report = json.loads(path.read_text(encoding="utf-8"))["report"]
-        yield draw_decisions(report, docs / "acceleration_decisions.png")
+        yield draw_decisions(read(path)["report"], docs / "acceleration_decisions.png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """See the module."""
-    return cells_command(argv, __doc__, "MODEL,HEADS,GRID,SEED", RESULTS, jobs, run, printed, drawn)
+    return cells_command(argv, __doc__, "MODEL,HEADS,CALLS,SEED", RESULTS, jobs, run, printed, drawn)
 
 
 if __name__ == "__main__":

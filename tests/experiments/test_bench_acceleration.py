@@ -10,19 +10,27 @@ from typing import Any
 import pytest
 import torch
 
+from epd.denoisers import shapes_32
 from epd.experiments import acceleration_worlds as worlds
 from epd.experiments import bench_acceleration as bench
 from epd.experiments.acceleration_pictures import draw_decisions
-from epd.experiments.acceleration_worlds import WORLDS, DigitsJudge, ShapesJudge, learning, shapes_prompts
-from epd.experiments.bench_acceleration import between, jobs, main
+from epd.experiments.acceleration_worlds import (
+    WORLDS,
+    DigitsJudge,
+    Shapes32Judge,
+    ShapesJudge,
+    learning,
+    shapes_prompts,
+)
+from epd.experiments.bench_acceleration import Job, between, jobs, main, table_cell
 from epd.rl.task import Rollout
 
 
 def test_filters_choose_cells() -> None:
-    assert len(jobs()) == 2 * 3 * (3 + 3)
+    assert len(jobs()) == 3 * (3 * (3 + 4) + 3)
     assert {job.decay for job in jobs(["digits,both,,0"])} == {0.97, 0.9, 0.8}
     assert [job.name for job in jobs(["digits,tpdm,24,1"])] == ["digits-tpdm-24-0.9-1"]
-    with pytest.raises(ValueError, match="no cell is .digits,all.: give MODEL,HEADS,GRID,SEED, of MODEL digits,"):
+    with pytest.raises(ValueError, match="no cell is .digits,all.: give MODEL,HEADS,CALLS,SEED, of MODEL digits,"):
         jobs(["digits,all"])
 
 
@@ -49,7 +57,7 @@ def test_a_cell_is_made_once(
     monkeypatch.setattr(worlds, "SAMPLES", 10)
     monkeypatch.setattr(worlds, "TOLERANCE", 0.1)
     monkeypatch.setattr(bench, "TEACHER", {"samples": 2, "fine": 6})
-    words = ["--only", "digits,tpdm,,0", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
+    words = ["--only", "digits,judged,,0", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
     tmp_path.joinpath("work").mkdir()
     assert main(words) == 0
     (path,) = tmp_path.glob("*.json")
@@ -60,10 +68,11 @@ def test_a_cell_is_made_once(
     assert all(len(row["steps"]) == 4 and row["steps"][0] == "1" for row in cell["report"]["who computes"])
     if cell["calls"] == 4:  # all is computed: so it is by the mask of all steps
         assert cell["policy"] == cell["plain"] == cell["beside"]["one mask"]
+    assert cell["config"]["discriminator"] == 1
     before = path.stat().st_mtime_ns
     assert main(words) == 0 and path.stat().st_mtime_ns == before
     assert main([*words, "--print"]) == 0
-    assert "| tpdm | 0.9 | 0 |" in capsys.readouterr().out
+    assert "| judged | 0.9 | 0 |" in capsys.readouterr().out
 
 
 def test_judges_know_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +83,27 @@ def test_judges_know_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert judge.told(torch.zeros(4, 1, 8, 8))["rmse"] == pytest.approx(float(ends.square().mean().sqrt()))
     many = judge.told(judge.solved(judge.sigmas(40)))
     assert many["rmse"] < judge.told(judge.solved(judge.sigmas(8)))["rmse"] < 0.5 and many["sure"] > 0.5
+
+
+def test_a_learned_table_is_measured_on_the_samples_of_the_policies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worlds, "SAMPLES", 4)
+    monkeypatch.setattr(worlds, "TOLERANCE", 0.05)
+    cell = table_cell(Job("digits", "table", 5, 0, 1.0))
+    judge = DigitsJudge()
+    assert cell["calls"] == 5 and cell["table"]["rmse"] < judge.told(judge.solved(judge.sigmas(10)))["rmse"]
+
+
+def test_classes_of_the_larger_network_are_learned_from_by_their_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worlds, "SAMPLES", 24)
+    judge = Shapes32Judge()
+    assert judge.task.texts(judge.draws.conditions) == learning("shapes-32")[1]["texts"](judge.draws.conditions)
+    assert {*judge.task.texts(judge.draws.conditions)} == {*shapes_32.classes()}
+    assert [*judge.kinds].count("one thing") == 12
+    pictures = shapes_32.paint([0, 13], torch.Generator().manual_seed(0))
+    states, prompts = (pictures * 2 - 1) * shapes_32.SCALE, [shapes_32.classes()[n] for n in (0, 13)]
+    told = judge.verified(states, [Rollout(judge.task.model, judge.draws[:2], prompts, states)])
+    assert told["all"] == 1 and told["graded"] > 0.95
+    assert WORLDS["shapes-32"].features(pictures).shape == (2, 192)
 
 
 def test_prompts_of_one_and_of_two_things_are_judged_in_turn_and_learned_from_as_often(
