@@ -13,7 +13,7 @@ from .course import ANCHOR, UPDATE
 from .inspection import PICTURES, Inspection, Shown
 from .inspection_numbers import blocks_of
 from .inspection_text import percent
-from .pareto import INK
+from .pareto import INK, plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,6 +77,8 @@ def error(i: Inspection) -> Figure:
         _spread(axes, sigmas, values.clamp(min=1e-12), color, "mean")
         axes.set_xscale("log")
         axes.set_yscale("log")
+        plain_numbers(axes.xaxis, (1.0,))
+        plain_numbers(axes.yaxis)
         axes.invert_xaxis()
         axes.grid(color="#eceef1", zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
@@ -152,6 +154,8 @@ def end(i: Inspection) -> Figure:
     low, high = ends.min(), max(ends.max(), ends.min() * 1.001)
     right.hist(ends, bins=[*np.geomspace(low, high, 31)], color=LEARNED)
     right.set_xscale("log")
+    plain_numbers(right.xaxis)
+    right.yaxis.get_major_locator().set_params(integer=True)
     right.axvline(float(np.median(ends)), color=INK, ls="--", lw=1.2, label=f"median {np.median(ends):.3g}")
     right.set_xlabel("RMSE of a sample, units of the state", color=INK)
     right.set_ylabel("samples", color=INK)

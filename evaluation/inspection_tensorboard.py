@@ -68,7 +68,7 @@ def write_inspection(i: Inspection, logdir: Path, png: Path | None = None) -> Pa
             write_outcome(writer, i.model, i.table, i.metrics())
         else:
             handmade = {"model": i.model, "table": i.solver, "calls": i.calls, "evaluations": i.evaluations}
-            write_hparams(writer, handmade | {"steps": i.num_steps, "points": 0}, i.metrics())
+            write_hparams(writer, handmade | {"steps": i.num_steps, "points": 1}, i.metrics())
     finally:
         writer.close()
     return logdir

@@ -14,6 +14,7 @@ from .comparison import Cell, Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 LEARNED = ("#c8102e", "#e8731a", "#8e2f8f", "#b8860b", "#d4507a")
@@ -143,19 +144,24 @@ def _axes(axes: Axes, shown: Sequence[Curve], cost: CostAxis) -> None:
 
 def log_axes(axes: Axes) -> None:
     """Two log axes with plain numbers, a faint grid and no frame."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for axis, subs in ((axes.xaxis, (1.0, 2.0, 5.0)), (axes.yaxis, (1.0, 2.0, 3.0, 5.0))):
-        axis.set_major_locator(LogLocator(subs=subs))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    plain_numbers(axes.xaxis)
+    plain_numbers(axes.yaxis, (1.0, 2.0, 3.0, 5.0))
     axes.grid(True, color="#e9ebee", lw=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors="#5b6470", length=0)
     for side in axes.spines.values():
         side.set_visible(False)
+
+
+def plain_numbers(axis: Axis, subs: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
+    """A log axis whose ticks are these times powers of ten, written as numbers: 0.05."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _ticks(counts: list[int]) -> list[float]:

@@ -58,7 +58,7 @@ def hparams_of(table: Table, model: str) -> dict[str, Value]:
         "calls": table.depth,
         "evaluations": table.nfe,
         "steps": table.num_steps,
-        "points": table.num_nodes,
+        "points": table.num_parallel,
         "table": table.digest[:8],
     }
     config = {f"training.{key}": _plain(value) for key, value in table.provenance.config.items()}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...evaluation.pareto import INK, LEARNED, costs, pareto_plot, save_figure
+from ...evaluation.pareto import INK, LEARNED, costs, pareto_plot, plain_numbers, save_figure
 from ..learned_results import contents
 from .cells import ABLATIONS, HEADLINE
 from .parts import Row, ablation_rows
@@ -31,7 +31,6 @@ def drawn(results: Path, docs: Path) -> Iterator[Path]:
 def ablation_figure(rows: Sequence[Row]) -> Figure:
     """One line for each ablation: its error over that of the run beside it, seed by seed and in the middle."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     figure = Figure(figsize=(9.0, 0.9 + 0.27 * len(rows)), layout="constrained", facecolor="white")
     axes = figure.subplots()
@@ -44,9 +43,7 @@ def ablation_figure(rows: Sequence[Row]) -> Figure:
     axes.set_yticks([*places], [_label(row) for row in rows], fontsize=9, color=INK)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    plain_numbers(axes.xaxis, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
     axes.grid(True, axis="x", color="#e9ebee", lw=0.8)
     axes.set_axisbelow(True)
     axes.set_xlabel("RMSE, times that of the run that differs in this alone (small dots: training seeds)", color=INK)
