@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import torch
 
@@ -21,23 +20,23 @@ log = logging.getLogger("epd")
 
 def distill(options: Distill) -> int:
     """Learns a table and writes the run to `options.out`; with `options.dry_run` prints the plan and its cost."""
-    from ..distill.run import run_distill, run_each
+    from ..distill.run import run_distill
+    from ..distill.several import run_each, run_points
     from ..runs.processes import Workers
 
     workers = Workers.of_accelerate()  # before there is a model: each process takes a device of its own
     model, init = workers.together(lambda: _loaded(options))
     config, chosen = options.distill_config(), model_options(options)
     several, conditions = len(options.counts) * len(options.numbers) > 1, chosen.conditions()
-    paths: list[Path] = []
-    if several:
-        for points in options.numbers:
-            own = config.model_copy(update={"points": points, "minutes": _share(options)})
-            out = options.out if len(options.numbers) == 1 else options.out / f"{points}-points"
-            each = run_each(model, own, options.counts, out, options.resume, options.dry_run, conditions=conditions)
-            paths += each.values()
+    out, resume, dry_run = options.out, options.resume, options.dry_run
+    if len(options.numbers) > 1:
+        points = [int(number) for number in options.numbers]
+        paths = run_points(model, config, options.counts, points, out, resume, dry_run, conditions)
+    elif several:
+        paths = [*run_each(model, config, options.counts, out, resume, dry_run, conditions=conditions).values()]
     else:
-        path = run_distill(model, config, options.out, options.resume, options.dry_run, init, conditions=conditions)
-        paths += [] if path is None else [path]
+        path = run_distill(model, config, out, resume, dry_run, init, conditions=conditions)
+        paths = [] if path is None else [path]
     workers.end()
     if paths:
         for path in paths if workers.rank == 0 else ():
@@ -49,11 +48,6 @@ def distill(options: Distill) -> int:
         log.info("compare: epd compare --model %s --tables %s --calls %s", same, tables, counts)
         log.info("watch:   tensorboard --logdir %s", options.out if several else options.out / "tb")
     return 0
-
-
-def _share(options: Distill) -> float | None:
-    """Of the minutes, what each number of points has."""
-    return None if options.minutes is None else options.minutes / len(options.numbers)
 
 
 def _loaded(options: Distill) -> tuple[Model, Table | None]:

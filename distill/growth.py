@@ -1,4 +1,4 @@
-"""A learned table of few calls as the start of one with more: so more calls are never worse."""
+"""A learned table of few calls or points as the start of one with more: so more of either are never worse."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 
 from ..solvers.grow import split_step
 from ..solvers.table import Table
+from ..solvers.widen import add_points
+from .initial import start_nodes
 
 # Where a step is split, in log sigma: at its middle, or beside it where a fan point already is.
 PLACES = (0.5, 0.4, 0.6, 0.45, 0.55)
@@ -26,6 +28,19 @@ def grown(table: Table, calls: int) -> Table:
         two = set(table.calls) == {2} and calls - table.depth >= 2
         table = _split_longest(table, 2 if two else 1)
     return dataclasses.replace(table, provenance=dataclasses.replace(table.provenance, parent=parent))
+
+
+def widened(table: Table, width: int) -> Table:
+    """A table of this many fan points a step that computes the same: the new ones have no weight yet.
+
+    Raises:
+        ValueError: for a table that has as many points or more, or no direction for them.
+    """
+    if table.num_nodes >= width:
+        raise ValueError(f"{width} points a step, but the table has {table.num_nodes} already: give more")
+    nodes, _ = start_nodes(table.sigmas, width, far=True)
+    wide = add_points(table, nodes[:, table.num_nodes :])
+    return dataclasses.replace(wide, provenance=dataclasses.replace(table.provenance, parent=table.digest))
 
 
 def _split_longest(table: Table, calls: int) -> Table:

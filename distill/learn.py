@@ -15,7 +15,8 @@ from . import train
 from .config import DistillConfig
 from .plan import Plan, make_plan
 from .points import settled
-from .run import of_each, run_distill, run_each
+from .run import run_distill
+from .several import of_each, run_each
 from .straightness import report_straightness
 
 
@@ -81,9 +82,10 @@ def distill_each(
     if resume:
         raise ValueError("resume = True needs out=, the folder of the runs that are continued")
     tables: dict[int, Table] = {}
-    config, smaller = settled(model, config), None
+    config = settled(model, config)
     for own in of_each(config, calls):
-        smaller = tables[own.calls] = _learned(model, make_plan(model, own, smaller=smaller), features)
+        plan = make_plan(model, own, smaller=[*tables.values()][-1:])
+        tables[own.calls] = _learned(model, plan, features)
     return tables
 
 

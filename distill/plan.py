@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from ..solvers.table import Table, TableError
 from . import gauss_newton, soap
 from .config import GUIDANCE, DistillConfig, ResolvedConfig
 from .families import FAMILIES, structure
-from .growth import grown
+from .growth import grown, widened
 from .initial import initial_table
 from .parameters import Parameters
 from .points import settled
@@ -38,6 +39,7 @@ class Plan:
     Args:
         tables: where training starts; more than one: each is trained for `config.screening` updates, then the best on.
         parent: digest of the table that was given to start from.
+        inherited: how many of these, the first ones, are learned tables of fewer calls or points.
     """
 
     config: ResolvedConfig
@@ -45,6 +47,7 @@ class Plan:
     learn: tuple[str, ...]
     iterations: int
     parent: str = ""
+    inherited: int = 0
 
     @property
     def screening(self) -> int:
@@ -62,13 +65,13 @@ class Plan:
 
 
 def make_plan(
-    model: Model, config: DistillConfig, init: Table | None = None, smaller: Table | None = None
+    model: Model, config: DistillConfig, init: Table | None = None, smaller: Sequence[Table] = ()
 ) -> Plan:
     """The plan of a run.
 
     Args:
         init: the table to start from; its structure then replaces the family's. One of fewer calls is grown.
-        smaller: a learned table of fewer calls; grown, it is one start more, where it can be.
+        smaller: learned tables of fewer calls or points; with as many, each is one start more, where it can be.
 
     Raises:
         ValueError: where config, model and table exclude each other.
@@ -78,11 +81,13 @@ def make_plan(
     if init is not None:
         _require_range(init, model)
     asked, config = config, _resolved(model, config)
-    learn: tuple[str, ...] = structure(config, model.path).learn
+    built = structure(config, model.path)
+    learn: tuple[str, ...] = built.learn
     if {*learn} & {*GUIDANCE} or (init is not None and init.scales_guidance):
         require_guided(model)
+    own = _inherited(smaller, config.calls, built.width) if init is None else ()
     if init is None:
-        tables = (*_grown(smaller, config), *_starting_tables(model, config, learn))
+        tables = (*own, *_starting_tables(model, config, learn))
     else:
         tables = (_of_calls(init, config.calls),)
     if config.objective != "end":  # states are matched on the starting sigmas, and only one start has them
@@ -102,6 +107,7 @@ def make_plan(
         learn,
         config.iterations or ((6 if len(tables) > 1 else 32) if gn else 1200),
         "" if init is None else init.digest,
+        min(len(own), len(tables)),
     )
 
 
@@ -236,15 +242,16 @@ def _of_calls(init: Table, calls: int) -> Table:
     return init if init.depth == calls else grown(init, calls)
 
 
-def _grown(smaller: Table | None, config: ResolvedConfig) -> tuple[Table, ...]:
-    """The smaller table as a start, if any."""
-    if smaller is None:
-        return ()
-    try:
-        return (grown(smaller, config.calls),)
-    except ValueError as error:
-        log.info("the table of %d calls is no start for %d: %s", smaller.depth, config.calls, error)
-        return ()
+def _inherited(smaller: Sequence[Table], calls: int, width: int) -> tuple[Table, ...]:
+    """The smaller tables as starts, of as many calls and fan points, as far as they can be."""
+    out = []
+    for table in smaller:
+        try:
+            deep = grown(table, calls) if table.depth < calls else table
+            out.append(widened(deep, width) if deep.num_nodes < width else deep)
+        except ValueError as error:
+            log.info("the table of %d calls is no start for %d: %s", table.depth, calls, error)
+    return tuple(out)
 
 
 def parts_at(plan: Plan, iteration: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def run_distill(
     init: Table | None = None,
     features: nn.Module | None = None,
     conditions: Mapping[str, object] | None = None,
-    smaller: Table | None = None,
+    smaller: Sequence[Table] = (),
 ) -> Path | None:
     """Learns a table into `out`: solver.json, config.json, checkpoint.safetensors, tb/. Returns the table's path.
 
@@ -57,14 +57,14 @@ def run_distill(
         init: table to start from; its structure replaces the family's.
         features: of `distill`.
         conditions: what else the model was asked for, ready for JSON; a run is not continued with others.
-        smaller: a learned table of fewer calls, one start more.
+        smaller: of `make_plan`.
 
     Raises:
         RunError: where `out` holds another run, or its checkpoint is damaged or of another configuration.
     """
     workers = Workers.of_accelerate()
     if init is None:
-        config = _with_points(model, config, [Path(out)] if resume else [], workers)
+        config = with_points(model, config, [Path(out)] if resume else [], workers)
     plan = workers.together(lambda: make_plan(model, config, init, smaller))
     if dry_run:
         if workers.rank == 0:
@@ -92,54 +92,7 @@ def run_distill(
     return folder.table
 
 
-def run_each(
-    model: Model,
-    config: DistillConfig,
-    calls: Sequence[int],
-    out: Path,
-    resume: bool = False,
-    dry_run: bool = False,
-    features: nn.Module | None = None,
-    conditions: Mapping[str, object] | None = None,
-) -> dict[int, Path]:
-    """Learns a table for each of several counts of calls, into `out`/3-calls, `out`/5-calls and so on, fewest first.
-
-    They share the teacher's trajectories, and each table is grown into a start of the next one: on held-out noise more
-    calls are never worse. Arguments and errors are those of `run_distill`; `config.calls` is not used, and
-    `config.minutes` are for all together.
-    """
-    workers, folders = Workers.of_accelerate(), {n: out / f"{n}-calls" for n in sorted(set(calls))}
-    config = _with_points(model, config, list(folders.values()) if resume else [], workers)
-    if dry_run:
-        workers.together(lambda: _foresee_each(model, config, calls) if workers.rank == 0 else None)
-        return {}
-    paths: dict[int, Path] = {}
-    smaller = None
-    for own in of_each(config, calls):
-        path = run_distill(model, own, folders[own.calls], resume, False, None, features, conditions, smaller)
-        assert path is not None, "only a dry run has no table"
-        paths[own.calls], smaller = path, Table.load(path)
-    return paths
-
-
-def _foresee_each(model: Model, config: DistillConfig, calls: Sequence[int]) -> None:
-    """Prints what each run of `run_each` will do; the teacher is the first one's."""
-    smaller = None
-    for own in of_each(config, calls):
-        plan = make_plan(model, own, smaller=smaller)
-        print(forecast(model, plan, solved=smaller is not None), end="\n\n")
-        smaller = plan.tables[0]
-
-
-def of_each(config: DistillConfig, calls: Sequence[int]) -> Iterator[DistillConfig]:
-    """The config for each count of calls, fewest first, with its share of the minutes."""
-    counts = sorted(set(calls))
-    for n in counts:
-        share = None if config.minutes is None else config.minutes * n / sum(counts)
-        yield config.model_copy(update={"calls": n, "minutes": share})
-
-
-def _with_points(model: Model, config: DistillConfig, held: Sequence[Path], workers: Workers) -> DistillConfig:
+def with_points(model: Model, config: DistillConfig, held: Sequence[Path], workers: Workers) -> DistillConfig:
     """The config with its points decided, alike in all processes: those of a run in these folders, or measured ones."""
     if config.points != "auto":
         return config

@@ -169,8 +169,9 @@ class Trainer:
         """
         annealed = state.iteration >= self.plan.total and not self.config.gauss_newton
         if annealed and rmse is not None and math.isfinite(rmse) and not self._worse(state):
-            untrained = self._validate(replace(state, start=0, vector=self.starts[0].start))
-            if rmse <= untrained:  # a table of fewer calls may be the first start: more are never worse
+            first = range(max(1, self.plan.inherited))
+            untrained = min(self._validate(replace(state, start=k, vector=self.starts[k].start)) for k in first)
+            if rmse <= untrained:  # tables of fewer calls or points are the first starts: more are never worse
                 return replace(state, best=state.vector, best_rmse=rmse, best_start=state.start)
         return replace(state, vector=state.best, start=state.best_start)
 

@@ -71,12 +71,15 @@ def cpu_since(began: float) -> float:
 
 
 def cell_of(job: Training, results: Path, work: Path) -> dict[str, Any]:
-    """A cell with its table, which is learned where it is missing or was learned otherwise; that of fewer calls, which
-    is grown into one of its starts, before it.
+    """A cell with its table, which is learned where it is missing or was learned otherwise; those of fewer points and
+    calls, which are widened and grown into starts of it, before it.
     """
-    fewer = job.fewer()
-    smaller = None if fewer is None else table_in(cell_of(fewer, results, work))
-    settings = {**job.settings(), "grown_from": None if smaller is None else smaller.digest}
+    narrower, fewer = (
+        None if other is None else table_in(cell_of(other, results, work)) for other in (job.narrower(), job.fewer())
+    )
+    settings = {**job.settings(), "grown_from": None if fewer is None else fewer.digest}
+    settings |= {} if narrower is None else {"widened_from": narrower.digest}
+    smaller = [table for table in (narrower, fewer) if table is not None]
     content = read(job.path(results))
     if content.get("settings") != settings:
         named = {"subject": job.subject, "family": job.family, "calls": job.calls, "seed": job.seed}
@@ -90,7 +93,7 @@ def table_in(content: Mapping[str, Any]) -> Table:
     return loads(json.dumps(content["table"]))
 
 
-def learned(job: Training, smaller: Table | None, results: Path, work: Path) -> dict[str, Any]:
+def learned(job: Training, smaller: Sequence[Table], results: Path, work: Path) -> dict[str, Any]:
     """A training run: its table, and the seconds that it took beside its teacher's, which all runs of a model share."""
     model = job.of.load()
     began, cpu = time.perf_counter(), time.process_time()

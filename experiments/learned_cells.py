@@ -123,6 +123,10 @@ class Training(Protocol):
         """The cell of fewer calls that it is grown from, if any."""
         ...
 
+    def narrower(self) -> Training | None:
+        """The cell of fewer points that it is widened from, if any."""
+        ...
+
     def teacher(self, results: Path) -> Path | None:
         """The file that says what its teacher took; None where it is not timed apart from the run."""
         ...
@@ -163,6 +167,9 @@ class Job:
         smaller = [calls for calls in CALLS if calls < self.calls]
         family = GROWN_FROM.get(self.family, self.family)
         return replace(self, family=family, calls=smaller[-1]) if smaller else None
+
+    def narrower(self) -> None:
+        """Each count of points is learned by itself."""
 
     def teacher(self, results: Path) -> Path:
         return results / self.subject / "teacher.json"

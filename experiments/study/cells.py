@@ -156,6 +156,10 @@ class Run:
         smaller = [calls for calls in CALLS if calls < self.calls and self.subject != "ablations"]
         return replace(self, calls=smaller[-1]) if smaller else None
 
+    def narrower(self) -> Run | None:
+        """`dense-2` begins at the table of `dense-1`, too, as `--points 1,2` has it."""
+        return replace(self, family="dense-1") if self.family == "dense-2" and self.subject != "ablations" else None
+
     def teacher(self, results: Path) -> None:
         """It is timed with the world's, or is an ablation's own."""
 

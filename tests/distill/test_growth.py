@@ -1,4 +1,4 @@
-"""More calls are never worse: a learned table of fewer calls is a start of the next one."""
+"""More calls or points are never worse: a learned table of fewer is a start of the next one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.tables import epd_table, full_table
 from helpers.toy_models import toy_config, toy_mixture
 
 import epd
 from epd.denoisers.noise import unit_noise
-from epd.distill.growth import grown
+from epd.distill.growth import grown, widened
 from epd.distill.initial import initial_table
 from epd.distill.plan import make_plan
-from epd.distill.run import run_distill, run_each
+from epd.distill.run import run_distill
+from epd.distill.several import run_each, run_points
 
 NOISE = unit_noise(range(8), (1, 2, 2), torch.float64)
 
@@ -51,6 +53,58 @@ def test_a_grown_table_has_its_familys_structure() -> None:
         assert large.nodes.shape == fresh.nodes.shape
 
 
+TABLES = {
+    "dense": lambda: start(family="dense", calls=4, points=1),
+    "dense fan": lambda: start(family="dense", calls=4, points=2),
+    "two-call": lambda: start(calls=3, points=1),
+    "everything": lambda: full_table(),
+    "one call": lambda: full_table(1, afs=True),
+    "one call, asked first": lambda: full_table(1, free=True),
+    "both": lambda: full_table([2, 1, 1, 2]),
+    "scaled": lambda: epd_table(),
+    "plugin": lambda: epd_table(order=3),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("more", [1, 2])
+def test_a_widened_table_leads_to_the_same_ends_and_evaluates_its_new_points(name: str, more: int) -> None:
+    small = TABLES[name]()
+    wide = widened(small, small.num_nodes + more)
+    assert wide.num_nodes == small.num_nodes + more and wide.provenance.parent == small.digest
+    assert wide.num_parallel == small.num_parallel + more and wide.depth == small.depth
+    assert wide.nodes[:, : small.num_nodes].tolist() == small.nodes.tolist()
+    torch.testing.assert_close(end(wide), end(small), rtol=1e-9, atol=1e-9)
+    if more == 2:  # one by one is as good as at once, but for where the new points lie
+        torch.testing.assert_close(end(widened(widened(small, small.num_nodes + 1), wide.num_nodes)), end(wide))
+
+
+def test_a_widened_table_has_its_familys_structure() -> None:
+    wide, fresh = widened(start(family="dense", calls=5, points=1), 1), start(family="dense", calls=5, points=2)
+    assert wide.calls == fresh.calls and wide.memory.shape == fresh.memory.shape
+    assert wide.lookahead is not None and fresh.lookahead is not None
+    assert wide.lookahead.tolist() == fresh.lookahead.tolist()
+    assert [u.lookahead for u in wide.used] == [u.lookahead for u in fresh.used]
+
+
+def test_what_cannot_be_widened_says_why() -> None:
+    with pytest.raises(ValueError, match="1 points a step, but the table has 2 already"):
+        widened(start(points=2), 1)
+    with pytest.raises(ValueError, match="no step can have more points: those of one call lie along earlier slopes"):
+        widened(start(family="dense", calls=3, points=1, memory=0, afs=False), 1)
+
+
+@pytest.mark.parametrize("optimizer", ["soap", "gauss-newton"])
+def test_more_points_are_never_worse_on_held_out_noise(cache: Path, tmp_path: Path, optimizer: str) -> None:
+    config = toy_config(family="dense", optimizer=optimizer, iterations=3, screening=2, lr=0.3)
+    paths = run_points(toy_mixture(), config, (2, 3), (2, 1, 3), tmp_path)
+    assert [path.relative_to(tmp_path).parts[:2] for path in paths] == [
+        (f"{k}-points", f"{n}-calls") for k in (1, 2, 3) for n in (2, 3)
+    ]
+    errors = np.reshape([epd.Table.load(path).provenance.metrics["validation_rmse"] for path in paths], (3, 2))
+    assert (np.diff(errors, axis=0) <= 1e-9).all() and (np.diff(errors, axis=1) <= 1e-9).all(), errors
+
+
 def test_what_cannot_be_grown_says_why() -> None:
     small = start(family="dense", calls=3, points=1)
     with pytest.raises(ValueError, match="calls = 3, but the table makes 3 already: give more, or another table"):
@@ -65,11 +119,11 @@ def test_a_table_of_fewer_calls_is_grown_where_training_starts(caplog: pytest.Lo
     with pytest.raises(ValueError, match="the initial table makes 3 sequential calls, calls = 2: give as many or more"):
         make_plan(toy_mixture(), config.model_copy(update={"calls": 2}), init=small)
     alone = make_plan(toy_mixture(), config)
-    plan = make_plan(toy_mixture(), config, smaller=small)
+    plan = make_plan(toy_mixture(), config, smaller=[small])
     assert plan.tables[1:] == alone.tables and plan.tables[0].provenance.parent == small.digest
     caplog.set_level(logging.INFO, "epd")
     epd_config = toy_config(family="epd", calls=6, schedule="polynomial")
-    plan = make_plan(toy_mixture(), epd_config, smaller=start(family="epd", calls=4, schedule="polynomial"))
+    plan = make_plan(toy_mixture(), epd_config, smaller=[start(family="epd", calls=4, schedule="polynomial")])
     assert len(plan.tables) == 1 and "the table of 4 calls is no start for 6" in caplog.text
 
 

@@ -16,7 +16,7 @@ import epd
 from epd.distill import bends, points, soap, starts
 from epd.distill.families import FAMILIES
 from epd.distill.plan import make_plan
-from epd.distill.run import run_each
+from epd.distill.several import run_each
 from epd.distill.starts import start_sigmas
 from epd.distill.train import Trainer, distill
 from epd.runs.folder import identity_of
@@ -66,7 +66,7 @@ def test_a_run_never_ends_worse_than_its_first_start(monkeypatch: pytest.MonkeyP
     model = toy_mixture()
     *_, learned = distill(model, make_plan(model, toy_config(**DENSE, points=1, optimizer="soap")), cache=tmp_path)
     config = toy_config(**{**DENSE, "iterations": 40}, points=1, calls=4, optimizer="soap", lr=3.0)
-    plan = make_plan(model, config, smaller=learned.table)
+    plan = make_plan(model, config, smaller=[learned.table])
     trainer = Trainer(model, plan, None, tmp_path, Workers())
     untrained = trainer._validate(replace(learned.state, start=0, vector=trainer.starts[0].start))
     *_, last = trainer.updates(None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def test_a_stopped_benchmark_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
     learned, compared, stops = bench_learned.learned, bench_learned.compared, iter((True, False, True))
     trained: list[Job] = []
 
-    def counted(job: Job, smaller: Table | None, results: Path, work: Path) -> dict[str, object]:
+    def counted(job: Job, smaller: Sequence[Table], results: Path, work: Path) -> dict[str, object]:
         trained.append(job)
         return learned(job, smaller, results, work)
 
@@ -103,16 +103,16 @@ def test_a_stopped_benchmark_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(bench_learned, "compared", stopping)
     for measured in (False, True):
         with pytest.raises(KeyboardInterrupt):
-            make(tmp_path, *CELLS)
+            make(tmp_path, *CELLS[::-1])
         stopped = files(tmp_path)
         assert set(stopped) == {"digits-exact/two-call-3-0.json", "digits-exact/teacher.json"}
         assert ("cell" in json.loads(stopped["digits-exact/two-call-3-0.json"])) == measured
-    make(tmp_path, *CELLS)
+    make(tmp_path, *CELLS[::-1])
     done = files(tmp_path)
     assert [job.family for job in trained] == ["two-call", "s4s"] and len(done) == 5
     assert all(done[path] == content for path, content in stopped.items())
     monkeypatch.setattr(bench_learned, "compared", lambda *args, **options: pytest.fail("measured again"))
-    make(tmp_path, *CELLS)
+    make(tmp_path, *CELLS[::-1])
     assert files(tmp_path) == done
 
 
