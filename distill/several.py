@@ -81,7 +81,8 @@ def run_points(
 
 def _smaller(calls: int, fewer: Mapping[int, Table], narrower: Mapping[int, Table]) -> list[Table]:
     """Of what is learned already, the tables that one of so many calls may start at."""
-    return [narrower[n] for n in narrower if n == calls] + [*fewer.values()][-1:]
+    beside = [narrower[calls]] if calls in narrower else []
+    return beside + [*fewer.values()][-1:]
 
 
 def _foreseen(
