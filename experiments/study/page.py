@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..learned_results import contents, of_model
 from ..markdown import MISSING, markdown_table, measured_in
-from .cells import CALLS, HEADLINE, OURS, PEERS, WORLDS
+from .cells import CALLS, HEADLINE, LATER, OURS, PEERS, WORLDS
 from .parts import ablations, failures, transfers
 from .results import Files, ahead, solvers
 
@@ -33,19 +33,23 @@ def seeds(files: Files) -> str:
 def cost(files: Files) -> str:
     """Seconds of the processor, by subject and in all."""
     spent: dict[str, dict[str, float]] = {}
+    more = 0
     for path, content in files.items():
         subject, kind = path.split("/")[0], "learning" if "table" in content else "measuring"
         kind = "teacher and end points" if path.endswith("teacher.json") else kind
-        own = spent.setdefault(subject, {})
+        later = content.get("seed") in LATER.get(subject, ())
+        more += later
+        own = spent.setdefault(f"`{subject}`, later seeds" if later else f"`{subject}`", {})
         own[kind] = own.get(kind, 0.0) + content.get("cpu_seconds", 0.0)
         own["measuring"] = own.get("measuring", 0.0) + content.get("measuring_cpu_seconds", 0.0)
     if not spent:
         return MISSING
     kinds = ["teacher and end points", "learning", "measuring"]
-    rows = [[f"`{subject}`", *(f"{own.get(kind, 0.0):.0f}" for kind in kinds), f"{sum(own.values()) / 60:.1f}"]
+    rows = [[subject, *(f"{own.get(kind, 0.0):.0f}" for kind in kinds), f"{sum(own.values()) / 60:.1f}"]
             for subject, own in spent.items()]  # fmt: skip
-    total = sum(sum(own.values()) for own in spent.values())
-    said = f"{len(files)} cells took {total / 60:.0f} minutes of one core, {total / 120:.0f} minutes of two:"
+    total = sum(sum(own.values()) for subject, own in spent.items() if not subject.endswith("later seeds"))
+    said = f"{len(files) - more} cells took {total / 60:.0f} minutes of one core, {total / 120:.0f} minutes of two"
+    said += f"; {more} of later seeds, which `--only` makes, are not among them:" if more else ":"
     environments = [content["environment"] for content in files.values() if "environment" in content]
     table = markdown_table(["seconds of the processor", *kinds, "minutes"], rows)
     return f"{said}\n\n{table}\n\n{measured_in(*environments)}"

@@ -197,6 +197,13 @@ def test_what_a_part_is_worth_is_told_seed_by_seed(tmp_path: Path) -> None:
     ]
     cost = readme_tables.rendered("study-cost", folder)
     assert "8 cells took 16 minutes of one core, 8 minutes of two:" in cost  # 90 and 30 s each
+    more = folder / "study" / "digits" / "LD3-5-3.json"
+    more.parent.mkdir()
+    more.write_text(json.dumps(run_of("LD3", 3, 0.1)))
+    cost = readme_tables.rendered("study-cost", folder)
+    assert "8 cells took 16 minutes of one core, 8 minutes of two; 1 of later seeds, which `--only` makes" in cost
+    assert "| `digits`, later seeds | 0 | 90 | 30 | 2.0 |" in cost
+    more.unlink()
     files = {path.relative_to(folder / "study").as_posix(): json.loads(path.read_text())
              for path in (folder / "study").rglob("*.json")}  # fmt: skip
     figure = ablation_figure([row for row in ablation_rows(files) if row.name != "base"])
