@@ -35,7 +35,7 @@ from ..denoisers.rows import limit_rows
 from ..denoisers.shapes_32 import shapes_32
 from ..distill.config import DistillConfig
 from ..distill.feedback_config import FeedbackConfig
-from ..distill.feedback_run import distill_feedback
+from ..distill.feedback_run import RESULT, distill_feedback
 from ..distill.plan import make_plan
 from ..distill.points import settled
 from ..distill.train import distill
@@ -105,8 +105,10 @@ class Job:
         """The kind without its ending."""
         return self.kind.removesuffix(LATER).removesuffix("-gauss-newton")
 
-    def accelerated(self) -> str:
-        """The accelerator at work when it is measured."""
+    def accelerated(self, work: Path) -> str:
+        """The accelerator at work when it is measured; feedback is what was learned into this folder."""
+        if self.kind == FEEDBACK:
+            return f"ilf:module={work / FEEDBACK / RESULT}"
         return self.accelerator if self.kind == HAND else KINDS[self.base][1]
 
     def config(self) -> DistillConfig:
@@ -159,9 +161,9 @@ def run(job: Job, results: Path, work: Path) -> None:
     content = cell_of(job, results, work)
     key = {**judged, "digest": content.get("digest", "")}
     if content.get("judged") != key:
-        found = judge(work).of(*method(job, content, work), job.accelerated())
+        found = judge(work).of(*method(job, content, work), job.accelerated(work))
         log.info("RMSE %.4f at cost %.2f", together_results.rmse(found), found["cost"])
-        at_work = {"accelerated": job.accelerated()}
+        at_work = {"accelerated": job.accelerated(work)}
         write(path, {**content, **at_work, **found, "judged": key, "environment": environment()})
 
 
@@ -172,9 +174,9 @@ def fed(job: Job, path: Path, judged: dict[str, Any], work: Path) -> None:
     if read(path).get("judged") == judged and read(path).get("settings") == settings:
         return
     cpu = time.process_time()
-    trained = distill_feedback(shapes_32(), config, work / FEEDBACK, resume=True)
+    distill_feedback(shapes_32(), config, work / FEEDBACK, resume=True)
     seconds = round(time.process_time() - cpu, 1)
-    found = judge(work).of(RULES["euler"](), judge(work).grid(config.steps), f"ilf:module={trained}")
+    found = judge(work).of(*method(job, {}, work), job.accelerated(work))
     log.info("RMSE %.4f at cost %.2f", together_results.rmse(found), found["cost"])
     content = {**asdict(job), "solver": "euler", "accelerated": "ilf", "settings": settings, "cpu_seconds": seconds}
     write(path, {**content, **found, "judged": judged, "environment": environment()})
@@ -191,7 +193,7 @@ def cell_of(job: Job, results: Path, work: Path) -> dict[str, Any]:
         return {**content, **asdict(job), **{name: found[name] for name in ("digest", "table")}}
     model = shapes_32()
     config = settled(limit_rows(model), job.config()).resolved(math.prod(model.shape))
-    settings = {**config.model_dump(mode="json"), "accelerator": job.accelerated()}
+    settings = {**config.model_dump(mode="json"), "accelerator": job.accelerated(work)}
     if content.get("settings") != settings:
         content = {**asdict(job), "settings": settings, **learned(job, model, work), "environment": environment()}
         write(job.path(results), content)
@@ -200,7 +202,8 @@ def cell_of(job: Job, results: Path, work: Path) -> dict[str, Any]:
 
 def learned(job: Job, model: NetworkDenoiser, work: Path) -> dict[str, Any]:
     """A training run with the accelerator on: its table, and what it took beside the teacher's, which all share."""
-    accelerate(model, *([parse(job.accelerated())] if job.accelerated() else []))
+    accelerator = job.accelerated(work)
+    accelerate(model, *([parse(accelerator)] if accelerator else []))
     limited = limit_rows(model)
     plan, cpu = make_plan(limited, job.config()), time.process_time()
     *_, last = distill(limited, plan, cache=work)
@@ -211,8 +214,8 @@ def learned(job: Job, model: NetworkDenoiser, work: Path) -> dict[str, Any]:
 
 def method(job: Job, content: dict[str, Any], work: Path) -> tuple[Rule, Tensor]:
     """The rule and the noise levels of a cell."""
-    if job.kind == HAND:
-        return RULES[job.solver](), judge(work).grid(job.calls)
+    if job.kind in (HAND, FEEDBACK):
+        return RULES[job.solver or "euler"](), judge(work).grid(job.calls)
     table = table_in(content)
     return table.rule(), torch.tensor(table.sigmas)
 
@@ -221,13 +224,15 @@ def timed(path: Path, results: Path, work: Path) -> None:
     """Medians of the seconds of every measured solver of seed 0, in plain calls of as many samples, one after the other
     and all of them several times.
     """
-    every = [job for job in jobs([f"{MODEL},,,0"]) if job.kind not in (TIMES, FEEDBACK) and job.path(results).exists()]
+    every = [job for job in jobs([f"{MODEL},,,0"]) if job.kind != TIMES and job.path(results).exists()]
+    if not (work / FEEDBACK / RESULT).exists():
+        every = [job for job in every if job.kind != FEEDBACK]
     names = [job.path(results).relative_to(results).as_posix() for job in every]
     if read(path).get("names") == names:
         return
     model, seeds = judge(work).model, range(TIMED)
     denoiser, noise = model.for_seeds(seeds), unit_noise(seeds, model.shape)
-    methods = [(*method(job, read(job.path(results)), work), job.accelerated()) for job in every]
+    methods = [(*method(job, read(job.path(results)), work), job.accelerated(work)) for job in every]
     call = lambda: model.for_seeds(seeds)(noise, torch.tensor(1.0))  # noqa: E731
     calls, taken = list[float](), [list[float]() for _ in every]
     for _ in range(REPEATS):

@@ -21,8 +21,8 @@ def test_every_cell_has_a_file_of_its_own_and_an_accelerator_that_commands_know(
     every = jobs()
     assert len({job.path(Path("x")) for job in every}) == len(every)
     for job in every:
-        if job.kind not in (bench_together.TIMES, bench_together.FEEDBACK) and job.accelerated():
-            parse(job.accelerated())
+        if job.kind not in (bench_together.TIMES, bench_together.FEEDBACK) and job.accelerated(Path()):
+            parse(job.accelerated(Path()))
     assert {job.kind for job in jobs([f"{MODEL},ras-fan"])} == {"ras-fan"}
     with pytest.raises(ValueError, match="no cell is 'digits'"):
         jobs(["digits"])
