@@ -17,7 +17,7 @@ from .learned_cells import CALLS, FAMILIES, GROWN_FROM, SUBJECTS
 from .markdown import MISSING, markdown_table, measured_in
 
 FOLDER = Path(__file__).resolve().parent / "results" / "learned"
-VARIED = ("calls", "seed", "grown_from")  # settings in which the runs of a family differ
+VARIED = ("calls", "seed", "grown_from", "widened_from")  # settings in which the runs of a family differ
 IN_FULL = ("digits-exact", "digits")  # with the typical error and the Fréchet distance
 
 
@@ -106,7 +106,7 @@ def of_model(files: Mapping[str, Any], name: str) -> Results:
 
 
 def _check_settings(name: str, learned: Sequence[Mapping[str, Any]]) -> None:
-    """Raises a ValueError where runs of one family differ in more than their calls, seed and smaller table."""
+    """Raises a ValueError where runs of one family differ in more than their calls, seed and smaller tables."""
     first: dict[str, dict[str, Any]] = {}
     for content in learned:
         family = content["family"]

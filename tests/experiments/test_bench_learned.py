@@ -188,7 +188,8 @@ def cell(solver: str, calls: int, evaluations: int, rmse: float, learned: bool) 
 def run_of(family: str, calls: int, evaluations: int, seed: int, rmse: float) -> dict[str, object]:
     return {
         "family": family, "calls": calls, "seed": seed, "seconds": 40.0 + seed, "judged": JUDGED,
-        "settings": {"lr": 0.02, "calls": calls, "seed": seed, "grown_from": f"that of seed {seed}"},
+        "settings": {"lr": 0.02, "calls": calls, "seed": seed, "grown_from": f"that of seed {seed}",
+                     "widened_from": f"that of {calls} calls"},
         "table": {"provenance": {"path": "ve"}}, "cell": cell(family, calls, evaluations, rmse, True),
         "environment": {"python": "3.11", "threads": 1 + seed % 2},
     }  # fmt: skip

@@ -113,6 +113,8 @@ def test_a_stopped_study_goes_on_and_says_what_it_cost(
     assert moved["settings"]["digest"] == read["digits-exact/dense-1-3-0.json"]["digest"]
     assert moved["cell"]["rmse"] == read["digits-exact/dense-1-3-0.json"]["cell"]["rmse"]  # the same world here
     assert read["ablations/true-levels-5-0.json"]["settings"]["grown_from"] is None
+    wide, narrow = (read[f"digits-exact/{family}-3-0.json"] for family in ("dense-2", "dense-1"))
+    assert wide["settings"]["widened_from"] == narrow["digest"] and "widened_from" not in narrow["settings"]
     for path, content in read.items():
         assert content["cpu_seconds"] >= 0 and content["environment"]["threads"] == 1, path
     monkeypatch.setattr(bench_learned, "learned", lambda *args: pytest.fail("learned again"))
