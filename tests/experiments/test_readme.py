@@ -50,7 +50,7 @@ def test_the_options_and_modules_that_are_named_exist() -> None:
     from epd.commands import options
 
     names = {name for command in cli.COMMANDS.values() for name in getattr(options, command.options).model_fields}
-    others = {"help", "tyro-print-completion", "logdir"}  # the last one of tensorboard
+    others = {"help", "tyro-print-completion", "logdir", "only"}  # the last two of tensorboard and of the benchmarks
     others |= {"nproc-per-node", "nnodes", "rdzv-backend", "rdzv-endpoint"}  # of torchrun, and of accelerate:
     others |= {"multi-gpu", "num-machines", "num-processes", "machine-rank", "main-process-ip", "main-process-port"}
     mentioned = set(re.findall(r"(?<=[ `])--([a-z][a-z_-]*)", EVERYTHING))
