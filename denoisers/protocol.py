@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
@@ -41,6 +42,21 @@ class Guided(Protocol):
             ValueError: where no guidance is bound.
         """
         ...
+
+
+class PassesGuidance(ABC):
+    """What stands before a denoiser: one method serves evaluations with the bound guidance and with another."""
+
+    @abstractmethod
+    def _denoised(self, x: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
+        """As of `denoised_at`."""
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self._denoised(x, sigma, None)
+
+    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
+        """See `Guided`."""
+        return self._denoised(x, sigma, factor)
 
 
 def denoised_at(denoiser: Denoiser, x: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:

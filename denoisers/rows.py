@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .forwarding import Forwarding
-from .protocol import Denoiser, Model, denoised_at, rows_per_condition
+from .protocol import Denoiser, Model, PassesGuidance, denoised_at, rows_per_condition
 from .row_cost import RowCost, row_cost, rows_within
 
 NUMBERS = 2**22  # in the rows of one call on a processor, whose free memory says little: others live there, too
@@ -114,7 +114,7 @@ class RowLimited(Forwarding):
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class Split(PassesGuidance):
     """A denoiser of B samples that evaluates a call of B x K rows in parts.
 
     Args:
@@ -127,13 +127,6 @@ class Split:
     bind: Callable[[Sequence[int]], Denoiser]
     most: Callable[[Tensor], int]
     _bound: dict[tuple[int, int], Denoiser] = field(default_factory=dict, init=False, repr=False)  # by their samples
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self._denoised(x, sigma, None)
-
-    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
-        """What the bound denoisers give with their guidance scaled."""
-        return self._denoised(x, sigma, factor)
 
     def _denoised(self, x: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
         limit = self.most(x)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..denoisers.protocol import Denoiser, denoised_at
+from ..denoisers.protocol import Denoiser, PassesGuidance, denoised_at
 from ..solvers.parallel import Coefficients, parallel
 from ..solvers.solve import solve
 from ..solvers.walk import plan
@@ -31,17 +31,11 @@ EPS = {"float32": 2e-3, "float64": 1e-6}  # forward differences: rounding agains
 
 
 @dataclass
-class RecordingDenoiser:
+class RecordingDenoiser(PassesGuidance):
     """A denoiser that keeps what it returned, call by call."""
 
     denoiser: Denoiser
     calls: list[Tensor] = field(default_factory=list)
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self._denoised(x, sigma, None)
-
-    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
-        return self._denoised(x, sigma, factor)
 
     def _denoised(self, x: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
         self.calls.append(denoised_at(self.denoiser, x, sigma, factor))
@@ -49,19 +43,13 @@ class RecordingDenoiser:
 
 
 @dataclass
-class ReplayingDenoiser:
+class ReplayingDenoiser(PassesGuidance):
     """A denoiser that returns recorded results before call `first` and asks the network from there on."""
 
     denoiser: Denoiser
     recorded: Sequence[Tensor]
     first: int
     index: int = 0
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self._denoised(x, sigma, None)
-
-    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
-        return self._denoised(x, sigma, factor)
 
     def _denoised(self, x: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
         self.index += 1

@@ -85,8 +85,9 @@ def make_plan(
     learn: tuple[str, ...] = built.learn
     if {*learn} & {*GUIDANCE} or (init is not None and init.scales_guidance):
         require_guided(model)
-    own = _inherited(smaller, config.calls, built.width) if init is None else ()
+    own: tuple[Table, ...] = ()
     if init is None:
+        own = _inherited(smaller, config.calls, built.width)
         tables = (*own, *_starting_tables(model, config, learn))
     else:
         tables = (_of_calls(init, config.calls),)

@@ -42,11 +42,12 @@ def run_each(
         _foreseen(model, config, calls, narrower)
         return {}
     paths: dict[int, Path] = {}
+    learned: dict[int, Table] = {}
     for own in of_each(config, calls):
-        smaller = _smaller(own.calls, {n: Table.load(path) for n, path in paths.items()}, narrower)
+        smaller = _smaller(own.calls, learned, narrower)
         path = run_distill(model, own, folders[own.calls], resume, False, None, features, conditions, smaller)
         assert path is not None, "only a dry run has no table"
-        paths[own.calls] = path
+        paths[own.calls], learned[own.calls] = path, Table.load(path)
     return paths
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..denoisers.protocol import Denoiser, Model, denoised_at
+from ..denoisers.protocol import Denoiser, Model, PassesGuidance, denoised_at
 from ..denoisers.rows import limit_rows
 from ..runs.processes import Workers
 from ..solvers.parallel import Coefficients
@@ -263,7 +263,7 @@ class Trainer:
 
 
 @dataclass(frozen=True)
-class _Evaluated:
+class _Evaluated(PassesGuidance):
     """A denoiser as training calls it: under autocast to `dtype` where that is one, its activations perhaps recomputed
     in the backward pass.
     """
@@ -272,12 +272,6 @@ class _Evaluated:
     device: str
     dtype: torch.dtype | None
     recompute: bool
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self._denoised(x, sigma, None)
-
-    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
-        return self._denoised(x, sigma, factor)
 
     def _denoised(self, x: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
         if not self.recompute:

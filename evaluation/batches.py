@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers.noise import unit_noise
-from ..denoisers.protocol import Denoiser, Model, denoised_at
+from ..denoisers.protocol import Denoiser, Model, PassesGuidance, denoised_at
 from ..solvers.answers import MakeAnswer, batched
 from ..solvers.solve import solve
 from ..solvers.walk import Answer, Ask, Rule
@@ -50,18 +50,11 @@ class Counting:
         return self.answer(ask)
 
 
-class CountingRows:
+class CountingRows(PassesGuidance):
     """A denoiser that counts its calls and the rows that they hold, for solvers that do not walk."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser, self.calls, self.rows = denoiser, 0, 0
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self._denoised(x, sigma, None)
-
-    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
-        """What the denoiser gives with its guidance scaled."""
-        return self._denoised(x, sigma, factor)
 
     def _denoised(self, x: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
         self.calls, self.rows = self.calls + 1, self.rows + len(x)

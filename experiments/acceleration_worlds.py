@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..accelerators.heads import Heads
-from ..denoisers import shapes_32
+from ..commands.inputs import texts_of
 from ..denoisers.digits import classes_of, digits, digits_classifier
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
 from ..denoisers.rows import RowLimited, limit_rows
+from ..denoisers.shapes_32 import shapes_32
 from ..denoisers.shapes_verifier import verify
 from ..denoisers.shapes_world import parse, prompts
+from ..pipelines.options import ModelOptions
 from ..rl.acceleration import grid_table
 from ..rl.acceleration_config import AccelerationConfig
 from ..rl.acceleration_rollout import Trip, travel, with_network
@@ -197,15 +199,10 @@ class Shapes32Judge(ThingsJudge):
     """The classes of `shapes-32` in turn, half of them of one thing. Unguided."""
 
     def __init__(self) -> None:
-        seeds = tuple(range(20_000, 20_000 + SAMPLES))
-        kinds = ["one thing" if len(parse(text).things) == 1 else "two things" for text in class_prompts(seeds)]
-        schedule = WORLDS["shapes-32"].schedule
-        super().__init__(limit_rows(shapes_32.shapes_32()), schedule, Draws(seeds, seeds), kinds, class_prompts)
-
-
-def class_prompts(seeds: Sequence[int]) -> list[str]:
-    """The prompts of the classes of `shapes-32` that seeds stand for."""
-    return [shapes_32.classes()[label] for label in shapes_32.classes_of(seeds).tolist()]
+        seeds, model = tuple(range(20_000, 20_000 + SAMPLES)), limit_rows(shapes_32())
+        texts = texts_of(model, "shapes-32", ModelOptions())
+        kinds = ["one thing" if len(parse(text).things) == 1 else "two things" for text in texts(seeds)]
+        super().__init__(model, WORLDS["shapes-32"].schedule, Draws(seeds, seeds), kinds, texts)
 
 
 @functools.cache
@@ -225,7 +222,8 @@ def learning(name: str) -> tuple[Model, dict[str, Any]]:
     if name == "digits":
         return digits(), {}
     if name == "shapes-32":
-        return shapes_32.shapes_32(), {"texts": class_prompts}
+        model = shapes_32()
+        return model, {"texts": texts_of(limit_rows(model), name, ModelOptions())}
     texts, ones, held_out = shapes_prompts()
     twos = [i for i in range(len(texts) - len(held_out)) if i not in ones]
     # As many draws of one thing as of two, of which there are far more prompts.

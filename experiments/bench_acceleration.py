@@ -114,7 +114,7 @@ def policy_cell(job: Job, work: Path) -> dict[str, Any]:
     refine_acceleration(
         model, world.reward, config, folder, resume=resume, watched=watched, features=features, **told
     )
-    report = read(folder / "report.json")
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return {"config": config.model_dump(mode="json"), "report": report, **measured(JUDGES[job.model](), folder, config)}
 
 

@@ -90,7 +90,7 @@ class Job:
         kind: of KINDS, with an ending of OPTIMISERS or `-later`; HAND, FEEDBACK or TIMES.
         calls: sequential; of hand-made solvers their steps.
         seed: of training.
-        solver, accelerator: of hand-made ones.
+        solver, accelerator: of hand-made ones; of feedback the solver alone.
     """
 
     subject: str
@@ -138,7 +138,7 @@ def jobs(only: Sequence[str] = ()) -> list[Job]:
             every += [Job(MODEL, kind, calls) for kind, calls in ALSO]
             every += [Job(MODEL, kind + LATER, calls) for kind, calls in EQUAL.items() if KINDS[kind][1]]
     every += [Job(MODEL, f"{k}-gauss-newton", calls, s) for s in TRAINING_SEEDS for k, calls in EQUAL.items()]
-    every += [Job(MODEL, FEEDBACK, LOOP["steps"]), Job(MODEL, TIMES)]
+    every += [Job(MODEL, FEEDBACK, LOOP["steps"], 0, "euler"), Job(MODEL, TIMES)]
     return chosen(every, only, "MODEL,KIND,CALLS,SEED")
 
 
@@ -178,7 +178,7 @@ def fed(job: Job, path: Path, judged: dict[str, Any], work: Path) -> None:
     seconds = round(time.process_time() - cpu, 1)
     found = judge(work).of(*method(job, {}, work), job.accelerated(work))
     log.info("RMSE %.4f at cost %.2f", together_results.rmse(found), found["cost"])
-    content = {**asdict(job), "solver": "euler", "accelerated": "ilf", "settings": settings, "cpu_seconds": seconds}
+    content = {**asdict(job), "accelerated": "ilf", "settings": settings, "cpu_seconds": seconds}
     write(path, {**content, **found, "judged": judged, "environment": environment()})
 
 
@@ -215,7 +215,7 @@ def learned(job: Job, model: NetworkDenoiser, work: Path) -> dict[str, Any]:
 def method(job: Job, content: dict[str, Any], work: Path) -> tuple[Rule, Tensor]:
     """The rule and the noise levels of a cell."""
     if job.kind in (HAND, FEEDBACK):
-        return RULES[job.solver or "euler"](), judge(work).grid(job.calls)
+        return RULES[job.solver](), judge(work).grid(job.calls)
     table = table_in(content)
     return table.rule(), torch.tensor(table.sigmas)
 

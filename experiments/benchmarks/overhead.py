@@ -57,8 +57,7 @@ def measure(name: str, batch: int, settings: Settings, machine: Machine) -> list
     it, rows = subject(name, settings), []
     noise, denoiser = it.noise(batch), it.bound(batch)
     for family, table in tables(settings).items():
-        rule = table.rule(settings.device)
-        solved = partial(solve, rule, noise=noise, sigmas=table.sigmas)
+        solved = partial(solve, table.rule(settings.device), noise=noise, sigmas=table.sigmas)
         run = partial(solved, denoiser)
         with torch.no_grad():
             calls = recorded(it.network, run)

@@ -32,22 +32,22 @@ def seeds(files: Files) -> str:
 
 def cost(files: Files) -> str:
     """Seconds of the processor, by subject and in all."""
-    spent: dict[str, dict[str, float]] = {}
+    spent: dict[tuple[str, bool], dict[str, float]] = {}  # by subject, and whether its seeds are later ones
     more = 0
     for path, content in files.items():
         subject, kind = path.split("/")[0], "learning" if "table" in content else "measuring"
         kind = "teacher and end points" if path.endswith("teacher.json") else kind
         later = content.get("seed") in LATER.get(subject, ())
         more += later
-        own = spent.setdefault(f"`{subject}`, later seeds" if later else f"`{subject}`", {})
+        own = spent.setdefault((subject, later), {})
         own[kind] = own.get(kind, 0.0) + content.get("cpu_seconds", 0.0)
         own["measuring"] = own.get("measuring", 0.0) + content.get("measuring_cpu_seconds", 0.0)
     if not spent:
         return MISSING
     kinds = ["teacher and end points", "learning", "measuring"]
-    rows = [[subject, *(f"{own.get(kind, 0.0):.0f}" for kind in kinds), f"{sum(own.values()) / 60:.1f}"]
-            for subject, own in spent.items()]  # fmt: skip
-    total = sum(sum(own.values()) for subject, own in spent.items() if not subject.endswith("later seeds"))
+    rows = [[f"`{subject}`" + ", later seeds" * later, *(f"{own.get(kind, 0.0):.0f}" for kind in kinds),
+             f"{sum(own.values()) / 60:.1f}"] for (subject, later), own in spent.items()]  # fmt: skip
+    total = sum(sum(own.values()) for (_, later), own in spent.items() if not later)
     said = f"{len(files) - more} cells took {total / 60:.0f} minutes of one core, {total / 120:.0f} minutes of two"
     said += f"; {more} of later seeds, which `--only` makes, are not among them:" if more else ":"
     environments = [content["environment"] for content in files.values() if "environment" in content]

@@ -30,7 +30,7 @@ def test_filters_choose_cells() -> None:
     assert len(jobs()) == 3 * (3 * (3 + 4) + 3)
     assert {job.decay for job in jobs(["digits,both,,0"])} == {0.97, 0.9, 0.8}
     assert [job.name for job in jobs(["digits,tpdm,24,1"])] == ["digits-tpdm-24-0.9-1"]
-    with pytest.raises(ValueError, match="no cell is .digits,all.: give MODEL,HEADS,CALLS,SEED, of MODEL digits,"):
+    with pytest.raises(ValueError, match="no cell is 'digits,all': give MODEL,HEADS,CALLS,SEED, of MODEL digits,"):
         jobs(["digits,all"])
 
 
@@ -48,8 +48,9 @@ def test_what_is_static_is_measured_between_whole_numbers_of_steps() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("heads", ["tpdm", "judged"])
 def test_a_cell_is_made_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    heads: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = {"steps": 1, "groups": 1, "group_size": 4, "held_out": 64, "tolerance": 0.1, "epochs": 1}
     monkeypatch.setattr(bench, "LEARNING", {**bench.LEARNING, **small})
@@ -57,7 +58,7 @@ def test_a_cell_is_made_once(
     monkeypatch.setattr(worlds, "SAMPLES", 10)
     monkeypatch.setattr(worlds, "TOLERANCE", 0.1)
     monkeypatch.setattr(bench, "TEACHER", {"samples": 2, "fine": 6})
-    words = ["--only", "digits,judged,,0", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
+    words = ["--only", f"digits,{heads},,0", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
     tmp_path.joinpath("work").mkdir()
     assert main(words) == 0
     (path,) = tmp_path.glob("*.json")
@@ -68,11 +69,11 @@ def test_a_cell_is_made_once(
     assert all(len(row["steps"]) == 4 and row["steps"][0] == "1" for row in cell["report"]["who computes"])
     if cell["calls"] == 4:  # all is computed: so it is by the mask of all steps
         assert cell["policy"] == cell["plain"] == cell["beside"]["one mask"]
-    assert cell["config"]["discriminator"] == 1
+    assert cell["config"]["discriminator"] == (heads == "judged")
     before = path.stat().st_mtime_ns
     assert main(words) == 0 and path.stat().st_mtime_ns == before
     assert main([*words, "--print"]) == 0
-    assert "| judged | 0.9 | 0 |" in capsys.readouterr().out
+    assert f"| {heads} | 0.9 | 0 |" in capsys.readouterr().out
 
 
 def test_judges_know_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
