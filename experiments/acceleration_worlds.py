@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -58,6 +58,10 @@ class World:
     watched: tuple[str, ...] = ()
     learning: dict[str, Any] = field(default_factory=dict)
     tables: dict[int, str] = field(default_factory=dict)
+
+    def score(self, told: Mapping[str, float]) -> float:
+        """By the metric; larger is better."""
+        return -told[self.metric] if self.metric == "rmse" else told[self.metric]
 
 
 def seen_by_the_judge(images: Tensor) -> Tensor:

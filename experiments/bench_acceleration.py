@@ -10,15 +10,16 @@ with leave-one-out; `judged`: both, beside a discriminator), and measured on fre
 closeness to the converged end points, the others by their verifier, from prompts of one and of two things. Beside it,
 at its mean number of calls, between the two whole numbers of steps next to it: fewer plain Euler steps; the one mask of
 the same grid that computes the steps that the policy computes most often; and the schedule of GITS, dynamic programming
-over a teacher's trajectories. `table`: a learned table of another benchmark on the same samples. Other rules, which
-cost nothing, are in the results of `epd compare`.
+over a teacher's trajectories; and how many calls each of them needs to be as good as the policy. `table`: a learned
+table of another benchmark on the same samples. Other rules, which cost nothing, are in the results of `epd compare`.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ from ..rl.acceleration_config import AccelerationConfig
 from ..rl.learn import refine_acceleration
 from ..runs.environment import environment
 from ..solvers.registry import Ends
+from . import acceleration_results, learned_results
 from .acceleration_pictures import draw_decisions
-from .acceleration_worlds import JUDGES, WORLDS, Judge, learning
+from .acceleration_worlds import JUDGES, WORLDS, learning
 from .bench_learned import read, table_in
 from .cells_command import cells_command, chosen
 
@@ -48,6 +50,7 @@ HEADS: dict[str, dict[str, Any]] = {
 TABLE = "table"
 LEARNING: dict[str, Any] = {"steps": 60, "held_out": 128, "lr": 3e-3, "tolerance": 1e-3, "evaluate_every": 20}
 TEACHER: dict[str, int] = {"samples": 64, "fine": 60}  # of GITS
+Static = Callable[[int], Mapping[str, float]]  # steps -> what a solver of so many gives
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of its file and of its run's folder."""
+        """Of its run's folder."""
         return f"{self.model}-{self.heads}-{self.calls}-{self.decay:g}-{self.seed}"
+
+    def path(self, results: Path) -> Path:
+        """Its file in the folder of all results."""
+        return results / self.model / f"{self.name.removeprefix(f'{self.model}-')}.json"
 
     def config(self) -> AccelerationConfig:
         """Of its run."""
@@ -89,7 +96,7 @@ def jobs(filters: Sequence[str] = ()) -> list[Job]:
 
 def run(job: Job, results: Path, work: Path) -> None:
     """Makes and measures a cell that is not there; what was learned of it before a kill is gone on from."""
-    path = results / f"{job.name}.json"
+    path = job.path(results)
     if not path.exists():
         made = table_cell(job) if job.heads == TABLE else policy_cell(job, work)
         content = {"job": asdict(job), **made, "environment": environment()}
@@ -111,15 +118,14 @@ def policy_cell(job: Job, work: Path) -> dict[str, Any]:
     resume = (folder / "checkpoint.safetensors").exists()
     watched = {name: name for name in world.watched}
     features = world.features if config.discriminator else None
-    refine_acceleration(
-        model, world.reward, config, folder, resume=resume, watched=watched, features=features, **told
-    )
+    refine_acceleration(model, world.reward, config, folder, resume=resume, watched=watched, features=features, **told)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return {"config": config.model_dump(mode="json"), "report": report, **measured(JUDGES[job.model](), folder, config)}
+    return {"config": config.model_dump(mode="json"), "report": report, **measured(job.model, folder, config)}
 
 
-def measured(judge: Judge, folder: Path, config: AccelerationConfig) -> dict[str, Any]:
-    """A policy on fresh samples beside static solvers of equal mean cost."""
+def measured(name: str, folder: Path, config: AccelerationConfig) -> dict[str, Any]:
+    """A world's policy on fresh samples, beside static solvers of equal mean cost and equally good ones."""
+    judge, score = JUDGES[name](), WORLDS[name].score
     grid, levels = config.grid, judge.sigmas(config.grid)
     states, trips = judge.travelled(load_heads(folder / POLICY)[0], config)
     spent = torch.cat([trip.calls for trip in trips])
@@ -131,7 +137,11 @@ def measured(judge: Judge, folder: Path, config: AccelerationConfig) -> dict[str
         chosen = often.sort(descending=True, stable=True).indices[:steps].sort().values
         return levels[[*chosen.tolist(), grid]]
 
-    static = {"fewer plain steps": judge.sigmas, "one mask": mask, "GITS": gits.schedule}
+    def told(schedule: Callable[[int], Tensor]) -> Static:
+        return functools.cache(lambda steps: judge.told(judge.solved(schedule(steps))))
+
+    static = {"fewer plain steps": told(judge.sigmas), "one mask": told(mask), "GITS": told(gits.schedule)}
+    policy = judge.told(states)
     kinds = sorted(set(judge.kinds))
     by_kind = {kind: [i for i, own in enumerate(judge.kinds) if own == kind] for kind in kinds}
     return {
@@ -140,47 +150,47 @@ def measured(judge: Judge, folder: Path, config: AccelerationConfig) -> dict[str
         "most": float(spent.max()),
         "calls by kind": {kind: float(spent[rows].mean()) for kind, rows in by_kind.items()},
         "computed in each step": often.tolist(),
-        "policy": judge.told(states),
+        "policy": policy,
         "plain": judge.told(judge.solved(levels)),
-        "beside": {name: between(judge, schedule, calls, grid) for name, schedule in static.items()},
+        "beside": {name: between(one, calls, grid) for name, one in static.items()},
+        "as good": {name: needed(one, calls, grid, score, policy) for name, one in static.items()},
     }
 
 
-def between(judge: Judge, schedule: Any, calls: float, most: int) -> dict[str, float]:  # noqa: ANN401
+def between(told: Static, calls: float, most: int) -> dict[str, float]:
     """What a static solver gives at a number of calls that is not whole: between the two next to it."""
     low = min(max(1, math.floor(calls)), most)
-    high = min(low + 1, most)
-    one, other = (judge.told(judge.solved(schedule(n))) for n in (low, high))
+    one, other = told(low), told(min(low + 1, most))
     return {name: one[name] + (calls - low) * (other[name] - one[name]) for name in one}
 
 
+def needed(
+    told: Static, calls: float, most: int, score: Callable[[Mapping[str, float]], float], policy: Mapping[str, float]
+) -> float | None:
+    """The calls from which a static solver scores as a policy of so many does, between two whole numbers.
+
+    None where all `most` are too few.
+    """
+    goal, n = score(policy), min(max(1, math.floor(calls)), most)
+    while n < most and score(told(n)) < goal:
+        n += 1
+    while n > 1 and score(told(n - 1)) >= goal:
+        n -= 1
+    here = score(told(n))
+    if here < goal:
+        return None
+    return 1.0 if n == 1 else n - (here - goal) / (here - score(told(n - 1)))
+
+
 def printed(results: Path) -> str:
-    """A row for each cell that is there, world by world."""
-    tables: list[str] = []
-    for name, world in WORLDS.items():
-        every = [content for job in jobs([name]) if (content := read(results / f"{job.name}.json"))]
-        cells = [content for content in every if "table" not in content]
-        if not cells:
-            continue
-        tables.append(
-            f"| {name}: heads | decay | seed | calls | {world.metric} | plain Euler, all steps | as many plain steps "
-            "| one mask | GITS | calls by kind |\n|---|---|---|---|---|---|---|---|---|---|"
-        )
-        for cell in cells:
-            job, beside = cell["job"], cell["beside"]
-            numbers = [cell["policy"], cell["plain"], *(beside[n] for n in ("fewer plain steps", "one mask", "GITS"))]
-            values = " | ".join(f"{number[world.metric]:.4f}" for number in numbers)
-            kinds = ", ".join(f"{kind} {calls:.2f}" for kind, calls in cell["calls by kind"].items())
-            row = f"| {job['heads']} | {job['decay']:g} | {job['seed']} | {cell['calls']:.2f} | {values} | {kinds} |"
-            tables[-1] += f"\n{row}"
-        learned = [f"{cell['table'][world.metric]:.4f} ({cell['calls']})" for cell in every if "table" in cell]
-        tables[-1] += f"\n\nLearned tables (calls): {', '.join(learned)}" if learned else ""
-    return "\n\n".join(tables)
+    """The page's tables of what is there."""
+    contents = learned_results.contents(results)
+    return "\n\n".join(f"{name}\n\n{render(contents)}" for name, render in acceleration_results.RENDERERS.items())
 
 
 def drawn(results: Path, docs: Path) -> Iterator[Path]:
     """Writes who computes when, of the policy of `shapes` with both heads, at the decay of the ablation, seed 0."""
-    path = results / f"{Job('shapes', 'both', WORLDS['shapes'].grid, SEEDS[0], ABLATED).name}.json"
+    path = Job("shapes", "both", WORLDS["shapes"].grid, SEEDS[0], ABLATED).path(results)
     if path.exists():
         yield draw_decisions(read(path)["report"], docs / "acceleration_decisions.png")
 

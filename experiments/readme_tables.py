@@ -16,7 +16,7 @@ from typing import Any
 
 from ..evaluation.comparison import Comparison, errors_markdown
 from ..formats.files import write_atomically
-from . import learned_results, refined_results, together_results
+from . import acceleration_results, learned_results, refined_results, together_results
 from .benchmarks import report, sharding
 from .markdown import MISSING, markdown_table, measured_in
 from .stepmix import page as stepmix
@@ -70,6 +70,7 @@ RENDERERS: dict[str, tuple[str, Render]] = {
     **{name: ("learned", render) for name, render in learned_results.RENDERERS.items()},
     **{name: ("refined", render) for name, render in refined_results.RENDERERS.items()},
     "together": ("together", together_results.table),
+    **{name: ("acceleration", render) for name, render in acceleration_results.RENDERERS.items()},
     **{name: ("study", render) for name, render in study.RENDERERS.items()},
     **{name: ("stepmix", render) for name, render in stepmix.RENDERERS.items()},
     **report.RENDERERS,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from epd.denoisers import shapes_32
+from epd.experiments import acceleration_results
 from epd.experiments import acceleration_worlds as worlds
 from epd.experiments import bench_acceleration as bench
 from epd.experiments.acceleration_pictures import draw_decisions
@@ -22,7 +23,8 @@ from epd.experiments.acceleration_worlds import (
     learning,
     shapes_prompts,
 )
-from epd.experiments.bench_acceleration import Job, between, jobs, main, table_cell
+from epd.experiments.bench_acceleration import Job, between, jobs, main, needed, table_cell
+from epd.experiments.markdown import MISSING
 from epd.rl.task import Rollout
 
 
@@ -35,16 +37,27 @@ def test_filters_choose_cells() -> None:
 
 
 def test_what_is_static_is_measured_between_whole_numbers_of_steps() -> None:
-    class Fake:
-        def solved(self, sigmas: int) -> int:
-            return sigmas
+    def told(steps: int) -> dict[str, float]:
+        return {"rmse": 1.0 / steps}
 
-        def told(self, states: int) -> dict[str, float]:
-            return {"rmse": 1.0 / states}
+    assert between(told, 4.5, 8)["rmse"] == pytest.approx((1 / 4 + 1 / 5) / 2)
+    assert between(told, 8.0, 8)["rmse"] == 1 / 8
 
-    fake: Any = Fake()
-    assert between(fake, lambda n: n, 4.5, 8)["rmse"] == pytest.approx((1 / 4 + 1 / 5) / 2)
-    assert between(fake, lambda n: n, 8.0, 8)["rmse"] == 1 / 8
+
+@pytest.mark.parametrize("begin", [1.0, 4.6, 8.0])
+def test_as_many_steps_as_are_needed_are_found_from_anywhere(begin: float) -> None:
+    def told(steps: int) -> dict[str, float]:
+        asked.append(steps)
+        return {"rmse": 1.0 / steps, "graded": 1 - 1.0 / steps}
+
+    asked: list[int] = []
+    for name in ("digits", "shapes"):  # less of the one is better, more of the other
+        score = WORLDS[name].score
+        assert needed(told, begin, 8, score, told(5)) == 5
+        assert needed(told, begin, 8, score, {"rmse": 0.225, "graded": 0.775}) == pytest.approx(4.5)
+        assert needed(told, begin, 8, score, {"rmse": 2.0, "graded": -1.0}) == 1
+        assert needed(told, begin, 8, score, {"rmse": 0.1, "graded": 0.9}) is None
+    assert {1, 8} >= {*asked} - {*range(2, 8)}
 
 
 @pytest.mark.slow
@@ -61,7 +74,7 @@ def test_a_cell_is_made_once(
     words = ["--only", f"digits,{heads},,0", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
     tmp_path.joinpath("work").mkdir()
     assert main(words) == 0
-    (path,) = tmp_path.glob("*.json")
+    (path,) = tmp_path.glob("digits/*.json")
     cell = json.loads(path.read_text())
     assert cell["policy"]["rmse"] > 0 and set(cell["beside"]) == {"fewer plain steps", "one mask", "GITS"}
     assert cell["calls"] == pytest.approx(sum(cell["computed in each step"]))
@@ -69,11 +82,33 @@ def test_a_cell_is_made_once(
     assert all(len(row["steps"]) == 4 and row["steps"][0] == "1" for row in cell["report"]["who computes"])
     if cell["calls"] == 4:  # all is computed: so it is by the mask of all steps
         assert cell["policy"] == cell["plain"] == cell["beside"]["one mask"]
+        assert cell["as good"]["one mask"] == 4
     assert cell["config"]["discriminator"] == (heads == "judged")
     before = path.stat().st_mtime_ns
     assert main(words) == 0 and path.stat().st_mtime_ns == before
     assert main([*words, "--print"]) == 0
-    assert f"| {heads} | 0.9 | 0 |" in capsys.readouterr().out
+    row = f"| {acceleration_results.HEADS[heads]} | 0.9 | 1 | {cell['calls']:.1f} | {cell['policy']['rmse']:.4f} |"
+    assert row in capsys.readouterr().out
+
+
+def test_seeds_are_one_row_of_the_page() -> None:
+    def cell(seed: int, calls: float, rmse: float, needed: float | None) -> dict[str, Any]:
+        job = {"model": "digits", "heads": "both", "calls": 24, "seed": seed, "decay": 0.9}
+        beside = {name: {"rmse": rmse + 0.01, "sure": 0.5} for name in acceleration_results.STATIC}
+        return {
+            "job": job, "calls": calls, "policy": {"rmse": rmse, "sure": 0.75}, "plain": {"rmse": 0.01, "sure": 1.0},
+            "beside": beside, "as good": {"fewer plain steps": 20.0, "one mask": 16.0, "GITS": needed},
+            "calls by kind": {"0": calls - 1, "7": calls + 1}, "environment": {},
+        }  # fmt: skip
+
+    table = {"job": {"model": "digits", "heads": "table"}, "calls": 5, "table": {"rmse": 0.0210}}
+    contents = {"a": cell(0, 12.0, 0.02, 14.0), "b": cell(1, 14.0, 0.04, None), "t": table}
+    shown = acceleration_results.table(contents, "digits")
+    row = "| both | 0.9 | 2 | 13.0 (12.0 to 14.0) | 0.0300 (0.0200 to 0.0400) | 0.0400 (20.0) | 0.0400 (16.0) "
+    assert f"{row}| 0.0400 (> 24) | +19 % |" in shown and "Learned tables: 0.0210 with 5 calls." in shown
+    shown = acceleration_results.judges(contents, "digits")
+    assert "| both | 0.9 | 0.750 | 1.000 | 0.500 | 0.500 | 0.500 | 0 12.00, 7 14.00 |" in shown
+    assert acceleration_results.table(contents, "shapes") == acceleration_results.judges(contents, "shapes") == MISSING
 
 
 def test_judges_know_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +143,7 @@ def test_classes_of_the_larger_network_are_learned_from_by_their_prompts(monkeyp
 
 
 def test_prompts_of_one_and_of_two_things_are_judged_in_turn_and_learned_from_as_often(
-    monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(worlds, "SAMPLES", 6)
     texts, ones, twos = shapes_prompts()
