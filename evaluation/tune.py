@@ -41,9 +41,9 @@ def tune(model: Model, config: TuneConfig, out: Path | str, conditions: Mapping[
 
     What a request costs is measured here, structure by structure (C sequential calls of K points each); a structure is
     learned where no other has at least as many calls and as many evaluations in the same budget, and that of the fewest
-    points, which is learned fastest. The choice is made on
-    held-out noise; then the table stands beside every hand-made solver at the calls that fit, on fresh noise. The same
-    call again goes on where it was stopped.
+    points, which is learned fastest. Learned tables of fewer calls and points are starts of a larger one. The choice is
+    made on held-out noise; then the table stands beside every hand-made solver at the calls that fit, on fresh noise.
+    The same call again goes on where it was stopped.
 
     Args:
         model: as of `distill`.
@@ -79,6 +79,7 @@ class _Search:
     conditions: dict[str, object]
     tried: list[Tried] = field(default_factory=list)
     tables: dict[str, Table] = field(default_factory=dict)
+    learned: list[Tried] = field(default_factory=list)
 
     def best(self) -> Tried:
         """Learns what may be the best structure, and finds it."""
@@ -126,7 +127,7 @@ class _Search:
         """The structures that fit the budget, of each count of points that with the most calls; for a quality all, the
         fastest first.
         """
-        points, config = self.config.points, self.config
+        points, config = sorted(self.config.points), self.config
         if config.quality is not None:
             every = self._timed([(calls, k) for k in points for calls in range(2, config.most_calls + 1)])
             yield from sorted(every, key=lambda t: t.latency_ms)
@@ -185,9 +186,11 @@ class _Search:
         own = own.model_copy(update={"minutes": share * self.config.minutes})
         folder = self.out / structure.name
         resume = Folder(folder, {}).checkpoint.exists()
-        path = run_distill(self.model, own, folder, resume, conditions=self.conditions)
+        smaller = [self.tables[other.name] for other in undominated([t for t in self.learned if beats(structure, t)])]
+        path = run_distill(self.model, own, folder, resume, conditions=self.conditions, smaller=smaller)
         assert path is not None, "only a dry run has no table"
         table = self.tables[structure.name] = Table.load(path)
+        self.learned.append(structure)
         return replace(structure, rmse=float(table.provenance.metrics["validation_rmse"]))
 
     def latency_of(self, best: Tried) -> float:

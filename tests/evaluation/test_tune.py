@@ -39,7 +39,7 @@ def by_calls(calls: int, points: int) -> float:
 @pytest.fixture
 def search(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A machine with a cost of its own, on which learning takes no time and more calls and points help a little."""
-    seen = SimpleNamespace(cost=by_rows, learned=[], timed=0)
+    seen = SimpleNamespace(cost=by_rows, learned=[], smaller=[], timed=0)
 
     def latencies(
         model: object, solvers: Sequence[tuple[object, torch.Tensor]], batch: int, dtype: object
@@ -51,11 +51,14 @@ def search(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             counted.append(seen.cost(len(rows), max(rows)))
         return counted
 
-    def run_distill(model: object, config: DistillConfig, out: Path, resume: bool, conditions: object) -> Path:
+    def run_distill(
+        model: object, config: DistillConfig, out: Path, resume: bool, conditions: object, smaller: Sequence[Table]
+    ) -> Path:
         table = initial_table(config.model_copy(update={"schedule": "polynomial"}), toy_mixture())
         error = 1 / (config.calls * (1 + 0.1 * int(config.points)))
         provenance = replace(table.provenance, metrics={"validation_rmse": error})
         seen.learned.append((config.calls, config.points, config.minutes))
+        seen.smaller.append({(t.depth, t.num_parallel) for t in smaller})
         out.mkdir(parents=True, exist_ok=True)
         replace(table, provenance=provenance).save(out / "solver.json")
         return out / "solver.json"
@@ -94,8 +97,9 @@ def test_where_calls_are_what_costs_more_points_are_learned(search: SimpleNamesp
 
 def test_a_budget_of_calls_takes_points_that_cost_little(search: SimpleNamespace, tmp_path: Path) -> None:
     search.cost = lambda calls, points: calls * (12 + points)
-    found = tuned(tmp_path, calls=4)
+    found = tuned(tmp_path, calls=4, points=(4, 1, 2))
     assert [learned[:2] for learned in search.learned] == [(4, 1), (4, 4)]
+    assert search.smaller == [set(), {(4, 1)}]  # a start of the larger one
     assert {t.points for t in found.tried} == {1, 2, 4}
     assert found.table.num_parallel == 4 and found.handmade_calls == 4
     assert {cell.asked for cell in found.comparison.cells if not cell.learned} >= {4}
@@ -107,6 +111,9 @@ def test_a_quality_is_reached_by_the_fastest_structure(search: SimpleNamespace, 
     assert [learned[0] * learned[1] for learned in search.learned] == sorted(c * k for c, k, _ in search.learned)
     with pytest.raises(ValueError, match="quality = 0.01 was not reached: 16-calls-2-points came to 0.05208"):
         tuned(tmp_path / "other", quality=0.01, points=(1, 2))
+    starts = {learned[:2]: smaller for learned, smaller in zip(search.learned, search.smaller, strict=True)}
+    assert starts[2, 1] == set() and starts[5, 1] == {(4, 1)}
+    assert starts[9, 2] == {(9, 1)} and starts[10, 2] == {(9, 2), (10, 1)}  # none that another of them beats
 
 
 def test_what_does_not_fit_names_the_least(search: SimpleNamespace, tmp_path: Path) -> None:
