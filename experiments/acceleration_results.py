@@ -13,7 +13,7 @@ from .markdown import MISSING, markdown_table, measured_in
 Cell = Mapping[str, Any]
 HEADS = {
     "both": "both", "step": "step", "cache": "cache", "tpdm": "step, by leave-one-out (TPDM)",
-    "judged": "both, beside a discriminator",
+    "judged": "both, beside a discriminator", "sparse": "sparse", "three": "all three",
 }  # fmt: skip
 STATIC = {"fewer plain steps": "plain steps", "one mask": "one mask", "GITS": "GITS"}
 JUDGED = {"rmse": "RMSE", "sure": "classifier", "graded": "`graded`", "all": "`all`"}
@@ -66,6 +66,7 @@ def table(contents: Mapping[str, Cell], world: str) -> str:
     head = ["heads", "λ", "seeds", "calls", JUDGED[metric], *STATIC.values(), "calls saved"]
     some = rows[0][0]
     said = f"All {some['job']['calls']} plain steps: {some['plain'][metric]:.4f}."
+    said += f" Attention is {100 * some['attention']:.0f} % of a call's products: more a sparse head cannot save."
     learned = {cell["calls"]: cell["table"][metric] for cell in contents.values()
                if cell["job"]["model"] == world and "table" in cell}  # fmt: skip
     if learned:

@@ -86,7 +86,7 @@ WORLDS = {
         {calls: f"refined/shapes/refined-{calls}-0.json" for calls in (3, 4, 5)},
     ),
     "shapes-32": World(
-        "logsnr", 20, REWARD, "graded", where_is_which_colour, WATCHED[:1], FEW,
+        "logsnr", 20, REWARD, "graded", where_is_which_colour, WATCHED[:1], {**FEW, "block": 16},
         {calls: f"together/shapes-32/plain-{calls}-0.json" for calls in (5, 6, 7)},
     ),
 }  # fmt: skip

@@ -5,8 +5,9 @@
     python -m epd.experiments.bench_acceleration --print
     python -m epd.experiments.bench_acceleration --draw                      # who computes when, prompt by prompt
 
-A cell is a policy that is learned at one decay, from one seed, with both heads or one of them (`tpdm`: the step head
-with leave-one-out; `judged`: both, beside a discriminator), and measured on fresh noise. `digits` is learned by
+A cell is a policy that is learned at one decay, from one seed, with both heads of steps or one of them (`tpdm`: the
+step head with leave-one-out; `judged`: both, beside a discriminator; on `shapes-32` also `sparse`, attention alone, and
+`three`), and measured on fresh noise. `digits` is learned by
 closeness to the converged end points, the others by their verifier, from prompts of one and of two things. Beside it,
 at its mean number of calls, between the two whole numbers of steps next to it: fewer plain Euler steps; the one mask of
 the same grid that computes the steps that the policy computes most often; and the schedule of GITS, dynamic programming
@@ -29,6 +30,8 @@ from torch import Tensor
 
 from ..accelerators.heads_file import load_heads
 from ..accelerators.rapid3 import POLICY
+from ..accelerators.sparsity import attention_share
+from ..denoisers.protocol import Model
 from ..distill.gits import gits_of
 from ..formats.files import write_atomically
 from ..rl.acceleration_config import AccelerationConfig
@@ -47,6 +50,8 @@ HEADS: dict[str, dict[str, Any]] = {
     "both": {}, "step": {"heads": ("step",)}, "cache": {"heads": ("cache",)},
     "tpdm": {"heads": ("step",), "baseline": "rloo"}, "judged": {"discriminator": 1.0},
 }  # fmt: skip
+# Where attention is a share of a call that is worth leaving out.
+SPARSE: dict[str, dict[str, Any]] = {"sparse": {"heads": ("sparse",)}, "three": {"heads": ("step", "cache", "sparse")}}
 TABLE = "table"
 LEARNING: dict[str, Any] = {"steps": 60, "held_out": 128, "lr": 3e-3, "tolerance": 1e-3, "evaluate_every": 20}
 TEACHER: dict[str, int] = {"samples": 64, "fine": 60}  # of GITS
@@ -76,7 +81,8 @@ class Job:
         """Of its run."""
         world = WORLDS[self.model]
         own = {"schedule": world.schedule, "grid": self.calls, "seed": self.seed, "decay": self.decay}
-        return AccelerationConfig.model_validate({**LEARNING, **world.learning, **HEADS[self.heads], **own})
+        heads = (HEADS | SPARSE)[self.heads]
+        return AccelerationConfig.model_validate({**LEARNING, **world.learning, **heads, **own})
 
 
 def jobs(filters: Sequence[str] = ()) -> list[Job]:
@@ -87,7 +93,8 @@ def jobs(filters: Sequence[str] = ()) -> list[Job]:
     """
     every = [
         Job(name, heads, world.grid, seed, decay)
-        for name, world in WORLDS.items() for seed in SEEDS for decay in DECAYS for heads in HEADS
+        for name, world in WORLDS.items() for seed in SEEDS for decay in DECAYS
+        for heads in (*HEADS, *(SPARSE if "block" in world.learning else ()))
         if heads == "both" or decay == ABLATED
     ]  # fmt: skip
     every += [Job(name, TABLE, calls, 0, 1.0) for name, world in WORLDS.items() for calls in world.tables]
@@ -150,11 +157,19 @@ def measured(name: str, folder: Path, config: AccelerationConfig) -> dict[str, A
         "most": float(spent.max()),
         "calls by kind": {kind: float(spent[rows].mean()) for kind, rows in by_kind.items()},
         "computed in each step": often.tolist(),
+        "attention": attention_of(judge.task.model),
         "policy": policy,
         "plain": judge.told(judge.solved(levels)),
         "beside": {name: between(one, calls, grid) for name, one in static.items()},
         "as good": {name: needed(one, calls, grid, score, policy) for name, one in static.items()},
     }
+
+
+def attention_of(model: Model) -> float:
+    """The share of attention's products in those of a call."""
+    x, level = torch.zeros(1, *model.shape), torch.tensor(model.sigma_max).double()
+    with torch.no_grad():
+        return attention_share(lambda: model.for_seeds([0])(x, level))
 
 
 def between(told: Static, calls: float, most: int) -> dict[str, float]:

@@ -29,7 +29,9 @@ from epd.rl.task import Rollout
 
 
 def test_filters_choose_cells() -> None:
-    assert len(jobs()) == 3 * (3 * (3 + 4) + 3)
+    assert len(jobs()) == 3 * (3 * (3 + 4) + 3) + 3 * 2
+    assert [job.name for job in jobs(["shapes-32,three,,0"])] == ["shapes-32-three-20-0.9-0"]
+    assert jobs(["shapes-32,three,,0"])[0].config().block == 16
     assert {job.decay for job in jobs(["digits,both,,0"])} == {0.97, 0.9, 0.8}
     assert [job.name for job in jobs(["digits,tpdm,24,1"])] == ["digits-tpdm-24-0.9-1"]
     with pytest.raises(ValueError, match="no cell is 'digits,all': give MODEL,HEADS,CALLS,SEED, of MODEL digits,"):
@@ -98,7 +100,7 @@ def test_seeds_are_one_row_of_the_page() -> None:
         return {
             "job": job, "calls": calls, "policy": {"rmse": rmse, "sure": 0.75}, "plain": {"rmse": 0.01, "sure": 1.0},
             "beside": beside, "as good": {"fewer plain steps": 20.0, "one mask": 16.0, "GITS": needed},
-            "calls by kind": {"0": calls - 1, "7": calls + 1}, "environment": {},
+            "calls by kind": {"0": calls - 1, "7": calls + 1}, "attention": 0.02, "environment": {},
         }  # fmt: skip
 
     table = {"job": {"model": "digits", "heads": "table"}, "calls": 5, "table": {"rmse": 0.0210}}
@@ -106,6 +108,7 @@ def test_seeds_are_one_row_of_the_page() -> None:
     shown = acceleration_results.table(contents, "digits")
     row = "| both | 0.9 | 2 | 13.0 (12.0 to 14.0) | 0.0300 (0.0200 to 0.0400) | 0.0400 (20.0) | 0.0400 (16.0) "
     assert f"{row}| 0.0400 (> 24) | +19 % |" in shown and "Learned tables: 0.0210 with 5 calls." in shown
+    assert "Attention is 2 % of a call's products" in shown
     shown = acceleration_results.judges(contents, "digits")
     assert "| both | 0.9 | 0.750 | 1.000 | 0.500 | 0.500 | 0.500 | 0 12.00, 7 14.00 |" in shown
     assert acceleration_results.table(contents, "shapes") == acceleration_results.judges(contents, "shapes") == MISSING
