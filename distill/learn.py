@@ -83,7 +83,7 @@ def distill_each(
         raise ValueError("resume = True needs out=, the folder of the runs that are continued")
     tables: dict[int, Table] = {}
     config = settled(model, config)
-    for own in of_each(config, calls):
+    for own in of_each(model, config, calls):
         plan = make_plan(model, own, smaller=[*tables.values()][-1:])
         tables[own.calls] = _learned(model, plan, features)
     return tables

@@ -13,6 +13,7 @@ from ..denoisers.checks import require_guided
 from ..denoisers.gradients import differences_are_rounded, model_has_gradients
 from ..denoisers.protocol import Model
 from ..solvers.provenance import require_path
+from ..solvers.registry import USUAL
 from ..solvers.solve import solve
 from ..solvers.table import Table, TableError
 from . import gauss_newton, soap
@@ -93,13 +94,7 @@ def make_plan(
         tables = (_of_calls(init, config.calls),)
     if config.objective != "end":  # states are matched on the starting sigmas, and only one start has them
         learn, tables = tuple(name for name in learn if name != "sigmas"), tables[:1]
-    if Parameters.of(tables[0], learn).start.numel() == 0:
-        blind = tables[0].num_nodes and 2 not in tables[0].calls and not tables[0].columns
-        remedy = "one-call steps look ahead along earlier slopes, give memory = 1 or more" if blind else "choose others"
-        raise ValueError(f"nothing to learn: {', '.join(learn)} have no numbers in this structure; {remedy}")
-    if config.optimizer == "soap" and Parameters.of(tables[0], learn).start.numel() > soap.MOST:
-        if asked.optimizer == "soap":
-            raise ValueError(f"optimizer = 'soap' takes at most {soap.MOST} numbers: use 'adam'")
+    if _numbers(tables[0], learn, asked.optimizer) > soap.MOST and config.optimizer == "soap":
         config = _with_optimizer(model, asked.model_copy(update={"points": config.points}), "adam")
     gn = config.gauss_newton
     return Plan(
@@ -110,6 +105,32 @@ def make_plan(
         "" if init is None else init.digest,
         min(len(own), len(tables)),
     )
+
+
+def require_learnable(model: Model, config: DistillConfig) -> None:
+    """That the structure can be, and has as many numbers as its optimiser takes: known before anything is evaluated.
+
+    Raises:
+        ValueError: where it cannot, naming the remedy.
+    """
+    learn = structure(config, model.path).learn
+    _numbers(initial_table(config.model_copy(update={"schedule": USUAL[model.path]}), model), learn, config.optimizer)
+
+
+def _numbers(table: Table, learn: Sequence[str], optimizer: str) -> int:
+    """How many numbers are learned, by an optimiser that was asked for.
+
+    Raises:
+        ValueError: for none, or more than it takes.
+    """
+    count = Parameters.of(table, learn).start.numel()
+    if count == 0:
+        blind = table.num_nodes and 2 not in table.calls and not table.columns
+        remedy = "one-call steps look ahead along earlier slopes, give memory = 1 or more" if blind else "choose others"
+        raise ValueError(f"nothing to learn: {', '.join(learn)} have no numbers in this structure; {remedy}")
+    if optimizer == "soap" and count > soap.MOST:
+        raise ValueError(f"optimizer = 'soap' takes at most {soap.MOST} numbers, here are {count}: use 'adam'")
+    return count
 
 
 def _resolved(model: Model, config: DistillConfig) -> ResolvedConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -12,7 +12,7 @@ from ..denoisers.protocol import Model
 from ..runs.processes import Workers
 from ..solvers.table import Table
 from .config import DistillConfig
-from .plan import make_plan
+from .plan import make_plan, require_learnable
 from .run import forecast, run_distill, with_points
 
 
@@ -43,7 +43,7 @@ def run_each(
         return {}
     paths: dict[int, Path] = {}
     learned: dict[int, Table] = {}
-    for own in of_each(config, calls):
+    for own in of_each(model, config, calls):
         smaller = _smaller(own.calls, learned, narrower)
         path = run_distill(model, own, folders[own.calls], resume, False, None, features, conditions, smaller)
         assert path is not None, "only a dry run has no table"
@@ -69,12 +69,15 @@ def run_points(
     share = None if config.minutes is None else config.minutes / len(points)
     paths: list[Path] = []
     narrower: dict[int, Table] = {}
-    for k in sorted(points):
-        own = config.model_copy(update={"points": k, "minutes": share})
+    configs = [config.model_copy(update={"points": k, "minutes": share}) for k in sorted(points)]
+    for own in configs:
+        of_each(model, own, calls)  # what cannot be is said before anything is learned
+    for own in configs:
         if dry_run:
             narrower = _foreseen(model, own, calls, narrower)
             continue
-        each = run_each(model, own, calls, out / f"{k}-points", resume, conditions=conditions, narrower=narrower)
+        folder = out / f"{own.points}-points"
+        each = run_each(model, own, calls, folder, resume, conditions=conditions, narrower=narrower)
         paths += each.values()
         narrower = {n: Table.load(path) for n, path in each.items()}
     return paths
@@ -98,7 +101,7 @@ def _foresee(
     model: Model, config: DistillConfig, calls: Sequence[int], narrower: Mapping[int, Table]
 ) -> dict[int, Table]:
     first: dict[int, Table] = {}
-    for own in of_each(config, calls):
+    for own in of_each(model, config, calls):
         smaller = _smaller(own.calls, first, narrower)
         plan = make_plan(model, own, smaller=smaller)
         print(forecast(model, plan, solved=bool(smaller)), end="\n\n")
@@ -106,9 +109,15 @@ def _foresee(
     return first
 
 
-def of_each(config: DistillConfig, calls: Sequence[int]) -> Iterator[DistillConfig]:
-    """The config for each count of calls, fewest first, with its share of the minutes."""
+def of_each(model: Model, config: DistillConfig, calls: Sequence[int]) -> list[DistillConfig]:
+    """The config for each count of calls, fewest first, with its share of the minutes; checked before any is learned.
+
+    Raises:
+        ValueError: where one of them cannot be learned, naming the remedy.
+    """
     counts = sorted(set(calls))
-    for n in counts:
-        share = None if config.minutes is None else config.minutes * n / sum(counts)
-        yield config.model_copy(update={"calls": n, "minutes": share})
+    shares = [None if config.minutes is None else config.minutes * n / sum(counts) for n in counts]
+    each = [config.model_copy(update={"calls": n, "minutes": m}) for n, m in zip(counts, shares, strict=True)]
+    for own in each:
+        require_learnable(model, own)
+    return each

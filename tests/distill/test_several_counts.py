@@ -16,7 +16,7 @@ import epd
 from epd.distill import bends, points, soap, starts
 from epd.distill.families import FAMILIES
 from epd.distill.plan import make_plan
-from epd.distill.several import run_each
+from epd.distill.several import run_each, run_points
 from epd.distill.starts import start_sigmas
 from epd.distill.train import Trainer, distill
 from epd.runs.folder import identity_of
@@ -120,6 +120,30 @@ def test_points_that_nothing_leads_to_are_refused(changes: dict[str, object]) ->
     with pytest.raises(ValueError, match="points = 2 in one call look ahead along earlier slopes, of which memory = "):
         make_plan(model, toy_config(family="dense", points=2, **changes))
     assert make_plan(model, toy_config(family="dense", **changes)).config.points == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "calls", "message"),
+    [({"family": "two-call", "afs": True}, (3, 4), "calls = 4 is even"),
+     ({"points": 2, "optimizer": "soap"}, (2, 5), "'soap' takes at most 40 numbers, here are 81: use 'adam'"),
+     ({"afs": False, "points": 2}, (3, 1), "calls = 1 and afs = False leave none")],
+)  # fmt: skip
+def test_what_one_of_the_counts_cannot_be_is_said_before_any_is_learned(
+    changes: dict[str, object], calls: tuple[int, ...], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(soap, "MOST", 40)
+    config, out = toy_config(**{**DENSE, **changes}), tmp_path / "out"
+    with pytest.raises(ValueError, match=message):
+        run_each(toy_mixture(), config, calls, out)
+    with pytest.raises(ValueError, match=message):
+        epd.distill_each(toy_mixture(), calls, config)
+    assert not out.exists()
+
+
+def test_points_that_a_family_has_not_are_refused_before_fewer_are_learned(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="points = 2: family 's4s' has 1"):
+        run_points(toy_mixture(), toy_config(family="s4s"), (2,), (1, 2), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_learned_field_is_in_tensorboard(cache: Path, tmp_path: Path) -> None:
