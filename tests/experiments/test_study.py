@@ -91,7 +91,9 @@ def test_nothing_is_measured_on_what_is_learned_from_and_all_families_get_as_muc
 
 def test_filters_choose_cells() -> None:
     assert cells(["digits-exact,LD3,7,1"]) == [Run("digits-exact", "LD3", 7, 1)]
-    assert {cell.subject for cell in cells(["ablations"])} == {"ablations"}
+    ablated = cells(["ablations"])
+    assert {cell.subject for cell in ablated} == {"ablations"} and {cell.seed for cell in ablated} == {0, 1, 2}
+    assert {cell.seed for cell in cells() if cell.subject == "ablations"} == {0}
     later = cells(["digits,,3,4"])  # seeds that are made only when they are asked for
     assert later == [Run("digits", family, 3, 4) for family in (*OURS, *PEERS)] and not {*later} & {*cells()}
     with pytest.raises(ValueError, match="no cell is 'digits,LD4': give SUBJECT,FAMILY,CALLS,SEED, of SUBJECT digits"):
@@ -198,12 +200,13 @@ def test_what_a_part_is_worth_is_told_seed_by_seed(tmp_path: Path) -> None:
         "Is better with every seed: points a call: 2 points, 0.83x.",
     ]
     cost = readme_tables.rendered("study-cost", folder)
-    assert "8 cells took 16 minutes of one core, 8 minutes of two:" in cost  # 90 and 30 s each
+    # 90 and 30 s each
+    assert "4 cells took 8 minutes of one core, 4 minutes of two; 4 of later seeds, which `--only` makes" in cost
     more = folder / "study" / "digits" / "LD3-5-3.json"
     more.parent.mkdir()
     more.write_text(json.dumps(run_of("LD3", 3, 0.1)))
     cost = readme_tables.rendered("study-cost", folder)
-    assert "8 cells took 16 minutes of one core, 8 minutes of two; 1 of later seeds, which `--only` makes" in cost
+    assert "4 cells took 8 minutes of one core, 4 minutes of two; 5 of later seeds, which `--only` makes" in cost
     assert "| `digits`, later seeds | 0 | 90 | 30 | 2.0 |" in cost
     more.unlink()
     files = {path.relative_to(folder / "study").as_posix(): json.loads(path.read_text())
