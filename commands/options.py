@@ -194,9 +194,10 @@ class Compare(ModelArguments):
     """Sequential network calls to compare at."""
     solvers: tuple[str, ...] = ()
     """Only these solvers, by name or group. hand-made: all of them; GITS: those of one call a step on the schedule that
-    errs least along 64 teacher trajectories (arXiv 2405.11326), nothing is trained; ParaDiGMS: a fine grid in parallel,
-    stopped after as many sequential calls (arXiv 2305.16317); LD3, S4S and AMED: tables that are learned here, each as
-    long as `epd distill` takes; peers: all but the hand-made ones. None: hand-made ones and GITS."""
+    errs least along 64 teacher trajectories (arXiv 2405.11326), nothing is trained; PAS: Euler and iPNDM with four
+    learned coordinates of a slope where they help (arXiv 2411.06503); ParaDiGMS: a fine grid in parallel, stopped after
+    as many sequential calls (arXiv 2305.16317); LD3, S4S and AMED: tables that are learned here, each as long as
+    `epd distill` takes; peers: all but the hand-made ones. None: hand-made ones and GITS."""
     samples: int = Field(default=2048, ge=2)
     """Fresh samples that are measured. The 95 % interval of each error says whether they are enough; the same command
     with more of them goes on from the end points of these."""

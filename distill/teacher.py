@@ -102,13 +102,7 @@ class Teacher:
 
     def fine_sigmas(self) -> Tensor:
         """The grid of a rule as teacher: every interval split evenly in sigma^(1/rho), in sigma on a flow path."""
-        m = self.config.teacher_multiplier
-        power = 1 / self.config.rho if self.model.path == "ve" else 1.0
-        warped = self.sigmas**power
-        inner = torch.linspace(0, 1, m + 1, dtype=torch.float64)[:-1]
-        fine = (warped[:-1, None] + (warped[1:] - warped[:-1])[:, None] * inner).flatten() ** (1 / power)
-        fine[::m] = self.sigmas[:-1]
-        return schedules.checked_sigmas(torch.cat([fine, self.sigmas[-1:]]))
+        return schedules.finer(self.sigmas, self.config.teacher_multiplier, self.model.path, self.config.rho)
 
     @property
     def together(self) -> int:

@@ -21,18 +21,20 @@ from ..denoisers.protocol import Denoiser, Model, Path
 from ..distill.config import DistillConfig
 from ..distill.cost import estimate
 from ..distill.gits import FINE, LATER, Gits, gits_of
+from ..distill.pas import Truth, pas_of, truth_of
 from ..distill.plan import make_plan
 from ..distill.train import distill
 from ..solvers.picard import picard
 from ..solvers.registry import Ends
-from .batches import Counted, CountingRows
+from .batches import Counted, CountingRows, ruled
 from .cells import Contender, Work, best_cell, table_cell
 from .comparison import Cell
-from .handmade import HandMade
+from .handmade import HandMade, Schedule
 
 log = logging.getLogger("epd")
 # Of ParaDiGMS: steps of the fine grid and window, in sequential calls and in steps, and tolerance.
 PICARD = ((1.5, 1 / 2, 0.05), (2.0, 1 / 2, 0.2), (3.0, 1 / 2, 0.2), (4.0, 1 / 3, 0.2))
+CORRECTED = ("Euler", "iPNDM-2", "iPNDM-3", "iPNDM-4")  # of which PAS corrects the slopes
 # LD3's network is told levels of its own; see `distill/families.py` for what else is the papers' and what is not.
 FAMILIES: dict[str, dict[str, object]] = {
     "LD3": {"family": "ld3", "learn": ("sigmas", "anchor_scale")},
@@ -78,6 +80,10 @@ def peers(solvers: Sequence[HandMade]) -> list[Peer]:
         Peer(f"GITS + {group}", "GITS", partial(_gits_cell, found, [s for s in solvers if s.group == group]), True)
         for group in groups
     ]
+    truths = functools.cache(_truth)
+    for group in dict.fromkeys(solver.group for solver in solvers if solver.name in CORRECTED):
+        corrected = [s for s in solvers if s.name in CORRECTED and s.group == group]
+        out.append(Peer(f"PAS + {group}", "PAS", partial(_pas_cell, truths, corrected)))
     out.append(Peer("ParaDiGMS", "ParaDiGMS", _picard_cell, one_row=False))
     return [*out, *(Peer(name, name.split()[0], partial(_trained_cell, name)) for name in FAMILIES)]
 
@@ -134,6 +140,27 @@ def _gits_cell(
             contenders.append(replace(contender, solver=f"GITS + {solver.name}"))
     group = f"GITS + {suited[0].group}"
     return best_cell(group, at, contenders, work, gits.evaluations)
+
+
+def _truth(model: Model, schedule: Schedule, steps: int, dtype: torch.dtype) -> Truth:
+    return truth_of(model, schedule(steps), dtype)
+
+
+def _pas_cell(
+    truths: Callable[[Model, Schedule, int, torch.dtype], Truth], solvers: Sequence[HandMade], work: Work, at: int
+) -> Cell | None:
+    """A group of hand-made solvers with learned coordinates of their slopes, on the schedule that suits them best."""
+    contenders, evaluations = [], 0
+    for name, schedule in work.candidates.items():
+        truth = truths(work.model, schedule, at, work.dtype)
+        evaluations += truth.evaluations
+        for solver in solvers:
+            rule = solver.rule(truth.sigmas)
+            learned = pas_of(work.model, rule, truth)
+            evaluations += learned.evaluations
+            run = ruled(learned.rule(rule), truth.sigmas)
+            contenders.append(Contender(f"PAS + {solver.name}", f"{name}, {learned.numbers} numbers", at, run))
+    return best_cell(f"PAS + {solvers[0].group}", at, contenders, work, evaluations)
 
 
 def _picard_cell(work: Work, at: int) -> Cell | None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..denoisers.protocol import coefficient_device
+from ..denoisers.protocol import Path, coefficient_device
 from ..denoisers.timesteps import Timesteps
 
 NO_SHIFT = "1 is none, SD3 uses 3"
@@ -200,3 +200,18 @@ def flow_between(num_steps: int, sigma_min: float = 0.001, sigma_max: float = 1.
     _check_positive("shift", shift, NO_SHIFT)
     low, high = (sigma / (shift - (shift - 1) * sigma) for sigma in (sigma_min, sigma_max))
     return _pinned(flow_shift(num_steps, shift, sigma_min=low, sigma_max=high), sigma_max, sigma_min)
+
+
+def finer(sigmas: Tensor, parts: int, path: Path, rho: float = 7.0) -> Tensor:
+    """(N parts + 1,) sigmas: every step in as many parts, even in sigma^(1/rho), or in sigma on a flow path.
+
+    Args:
+        sigmas: (N+1,) float64; they are among the result, to the bit.
+        parts: 1 or more.
+    """
+    power = 1 / rho if path == "ve" else 1.0
+    warped = sigmas**power
+    inner = torch.linspace(0, 1, parts + 1, dtype=torch.float64)[:-1]
+    fine = (warped[:-1, None] + (warped[1:] - warped[:-1])[:, None] * inner).flatten() ** (1 / power)
+    fine[::parts] = sigmas[:-1]
+    return checked_sigmas(torch.cat([fine, sigmas[-1:]]))

@@ -45,7 +45,9 @@ PEERS: dict[str, dict[str, object]] = {
     "EPD": {"family": "epd", "points": 2},
     "EPD-Plugin": {"family": "epd-plugin", "points": 2},
 }
-# Peers that are not trained; ParaDiGMS evaluates up to a hundred rows a call, which only the cheapest world allows.
+# Solvers that are not distilled, with those that are measured beside them; ParaDiGMS evaluates up to a hundred rows a
+# call, which only the cheapest world allows.
+HAND, PAS = "hand-made", "PAS"
 FOUND: dict[str, tuple[str, ...]] = {"digits-exact": ("GITS", "ParaDiGMS")}
 ALSO_FOUND = ("GITS",)
 
@@ -184,7 +186,7 @@ class Begin:
 
 @dataclass(frozen=True)
 class Untrained:
-    """Every hand-made solver, and the peers that need no training."""
+    """Every hand-made solver and the peers that need no training, or those of one that needs little."""
 
     subject: str
     family: str
@@ -193,7 +195,7 @@ class Untrained:
 
     def path(self, results: Path) -> Path:
         """The cell's file in the folder of all results."""
-        return results / self.subject / f"handmade-{self.calls}.json"
+        return results / self.subject / f"{self.family.replace('-', '').lower()}-{self.calls}.json"
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,8 @@ def headline(name: str, seeds: Sequence[int], calls: Sequence[int] = CALLS, fami
     out: list[Cell] = []
     for seed in seeds:
         for at in calls:
-            out += [Untrained(name, "hand-made", at)] if seed == 0 else []
+            found = [] if seed else [HAND] if families else [HAND, PAS]
+            out += [Untrained(name, family, at) for family in found]
             out += [Run(name, family, at, seed) for family in families or (*OURS, *PEERS)]
     return out
 

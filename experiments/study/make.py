@@ -20,7 +20,7 @@ from ..bench_learned import (
     table_in,
     write,
 )
-from .cells import ALSO_FOUND, CALLS, FOUND, OURS, WORLDS, Begin, Cell, Run, Transfer, Untrained
+from .cells import ALSO_FOUND, CALLS, FOUND, HAND, OURS, WORLDS, Begin, Cell, Run, Transfer, Untrained
 
 
 def make(cell: Cell, results: Path, work: Path) -> None:
@@ -30,9 +30,11 @@ def make(cell: Cell, results: Path, work: Path) -> None:
             measured(cell, results, work)
         case Begin():
             begin(cell, results, work)
-        case Untrained():
+        case Untrained(family=family) if family == HAND:
             others = FOUND.get(cell.subject, ALSO_FOUND)
             measure_handmade(WORLDS[cell.subject], cell.calls, cell.path(results), work, others)
+        case Untrained():
+            measure_peer(cell, results, work)
         case Transfer():
             transfer(cell, results, work)
 
@@ -46,6 +48,16 @@ def begin(cell: Begin, results: Path, work: Path) -> None:
     content = read(path)
     if "cpu_seconds" not in content:
         write(path, {**content, "cpu_seconds": cpu_since(began)})
+
+
+def measure_peer(cell: Untrained, results: Path, work: Path) -> None:
+    """Measures a peer that is not distilled, and beside which there is no other."""
+    world, path, began = WORLDS[cell.subject], cell.path(results), time.process_time()
+    judged = world.judged()
+    if read(path).get("judged") != judged:
+        cells = [asdict(one) for one in compared(world, {}, cell.calls, work, (cell.family,))]
+        cost = {"cpu_seconds": cpu_since(began), "environment": environment()}
+        write(path, {"at": cell.calls, "judged": judged, "cells": cells, **cost})
 
 
 def transfer(cell: Transfer, results: Path, work: Path) -> None:

@@ -160,7 +160,7 @@ def _rank(row: tuple[str, Sequence[Entry | None]]) -> tuple[bool, float]:
 
 
 def comparison(files: Files, name: str) -> Comparison | None:
-    """The runs in the middle of their seeds beside all others, for the plots; GITS with the rule that suits it best."""
+    """The runs in the middle of their seeds beside all others, for the plots; GITS and PAS with their best rule."""
     results = of_model(files, name)
     if not results.runs:
         return None
@@ -168,7 +168,7 @@ def comparison(files: Files, name: str) -> Comparison | None:
     for family, calls in dict.fromkeys((run.family, run.calls) for run in results.runs):
         cell = replace(middle(results.seeds(family, calls)).cell, group=family)
         cells.append(cell if family in OURS else replace(cell, learned=False, training=0))
-    cells += [replace(cell, group="GITS") if cell.peer else cell for cell in results.handmade]
+    cells += [replace(cell, group=cell.group.split(" + ")[0]) if cell.peer else cell for cell in results.handmade]
     of = results.judged
     return Comparison(
         name, results.runs[0].path, of["guidance"] or 1.0, of["samples"], of["batch"], 0, of["dtype"], of["tolerance"],

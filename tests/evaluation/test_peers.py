@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from epd.denoisers.noise import unit_noise
 from epd.denoisers.protocol import Model
 from epd.distill.config import DistillConfig
 from epd.distill.gits import LATER, gits_of
+from epd.distill.pas import pas_of, truth_of
 from epd.evaluation import peers as room
 from epd.evaluation.batches import CountingRows
 from epd.evaluation.compare import compare
@@ -28,6 +30,7 @@ from epd.evaluation.peers import PICARD, chosen, peers
 from epd.solvers.exact import converged
 from epd.solvers.picard import picard
 from epd.solvers.registry import Ends
+from epd.solvers.rules import ipndm
 
 SAMPLES, TUNING = 24, 8
 TABLE = epd.Table([20.0, 2.0, 0.02], [[0.3, 0.7]] * 2, [[0.5, 0.5]] * 2)
@@ -83,6 +86,27 @@ def test_gits_is_the_best_rule_of_its_group_on_a_planned_schedule(tmp_path: Path
     before = model.rows
     assert measure(["GITS + Euler / DDIM"], (3,), model, tmp_path).cells == comparison.cells
     assert model.rows - before < 64  # no teacher where all cells are there
+
+
+def test_pas_is_the_best_corrected_rule_of_its_group_on_the_best_schedule() -> None:
+    model, toy = counted(), toy_mixture()
+    cells = [cell for cell in measure(["PAS + iPNDM"], (3,), model).cells if not cell.learned]
+    assert [cell.asked for cell in cells] == [3, 6]
+    noise = unit_noise(range(SAMPLES), toy.shape, torch.float64)
+    schedules = candidate_schedules("ve", toy.sigma_min, toy.sigma_max)
+    for cell in cells:
+        found: dict[tuple[str, str], list[float]] = {}
+        evaluations = 0
+        for (name, make), order in itertools.product(schedules.items(), (2, 3, 4)):
+            truth = truth_of(toy, make(cell.asked), torch.float64)
+            learned = pas_of(toy, ipndm(order), truth)
+            end = epd.solve(learned.rule(ipndm(order)), toy, noise, truth.sigmas)
+            label = f"PAS + iPNDM-{order}", f"{name}, {learned.numbers} numbers"
+            found[label] = [errors_to_the_end(end[:TUNING]), errors_to_the_end(end)]
+            evaluations += learned.evaluations + truth.evaluations * (order == 2)  # a teacher for each schedule
+        best = min(found, key=lambda key: found[key][0])
+        assert (cell.solver, cell.schedule) == best and cell.rmse == pytest.approx(found[best][1], rel=1e-3)
+        assert cell.calls == cell.evaluations == cell.asked and cell.training == evaluations and cell.peer
 
 
 def test_paradigms_stays_within_its_calls_and_says_how_many_rows_they_hold() -> None:
@@ -142,7 +166,7 @@ def test_trained_peers_are_learned_for_each_count(monkeypatch: pytest.MonkeyPatc
 def test_solvers_are_chosen_by_name_group_and_kind() -> None:
     known = handmade("ve")
     others = peers(known)
-    methods = {"GITS", "ParaDiGMS", "LD3", "S4S", "AMED"}
+    methods = {"GITS", "PAS", "ParaDiGMS", "LD3", "S4S", "AMED"}
     assert {peer.method for peer in others} == methods
 
     def picked(*names: str) -> tuple[int, set[str]]:

@@ -62,7 +62,8 @@ def test_every_solver_is_there_at_every_cost_with_its_seeds() -> None:
     for name, seeds in HEADLINE.items():
         own = {(c.family, c.calls, c.seed) for c in every if isinstance(c, Run) and c.subject == name}
         assert own == {(f, at, seed) for f in (*OURS, *PEERS) for at in CALLS for seed in seeds}
-        assert {c.calls for c in every if isinstance(c, Untrained) and c.subject == name} == {*CALLS}
+        untrained = [(c.family, c.calls) for c in every if isinstance(c, Untrained) and c.subject == name]
+        assert {*untrained} == {(family, at) for family in ("hand-made", "PAS") for at in CALLS}
     subjects = list(dict.fromkeys(cell.subject for cell in every[len(HEADLINE) :]))
     assert subjects == ["digits-exact", "shapes-exact", "digits", "ablations", "shapes-exact-guidance-2", "transfer"]
     for cell in every:
@@ -111,6 +112,8 @@ def test_a_stopped_study_goes_on_and_says_what_it_cost(
     read = {path: json.loads(content) for path, content in second.items()}
     untrained = read["digits-exact/handmade-3.json"]["cells"]
     assert {cell["group"] for cell in untrained} == {"Euler / DDIM", "GITS + Euler / DDIM"}
+    (corrected,) = read["digits-exact/pas-3.json"]["cells"]
+    assert corrected["group"] == "PAS + Euler / DDIM" and corrected["training"] > 0
     moved = read["transfer/digits-exact--digits-dense-1-3-0.json"]
     assert moved["settings"]["digest"] == read["digits-exact/dense-1-3-0.json"]["digest"]
     assert moved["cell"]["rmse"] == read["digits-exact/dense-1-3-0.json"]["cell"]["rmse"]  # the same world here
