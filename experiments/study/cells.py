@@ -24,16 +24,17 @@ SHORTER = {"pool": 1024, "validation": 512, "batch": 16, "screening": 15, "itera
 NETWORK = {**SHORTER, "validation": 128, "iterations": 500}
 EXACT = Subject("digits-exact", 8192, 256, torch.float64, 1e-6, training=SHORT)
 SHAPES = Subject("shapes-exact", 1024, 64, torch.float32, 1e-4, 64, 5.0, SHORTER)
+GUIDED = "shapes-exact-guidance-2"
 WORLDS: dict[str, Subject] = {
     "digits-exact": EXACT,
     "shapes-exact": SHAPES,
     "digits": Subject("digits", 1024, 64, torch.float32, 1e-4, 32, 1.0, NETWORK),
     "ablations": EXACT,
-    "shapes-exact-guidance-2": replace(SHAPES, guidance=2.0),
+    GUIDED: replace(SHAPES, guidance=2.0),
 }
 HEADLINE = {"digits-exact": range(5), "shapes-exact": range(1), "digits": range(1)}  # training seeds
-# Those that don't fit into the hour: where --only asks for them.
-LATER = {"shapes-exact": range(1, 5), "digits": range(1, 5), "ablations": range(1, 3)}
+# Training seeds that don't fit into the hour.
+LATER, ABLATED_LATER = {"shapes-exact": range(1, 5), "digits": range(1, 5)}, range(1, 3)
 OURS: dict[str, dict[str, object]] = {
     "dense-1": {"family": "dense", "points": 1},
     "dense-2": {"family": "dense", "points": 2},
@@ -129,8 +130,8 @@ ABLATED_CALLS = 5
 TRANSFERS = (
     ("digits-exact", "digits"),
     ("digits", "digits-exact"),
-    ("shapes-exact", "shapes-exact-guidance-2"),
-    ("shapes-exact-guidance-2", "shapes-exact"),
+    ("shapes-exact", GUIDED),
+    (GUIDED, "shapes-exact"),
 )
 TRANSFERRED_CALLS = (3, 5)
 
@@ -243,22 +244,28 @@ def ablations(seeds: Sequence[int]) -> list[Cell]:
     return [Run("ablations", name, ABLATED_CALLS, seed) for seed in seeds for name in ABLATIONS]
 
 
+def transfers(pairs: Sequence[tuple[str, str]]) -> list[Cell]:
+    """Tables that are used where they were not learned."""
+    return [Transfer("transfer", family, at, 0, learned, used)
+            for learned, used in pairs for family in OURS for at in TRANSFERRED_CALLS]  # fmt: skip
+
+
+def later() -> list[Cell]:
+    """What doesn't fit into the hour: it is made where `--only` asks for it."""
+    every = [cell for name, seeds in LATER.items() for cell in headline(name, seeds)]
+    every += ablations(ABLATED_LATER)
+    every += [Begin(GUIDED), *headline(GUIDED, (0,), TRANSFERRED_CALLS, [*OURS])]
+    return every + transfers([pair for pair in TRANSFERS if GUIDED in pair])
+
+
 def cells(only: Sequence[str] = ()) -> list[Cell]:
-    """The cells that fit one of the filters SUBJECT,FAMILY,CALLS,SEED.
+    """The cells that fit one of the filters SUBJECT,FAMILY,CALLS,SEED; without a filter those of the hour.
 
     Raises:
         ValueError: for a filter that no cell fits.
     """
-    guided = "shapes-exact-guidance-2"
     every: list[Cell] = [Begin(name) for name in HEADLINE]
     for name, seeds in HEADLINE.items():
         every += headline(name, seeds)
-    every += ablations((0,))
-    every += [Begin(guided), *headline(guided, (0,), TRANSFERRED_CALLS, [*OURS])]
-    every += [
-        Transfer("transfer", family, at, 0, learned, used)
-        for learned, used in TRANSFERS for family in OURS for at in TRANSFERRED_CALLS
-    ]  # fmt: skip
-    for name, seeds in LATER.items() if only else ():
-        every += ablations(seeds) if name == "ablations" else headline(name, seeds)
-    return chosen(every, only, "SUBJECT,FAMILY,CALLS,SEED")
+    every += [*ablations((0,)), *transfers([pair for pair in TRANSFERS if GUIDED not in pair])]
+    return chosen(every + (later() if only else []), only, "SUBJECT,FAMILY,CALLS,SEED")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..learned_results import contents, of_model
 from ..markdown import MISSING, markdown_table, measured_in
-from .cells import CALLS, HEADLINE, LATER, OURS, PEERS, WORLDS
+from .cells import CALLS, HEADLINE, OURS, PEERS, WORLDS
+from .cells import later as later_cells
 from .parts import ablations, failures, transfers
 from .results import Files, ahead, solvers
 
@@ -32,12 +33,12 @@ def seeds(files: Files) -> str:
 
 def cost(files: Files) -> str:
     """Seconds of the processor, by subject and in all."""
-    spent: dict[tuple[str, bool], dict[str, float]] = {}  # by subject, and whether its seeds are later ones
-    more = 0
+    spent: dict[tuple[str, bool], dict[str, float]] = {}  # by subject, and whether it is outside of the hour
+    outside, more = {cell.path(Path()).as_posix() for cell in later_cells()}, 0
     for path, content in files.items():
         subject, kind = path.split("/")[0], "learning" if "table" in content else "measuring"
         kind = "teacher and end points" if path.endswith("teacher.json") else kind
-        later = content.get("seed") in LATER.get(subject, ())
+        later = path in outside
         more += later
         own = spent.setdefault((subject, later), {})
         own[kind] = own.get(kind, 0.0) + content.get("cpu_seconds", 0.0)
@@ -45,11 +46,11 @@ def cost(files: Files) -> str:
     if not spent:
         return MISSING
     kinds = ["teacher and end points", "learning", "measuring"]
-    rows = [[f"`{subject}`" + ", later seeds" * later, *(f"{own.get(kind, 0.0):.0f}" for kind in kinds),
+    rows = [[f"`{subject}`" + ", later" * later, *(f"{own.get(kind, 0.0):.0f}" for kind in kinds),
              f"{sum(own.values()) / 60:.1f}"] for (subject, later), own in spent.items()]  # fmt: skip
     total = sum(sum(own.values()) for (_, later), own in spent.items() if not later)
     said = f"{len(files) - more} cells took {total / 60:.0f} minutes of one core, {total / 120:.0f} minutes of two"
-    said += f"; {more} of later seeds, which `--only` makes, are not among them:" if more else ":"
+    said += f"; {more} later ones, which `--only` makes, are not among them:" if more else ":"
     environments = [content["environment"] for content in files.values() if "environment" in content]
     table = markdown_table(["seconds of the processor", *kinds, "minutes"], rows)
     return f"{said}\n\n{table}\n\n{measured_in(*environments)}"
