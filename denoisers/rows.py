@@ -48,7 +48,7 @@ def limit_rows(model: Model, rows: int | None = None, max_memory: int | None = N
 
 
 @dataclass(frozen=True, eq=False)
-class RowLimited(Forwarding):
+class RowLimited(Forwarding, PassesGuidance):
     """A model whose network calls are split; made by `limit_rows`.
 
     Args:
@@ -99,18 +99,12 @@ class RowLimited(Forwarding):
         size = size if self.fixed is None else min(size, self.fixed)
         return torch.cat([self.model.decode(part) for part in x.split(size)])
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        parts = x.split(self.limit(x))
-        if len(parts) == 1:
-            return self.model(x, sigma)
-        sigmas = [sigma] * len(parts) if sigma.ndim == 0 else sigma.split(len(parts[0]))
-        return torch.cat([self.model(*part) for part in zip(parts, sigmas, strict=True)])
-
-    def at_guidance(self, x: Tensor, sigma: Tensor, factor: Tensor) -> Tensor:
-        """What the model gives with its guidance scaled, in parts."""
+    def _denoised(self, x: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
         limit = self.limit(x)
-        parts = [slice(first, first + limit) for first in range(0, len(x), limit)]
-        return torch.cat([denoised_at(self.model, x[r], _rows_of(sigma, r), _rows_of(factor, r)) for r in parts])
+        if len(x) <= limit:
+            return denoised_at(self.model, x, sigma, factor)
+        runs = (slice(first, first + limit) for first in range(0, len(x), limit))
+        return torch.cat([_part(self.model, rows, x, sigma, factor) for rows in runs])
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,17 +126,18 @@ class Split(PassesGuidance):
         limit = self.most(x)
         if len(x) <= limit:
             return denoised_at(self._of(0, len(self.seeds)), x, sigma, factor)
-        points = rows_per_condition(len(x), len(self.seeds))
-        out = []
-        for samples, rows in _parts(len(self.seeds), points, limit):
-            own = None if factor is None else _rows_of(factor, rows)
-            out.append(denoised_at(self._of(*samples), x[rows], _rows_of(sigma, rows), own))
-        return torch.cat(out)
+        parts = _parts(len(self.seeds), rows_per_condition(len(x), len(self.seeds)), limit)
+        return torch.cat([_part(self._of(*samples), rows, x, sigma, factor) for samples, rows in parts])
 
     def _of(self, first: int, last: int) -> Denoiser:
         if (first, last) not in self._bound:
             self._bound[first, last] = self.bind(self.seeds[first:last])
         return self._bound[first, last]
+
+
+def _part(denoiser: Denoiser, rows: slice, x: Tensor, sigma: Tensor, factor: Tensor | None) -> Tensor:
+    """Some rows of a call."""
+    return denoised_at(denoiser, x[rows], _rows_of(sigma, rows), None if factor is None else _rows_of(factor, rows))
 
 
 def _rows_of(values: Tensor, rows: slice) -> Tensor:
