@@ -7,7 +7,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from . import __version__
@@ -46,6 +46,8 @@ COMMANDS = {
     "table diff": Command("TableDiff", "table:diff", "say where two tables differ"),
     "doctor": Command("Doctor", "doctor:doctor", "check this machine, with verdicts and remedies"),
 }
+
+OTHERS = {"experiments": "measure again what the pages show"}  # has no options of its own
 
 # How a command that was interrupted is continued.
 GO_ON = {
@@ -97,7 +99,12 @@ exit codes:
 
 def help_text() -> str:
     """The overview: made without loading anything, so that it is there at once."""
-    return HELP.format(commands="\n".join(f"  {name:<15}  {c.summary}" for name, c in COMMANDS.items()))
+    return HELP.format(commands=_listed({name: command.summary for name, command in COMMANDS.items()} | OTHERS))
+
+
+def _listed(summaries: Mapping[str, str]) -> str:
+    width = max(map(len, summaries))
+    return "\n".join(f"  {name:<{width}}  {summary}" for name, summary in summaries.items())
 
 
 def split_verbosity(argv: Sequence[str]) -> tuple[list[str], int]:
@@ -139,13 +146,29 @@ def _main(words: list[str], verbosity: int) -> int:
         return OK
     if words[0].startswith("--tyro-"):
         return _completion(words)
+    if words[0] == "experiments":
+        return _experiment(words[1:], verbosity)
     name = _command(words)
     if name is None:
         return USAGE
     from .commands.logs import set_up_logging
 
     set_up_logging(verbosity)
-    return _run(name, words[len(name.split()) :], verbosity)
+    return _guarded(lambda: _called(name, words[len(name.split()) :]), name, verbosity)
+
+
+def _experiment(words: list[str], verbosity: int) -> int:
+    from .commands import experiments
+    from .commands.logs import set_up_logging
+
+    if words[:1] in (["-h"], ["--help"]):
+        print(f"usage: epd experiments NAME ...\n\n{_listed(experiments.EXPERIMENTS)}")
+        return OK
+    if wrong := experiments.complaint(words):
+        print(f"epd: error: {wrong} (epd experiments --help)", file=sys.stderr)
+        return USAGE
+    set_up_logging(verbosity)
+    return _guarded(lambda: experiments.run(words[0], words[1:]), "experiments", verbosity)
 
 
 def _command(words: list[str]) -> str | None:
@@ -155,17 +178,25 @@ def _command(words: list[str]) -> str | None:
             return " ".join(words[:length])
     group = [name for name in COMMANDS if name.split()[0] == words[0]]
     if group and {"-h", "--help"} & set(words[1:2]):
-        print("\n".join(f"epd {name:<15}  {COMMANDS[name].summary}" for name in group))
+        print(_listed({f"epd {name}": COMMANDS[name].summary for name in group}))
         raise SystemExit(OK)
     typed = " ".join(words[: 2 if group else 1])
-    close = difflib.get_close_matches(typed, group or COMMANDS, n=1, cutoff=0.4)
+    known = group or [*COMMANDS, *OTHERS]
+    close = difflib.get_close_matches(typed, known, n=1, cutoff=0.4)
     hint = f"perhaps you meant {close[0]!r}; " if close else ""
-    choices = ", ".join(group or COMMANDS)
-    print(f"epd: error: no command {typed!r}: {hint}there are {choices} (epd --help)", file=sys.stderr)
+    print(f"epd: error: no command {typed!r}: {hint}there are {', '.join(known)} (epd --help)", file=sys.stderr)
     return None
 
 
-def _run(name: str, words: list[str], verbosity: int) -> int:
+def _called(name: str, words: list[str]) -> int:
+    options = _parse(name, words)
+    module, function = COMMANDS[name].function.split(":")
+    call: Callable[[Any], int] = getattr(importlib.import_module(f".commands.{module}", __package__), function)
+    return call(options)
+
+
+def _guarded(call: Callable[[], int], name: str, verbosity: int) -> int:
+    """Does it, and says in a line what went wrong."""
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     # Threads that spin for long take the cores from whoever else computes; threads that never spin are woken for every
     # small product, which made training the embedded models 1.6 times slower.
@@ -174,10 +205,7 @@ def _run(name: str, words: list[str], verbosity: int) -> int:
     from .commands.yaml_config import ConfigError
 
     try:
-        options = _parse(name, words)
-        module, function = COMMANDS[name].function.split(":")
-        call: Callable[[Any], int] = getattr(importlib.import_module(f".commands.{module}", __package__), function)
-        return call(options)
+        return call()
     except BrokenPipeError:  # the reader of our output has gone: nothing to say, and nobody to say it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED

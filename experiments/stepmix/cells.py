@@ -174,7 +174,15 @@ def settings(cell: Cell | Digits) -> dict[str, Any]:
 
 
 def missing(folder: Path, only: Sequence[str]) -> list[Cell | Digits]:
-    """Cells whose path begins with one of `only`, and that aren't there with these settings."""
+    """Cells whose path begins with one of `only`, and that aren't there with these settings.
+
+    Raises:
+        ValueError: for a beginning that no path has.
+    """
+    for start in only:
+        if not any(cell.path.startswith(start) for cell in CELLS):
+            begins = dict.fromkeys(cell.path.split("/")[0] for cell in CELLS)
+            raise ValueError(f"no cell's path begins with {start!r}: paths begin with {', '.join(begins)}")
     wanted = [cell for cell in CELLS if not only or any(cell.path.startswith(start) for start in only)]
     return [cell for cell in wanted if read(folder / cell.path).get("settings") != settings(cell)]
 

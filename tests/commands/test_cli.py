@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import logging
 import re
@@ -15,8 +16,9 @@ import torch
 from helpers.command import Run
 
 from epd import __version__, cli
-from epd.commands import compare, distill, doctor, evaluate, sample
+from epd.commands import compare, distill, doctor, evaluate, experiments, sample
 from epd.commands.logs import set_up_logging
+from epd.experiments.stepmix.__main__ import main as stepmix
 from epd.runs.processes import ProcessError
 
 
@@ -26,6 +28,18 @@ def test_help_lists_the_commands_and_the_exit_codes(run: Run) -> None:
     assert all(name in out for name in cli.COMMANDS) and "exit codes:" in out
     code, out, err = run()
     assert code == cli.USAGE and not out and "usage: epd" in err
+
+
+def test_experiments_are_those_of_the_package(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run("experiments", "--help")
+    assert code == cli.OK and not err and all(name in out for name in experiments.EXPERIMENTS)
+    assert all(importlib.util.find_spec(f"epd.experiments.{name}") for name in experiments.EXPERIMENTS)
+    code, out, _ = run("experiments", "stepmix", "--print")
+    assert stepmix(["--print"]) == 0 == code and out == capsys.readouterr().out and out.startswith("stepmix-episodes")
+    code, _, err = run("experiments", "stepmix", "--only", "nothing")
+    assert code == cli.FAILED and err.startswith("epd: error: ") and len(err.splitlines()) == 1
+    assert run("experiments", "stepmix", "--onyl", "x")[0] == cli.USAGE
+    assert run("experiments", "bench_learned", "--print")[0] == cli.OK  # a module, where that is a package
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -48,6 +62,9 @@ def test_version_and_groups(run: Run) -> None:
     [
         (["destill"], "no command 'destill': perhaps you meant 'distill'"),
         (["table"], "no command 'table': "),
+        (["experiment"], "no command 'experiment': perhaps you meant 'experiments'"),
+        (["experiments"], "no experiment '': there are study, stepmix, "),
+        (["experiments", "stepmx"], "no experiment 'stepmx': perhaps you meant 'stepmix'"),
         (["table", "shw", "x"], "no command 'table shw': perhaps you meant 'table show'"),
         (["distill", "--iteratons", "3"], "--iterations"),
         (["distill", "--calls", "300"], "must be a number from 1 to 200"),

@@ -94,6 +94,8 @@ def test_cells_are_made_once_and_shown(tmp_path: Path, monkeypatch: pytest.Monke
     assert one["violations"] == [0, 0]
     (tmp_path / "out" / episodes[1].path).unlink()
     assert cells.missing(tmp_path / "out", ["random/step", "digits"]) == []
+    with pytest.raises(ValueError, match="no cell's path begins with 'ramdom': paths begin with "):
+        cells.missing(tmp_path / "out", ["digits", "ramdom"])
     assert command.main(words) == 0
     again = {p: p.stat().st_mtime_ns for p in made}
     assert {p for p in made if made[p] != again[p]} == {tmp_path / "out" / episodes[1].path}
