@@ -7,8 +7,7 @@
     OMP_NUM_THREADS=1 python -m epd.experiments.bench_learned --only digits-exact       # beside another with digits
 
 A cell is one training run, measured on fresh noise beside the hand-made solvers at as many calls and at as many
-evaluations; the table of 5 calls is grown from that of 3, that of 7 from that of 5, as in `epd distill`, and on
-`digits-exact` that of two points a call begins at that of one, too. It lies in
+evaluations; the table of 5 calls is grown from that of 3, that of 7 from that of 5, as in `epd distill`. It lies in
 results/learned/MODEL/FAMILY-CALLS-SEED.json with its table, and is written once the table is learned and again once it
 is measured; the same command goes on with what is missing, or was made with other settings. Tables are chosen on the
 validation noise alone; each hand-made method is in its best variant and on its best schedule, column by column, both

@@ -56,7 +56,6 @@ class Subject:
         tuning: samples that a hand-made method's variant and schedule are chosen on.
         training: what differs from the defaults of training.
         once: families that are learned with seed 0 alone.
-        widened: `dense-2` begins at the table of `dense-1`, too, as `--points 1,2` has it.
     """
 
     model: str
@@ -68,7 +67,6 @@ class Subject:
     guidance: float | None = None
     training: Mapping[str, object] = field(default_factory=dict)
     once: Sequence[str] = ()
-    widened: bool = False
 
     def load(self) -> Model:
         """The model, with calls of bounded size."""
@@ -82,7 +80,7 @@ class Subject:
 
 # The mixtures are exact in float64; the network costs far more, and supports a tolerance of 1e-4 in float32.
 SUBJECTS: dict[str, Subject] = {
-    "digits-exact": Subject("digits-exact", 16384, 512, torch.float64, 1e-6, once=ABLATIONS, widened=True),
+    "digits-exact": Subject("digits-exact", 16384, 512, torch.float64, 1e-6, once=ABLATIONS),
     "digits-exact-flow": Subject("digits-exact-flow", 16384, 512, torch.float64, 1e-6, once=("ld3", "amed")),
     "digits": Subject("digits", 4096, 64, torch.float32, 1e-4, 128, 1.0, SHORT, ("dense-1-longer",)),
     "digits-guidance-2": Subject("digits", 4096, 64, torch.float32, 1e-4, 128, 2.0, training=SHORTER),
@@ -170,8 +168,8 @@ class Job:
         family = GROWN_FROM.get(self.family, self.family)
         return replace(self, family=family, calls=smaller[-1]) if smaller else None
 
-    def narrower(self) -> Job | None:
-        return replace(self, family="dense-1") if self.family == "dense-2" and self.of.widened else None
+    def narrower(self) -> None:
+        """Each count of points is learned by itself."""
 
     def teacher(self, results: Path) -> Path:
         return results / self.subject / "teacher.json"

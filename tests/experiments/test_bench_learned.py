@@ -53,18 +53,6 @@ def test_seed_0_of_everything_comes_first_and_every_family_is_there() -> None:
         assert job.config().points != "auto" or LEARNED[job.config().family].points  # the same on every machine
 
 
-def test_two_points_a_call_begin_at_the_table_of_one_where_that_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert Job("digits", "dense-2", 5, 0).narrower() is None and Job("digits-exact", "dense-1", 5, 0).narrower() is None
-    monkeypatch.setitem(SUBJECTS, "digits-exact", replace(TINY, widened=True))
-    make(tmp_path, "digits-exact,dense-2,3,0")
-    read = {path: json.loads(content) for path, content in files(tmp_path).items()}
-    wide, narrow = (read[f"digits-exact/{family}-3-0.json"] for family in ("dense-2", "dense-1"))
-    assert wide["settings"]["widened_from"] == narrow["digest"] and "widened_from" not in narrow["settings"]
-    assert wide["validation_rmse"] <= narrow["validation_rmse"] + 1e-9
-
-
 def test_no_sample_is_one_that_tables_are_learned_or_chosen_on() -> None:
     assert all(subject.samples < POOL_SEEDS for subject in SUBJECTS.values())
     assert all(subject.samples >= 4096 for name, subject in SUBJECTS.items() if name != "digits-exact")
