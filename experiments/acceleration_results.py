@@ -91,8 +91,8 @@ def judges(contents: Mapping[str, Cell], world: str) -> str:
         kinds = {kind: statistics.fmean(cell["calls by kind"][kind] for cell in cells)
                  for kind in cells[0]["calls by kind"]}  # fmt: skip
         low, high = (pick(kinds, key=kinds.__getitem__) for pick in (min, max))
-        most = f"{low} {kinds[low]:.2f}, {high} {kinds[high]:.2f}"
-        lines.append([HEADS[job["heads"]], f"{job['decay']:g}", *values, most])
+        between = f"{kinds[low]:.2f} ({low}) to {kinds[high]:.2f} ({high})"
+        lines.append([HEADS[job["heads"]], f"{job['decay']:g}", *values, between])
     solvers = ["policy", "all steps", *STATIC.values()]
     head = ["heads", "λ", *(f"{JUDGED[judge]}, {solver}" for judge in others for solver in solvers), "calls by kind"]
     return markdown_table(head, lines)

@@ -110,7 +110,7 @@ def test_seeds_are_one_row_of_the_page() -> None:
     assert f"{row}| 0.0400 (> 24) | +19 % |" in shown and "Learned tables: 0.0210 with 5 calls." in shown
     assert "Attention is 2 % of a call's products" in shown
     shown = acceleration_results.judges(contents, "digits")
-    assert "| both | 0.9 | 0.750 | 1.000 | 0.500 | 0.500 | 0.500 | 0 12.00, 7 14.00 |" in shown
+    assert "| both | 0.9 | 0.750 | 1.000 | 0.500 | 0.500 | 0.500 | 12.00 (0) to 14.00 (7) |" in shown
     assert acceleration_results.table(contents, "shapes") == acceleration_results.judges(contents, "shapes") == MISSING
 
 
