@@ -156,7 +156,11 @@ def _pas_cell(
         evaluations += truth.evaluations
         for solver in solvers:
             rule = solver.rule(truth.sigmas)
-            learned = pas_of(work.model, rule, truth)
+            try:
+                learned = pas_of(work.model, rule, truth)
+            except FloatingPointError as error:
+                log.info("PAS + %s on %s has no coordinates: %s", solver.name, name, error)
+                continue
             evaluations += learned.evaluations
             run = ruled(learned.rule(rule), truth.sigmas)
             contenders.append(Contender(f"PAS + {solver.name}", f"{name}, {learned.numbers} numbers", at, run))

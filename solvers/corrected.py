@@ -49,10 +49,16 @@ def directions(slope: Tensor, seen: Sequence[Tensor]) -> Tensor:
     Args:
         slope: (B, *S).
         seen: of `Slope`.
+
+    Raises:
+        FloatingPointError: where one of them is not finite.
     """
     rows = torch.stack([*seen, slope], 1).flatten(2)
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    loadings, values, principal = torch.linalg.svd(rows, full_matrices=False)
+    try:
+        loadings, values, principal = torch.linalg.svd(rows, full_matrices=False)
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+        raise FloatingPointError(f"slopes that are not finite have no directions: {error}") from error
     signs = torch.where(loadings[:, -1] < 0, -1.0, 1.0).to(rows)
     # Where the rows span less, the other singular vectors are anything.
     signs = signs * (values > values[:, :1] * torch.finfo(rows.dtype).eps * max(rows.shape[1:]))

@@ -58,6 +58,13 @@ def test_directions_have_a_sign_and_turn_with_the_sample() -> None:
     torch.testing.assert_close(directions(-rows[-1], [*-rows[:-1]]), -units)
 
 
+def test_slopes_that_are_not_finite_have_no_directions() -> None:
+    slope = torch.randn(2, 4)
+    slope[1, 2] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        directions(slope, [torch.randn(2, 4)])
+
+
 def test_what_lies_along_the_slope_leaves_nothing() -> None:
     slope = torch.randn(3, 4, dtype=torch.float64)
     for dtype in (torch.float64, torch.float32):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from epd.denoisers.noise import unit_noise
 from epd.denoisers.protocol import Model
 from epd.distill.config import DistillConfig
 from epd.distill.gits import LATER, gits_of
-from epd.distill.pas import pas_of, truth_of
+from epd.distill.pas import Pas, Truth, pas_of, truth_of
 from epd.evaluation import peers as room
 from epd.evaluation.batches import CountingRows
 from epd.evaluation.compare import compare
@@ -31,6 +32,7 @@ from epd.solvers.exact import converged
 from epd.solvers.picard import picard
 from epd.solvers.registry import Ends
 from epd.solvers.rules import ipndm
+from epd.solvers.walk import Rule
 
 SAMPLES, TUNING = 24, 8
 TABLE = epd.Table([20.0, 2.0, 0.02], [[0.3, 0.7]] * 2, [[0.5, 0.5]] * 2)
@@ -107,6 +109,23 @@ def test_pas_is_the_best_corrected_rule_of_its_group_on_the_best_schedule() -> N
         best = min(found, key=lambda key: found[key][0])
         assert (cell.solver, cell.schedule) == best and cell.rmse == pytest.approx(found[best][1], rel=1e-3)
         assert cell.calls == cell.evaluations == cell.asked and cell.training == evaluations and cell.peer
+
+
+def test_a_rule_that_is_not_finite_has_no_coordinates(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def pas_of(model: Model, rule: Rule, truth: Truth) -> Pas:
+        tried.append(len(truth.sigmas) - 1)
+        if len(tried) > 1:
+            raise FloatingPointError("lost")
+        return Pas((None,) * tried[0], 7)
+
+    tried: list[int] = []
+    monkeypatch.setattr(room, "pas_of", pas_of)
+    with caplog.at_level(logging.INFO, logger="epd"):
+        cells = [cell for cell in measure(["PAS + Euler / DDIM"], (3,)).cells if not cell.learned]
+    assert [cell.asked for cell in cells] == [3] and "0 numbers" in cells[0].schedule  # none of the others, none at 6
+    assert "PAS + Euler on polynomial 5 has no coordinates: lost" in caplog.text
 
 
 def test_paradigms_stays_within_its_calls_and_says_how_many_rows_they_hold() -> None:
