@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Sequence
 
@@ -18,16 +17,6 @@ EXPERIMENTS = {
     "bench_slices": "video networks in parts",
     "benchmarks": "speed and memory on this machine",
 }
-
-
-def complaint(words: Sequence[str]) -> str | None:
-    """What is wrong with the name of an experiment, the first of these words; None where it is one."""
-    typed = words[0] if words else ""
-    if typed in EXPERIMENTS:
-        return None
-    close = difflib.get_close_matches(typed, EXPERIMENTS, n=1, cutoff=0.4)
-    hint = f"perhaps you meant {close[0]!r}; " if close else ""
-    return f"no experiment {typed!r}: {hint}there are {', '.join(EXPERIMENTS)}"
 
 
 def run(name: str, words: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from . import __version__
@@ -164,11 +164,13 @@ def _experiment(words: list[str], verbosity: int) -> int:
     if words[:1] in (["-h"], ["--help"]):
         print(f"usage: epd experiments NAME ...\n\n{_listed(experiments.EXPERIMENTS)}")
         return OK
-    if wrong := experiments.complaint(words):
-        print(f"epd: error: {wrong} (epd experiments --help)", file=sys.stderr)
+    typed = words[0] if words else ""
+    if typed not in experiments.EXPERIMENTS:
+        print(f"epd: error: {_unknown('experiment', typed, experiments.EXPERIMENTS)} (epd experiments --help)",
+              file=sys.stderr)  # fmt: skip
         return USAGE
     set_up_logging(verbosity)
-    return _guarded(lambda: experiments.run(words[0], words[1:]), "experiments", verbosity)
+    return _guarded(lambda: experiments.run(typed, words[1:]), "experiments", verbosity)
 
 
 def _command(words: list[str]) -> str | None:
@@ -181,11 +183,14 @@ def _command(words: list[str]) -> str | None:
         print(_listed({f"epd {name}": COMMANDS[name].summary for name in group}))
         raise SystemExit(OK)
     typed = " ".join(words[: 2 if group else 1])
-    known = group or [*COMMANDS, *OTHERS]
+    print(f"epd: error: {_unknown('command', typed, group or [*COMMANDS, *OTHERS])} (epd --help)", file=sys.stderr)
+    return None
+
+
+def _unknown(kind: str, typed: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(typed, known, n=1, cutoff=0.4)
     hint = f"perhaps you meant {close[0]!r}; " if close else ""
-    print(f"epd: error: no command {typed!r}: {hint}there are {', '.join(known)} (epd --help)", file=sys.stderr)
-    return None
+    return f"no {kind} {typed!r}: {hint}there are {', '.join(known)}"
 
 
 def _called(name: str, words: list[str]) -> int:

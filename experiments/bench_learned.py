@@ -20,7 +20,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -138,12 +138,20 @@ def measure_handmade(subject: Subject, at: int, path: Path, work: Path, others: 
     Args:
         others: peers that are measured, too.
     """
-    if read(path).get("judged") != subject.judged():
-        began = time.process_time()
+
+    def best() -> list[str]:
         few = compared(replace(subject, samples=subject.tuning), {}, at, work, ("hand-made",))
         tried = sorted(few, key=lambda c: -c.rmse)
-        best = {cell.group: cell.solver for cell in tried}
-        cells = [asdict(cell) for cell in compared(subject, {}, at, work, (*best.values(), *others))]
+        return [*{cell.group: cell.solver for cell in tried}.values(), *others]
+
+    measure_solvers(subject, at, path, work, best)
+
+
+def measure_solvers(subject: Subject, at: int, path: Path, work: Path, names: Callable[[], Sequence[str]]) -> None:
+    """Measures solvers that are not learned here, chosen by `names`, at so many calls, if that is not done yet."""
+    if read(path).get("judged") != subject.judged():
+        began = time.process_time()
+        cells = [asdict(cell) for cell in compared(subject, {}, at, work, names())]
         cost = {"cpu_seconds": cpu_since(began), "environment": environment()}
         write(path, {"at": at, "judged": subject.judged(), "cells": cells, **cost})
 

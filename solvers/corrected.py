@@ -88,29 +88,34 @@ def corrected(rule: Rule, correct: Correct) -> Rule:
     def correcting(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
         inner, seen = history or ((), (x,))
 
-        def stepped(slope: Tensor) -> tuple[Tensor, History]:
-            asking = rule(x, sigma, sigma_next, n, inner)
-            try:
-                next(asking)
-                asking.send(slope[None])
-            except StopIteration as stop:
-                return stop.value
-            raise ValueError(f"step {n} asks a second question: only rules of one call a step are corrected")
+        def mean(slope: Tensor) -> Tensor:
+            again = rule(x, sigma, sigma_next, n, inner)
+            next(again)
+            return _finished(again, slope, n)[0]
 
+        asking = rule(x, sigma, sigma_next, n, inner)
         try:
-            ask = next(rule(x, sigma, sigma_next, n, inner))
+            ask = next(asking)
         except StopIteration as stop:  # an analytic first step, which has no network to err
-            mean, inner = stop.value
-            return mean, (inner, seen)
+            own, remembered = stop.value
+            return own, (remembered, seen)
         if len(ask.points) > 1:
             raise ValueError(f"step {n} asks for {len(ask.points)} points: only rules of one are corrected")
         given = (yield ask)[0]
-        stride = expand(sigma_next - sigma, x)
-        taken = correct(Slope(n, x, stride, given, seen, lambda slope: stepped(slope)[0]))
-        mean, inner = stepped(taken)
-        return mean, (inner, (*seen, taken))
+        taken = correct(Slope(n, x, expand(sigma_next - sigma, x), given, seen, mean))
+        own, remembered = _finished(asking, taken, n)
+        return own, (remembered, (*seen, taken))
 
     return correcting
+
+
+def _finished(asking: Steps, slope: Tensor, n: int) -> tuple[Tensor, History]:
+    """The mean slope and the history of a step whose one question is answered by a slope."""
+    try:
+        asking.send(slope[None])
+    except StopIteration as stop:
+        return stop.value
+    raise ValueError(f"step {n} asks a second question: only rules of one call a step are corrected")
 
 
 def pas(rule: Rule, coordinates: Sequence[Tensor | None]) -> Rule:

@@ -14,6 +14,7 @@ from ..bench_learned import (
     compared,
     cpu_since,
     measure_handmade,
+    measure_solvers,
     measured,
     read,
     solve_teacher,
@@ -33,8 +34,8 @@ def make(cell: Cell, results: Path, work: Path) -> None:
         case Untrained(family=family) if family == HAND:
             others = FOUND.get(cell.subject, ALSO_FOUND)
             measure_handmade(WORLDS[cell.subject], cell.calls, cell.path(results), work, others)
-        case Untrained():
-            measure_peer(cell, results, work)
+        case Untrained(family=peer):
+            measure_solvers(WORLDS[cell.subject], cell.calls, cell.path(results), work, lambda: (peer,))
         case Transfer():
             transfer(cell, results, work)
 
@@ -48,16 +49,6 @@ def begin(cell: Begin, results: Path, work: Path) -> None:
     content = read(path)
     if "cpu_seconds" not in content:
         write(path, {**content, "cpu_seconds": cpu_since(began)})
-
-
-def measure_peer(cell: Untrained, results: Path, work: Path) -> None:
-    """Measures a peer that is not distilled, and beside which there is no other."""
-    world, path, began = WORLDS[cell.subject], cell.path(results), time.process_time()
-    judged = world.judged()
-    if read(path).get("judged") != judged:
-        cells = [asdict(one) for one in compared(world, {}, cell.calls, work, (cell.family,))]
-        cost = {"cpu_seconds": cpu_since(began), "environment": environment()}
-        write(path, {"at": cell.calls, "judged": judged, "cells": cells, **cost})
 
 
 def transfer(cell: Transfer, results: Path, work: Path) -> None:

@@ -8,8 +8,11 @@ from helpers.counting import Counted
 from helpers.toy_models import toy_mixture
 from torch import Tensor
 
+from epd import Table
 from epd.denoisers.noise import unit_noise
 from epd.denoisers.protocol import Path
+from epd.distill.config import DistillConfig
+from epd.distill.initial import initial_table
 from epd.distill.pas import Truth, pas_of, truth_of
 from epd.distill.teacher import POOL_SEEDS
 from epd.solvers.corrected import along, corrected, directions, pas
@@ -162,12 +165,17 @@ def test_only_rules_of_one_question_a_step_are_corrected(rule: Rule) -> None:
         solve(own, model, noise, schedule("ve"))
 
 
-def test_a_question_of_several_points_is_refused() -> None:
-    from epd import Table
-
+def test_a_step_of_a_call_and_a_fan_is_refused() -> None:
     table = Table([20.0, 2.0, 0.02], [[0.3, 0.7]] * 2, [[0.5, 0.5]] * 2)
     with pytest.raises(ValueError, match="step 0 asks a second question"):
         solve(pas(table.rule(), [None, None]), toy_mixture(), fresh("ve", 2), table.sigmas)
+
+
+def test_a_question_of_several_points_is_refused() -> None:
+    model = toy_mixture()
+    table = initial_table(DistillConfig(points=2, calls=2, schedule="polynomial"), model)
+    with pytest.raises(ValueError, match="step 1 asks for 2 points: only rules of one are corrected"):
+        solve(pas(table.rule(), [None] * 3), model, fresh("ve", 2), table.sigmas)
 
 
 def test_coordinates_that_have_no_direction_yet_are_left_out() -> None:
