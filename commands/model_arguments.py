@@ -6,13 +6,14 @@ from pydantic import Field
 
 from ..pipelines.options import FROZEN, ModelOptions, UserPath
 from ..solvers.registry import NumberedRule, Schedule
+from .command_options import CommandOptions
 
 
 class UsageError(ValueError):
     """Options that exclude or need each other: exit code 2."""
 
 
-class ModelArguments(ModelOptions):
+class ModelArguments(ModelOptions, CommandOptions):
     """Which model, and how it is loaded, conditioned and placed."""
 
     model_config = FROZEN

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import tyro
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
 from ..distill.config import MOST_CALLS, MOST_POINTS, DistillConfig
 from ..evaluation.tune_config import TuneConfig
 from ..pipelines.options import FROZEN, UserPath
 from ..rl.config import RefineConfig
 from .acceleration_options import RefineAcceleration  # noqa: F401 - as below
+from .command_options import CommandOptions
 from .feedback_options import DistillFeedback  # noqa: F401 - as below
 from .model_arguments import ModelArguments, SolverArguments, UsageError  # noqa: F401 - as below
 from .report_options import Report  # noqa: F401 - as below
@@ -21,11 +22,11 @@ from .table_options import TableConvert, TableDiff, TableShow  # noqa: F401 - th
 Answer: TypeAlias = Literal["batched", "serial", "auto"]
 
 
-def _several(name: str, value: str, most: int, what: str, example: str) -> str:
+def _several(value: str, most: int, what: str, example: str) -> str:
     """Numbers with commas between them, in rising order."""
     numbers = [int(part) if part.isdecimal() else 0 for part in value.replace(" ", "").split(",")]
     if not all(1 <= number <= most for number in numbers):
-        raise ValueError(f"{name} = {value!r} must be {what} from 1 to {most}, or several, as in {example}")
+        raise ValueError(f"must be {what} from 1 to {most}, or several, as in {example}")
     return ",".join(map(str, sorted(set(numbers))))
 
 
@@ -68,12 +69,12 @@ class Distill(DistillConfig, ModelArguments):
     @field_validator("calls")
     @classmethod
     def _counts(cls, value: str) -> str:
-        return _several("calls", value, MOST_CALLS, "a number", "3,5,7,9")
+        return _several(value, MOST_CALLS, "a number", "3,5,7,9")
 
     @field_validator("points")
     @classmethod
     def _numbers(cls, value: str) -> str:
-        return value if value == "auto" else _several("points", value, MOST_POINTS, "auto, a number", "1,2,3")
+        return value if value == "auto" else _several(value, MOST_POINTS, "auto, a number", "1,2,3")
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -279,7 +280,7 @@ class Evaluate(ModelArguments):
     """Floating point type of the states."""
 
 
-class Doctor(BaseModel):
+class Doctor(CommandOptions):
     """Check this machine: versions, devices, the torchvision trap, disk; a verdict and a remedy on each line."""
 
     model_config = FROZEN

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 import tyro
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from ..pipelines.options import FROZEN, UserPath
 from ..solvers.registry import PublishedSchedule
+from .command_options import CommandOptions
 
 
-class TableShow(BaseModel):
+class TableShow(CommandOptions):
     """Print a table: per step sigma, nodes, weights, anchor and memory; order, cost, provenance."""
 
     model_config = FROZEN
@@ -20,7 +21,7 @@ class TableShow(BaseModel):
     """Table: a file, a run's folder, a published name, or a hub id."""
 
 
-class TableConvert(BaseModel):
+class TableConvert(CommandOptions):
     """Turn a published .pkl or .npz table into our JSON; nothing in the file is executed."""
 
     model_config = FROZEN
@@ -45,7 +46,7 @@ class TableConvert(BaseModel):
     """Logarithm of the shift of a flow schedule; goes before --shift."""
 
 
-class TableDiff(BaseModel):
+class TableDiff(CommandOptions):
     """Say where two tables differ; exit code 0 when their numbers are equal, 1 when not."""
 
     model_config = FROZEN

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from ..formats.files import read_text
 from ..formats.json_text import require_bounded
+from .command_options import CommandOptions, OptionsError
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound=CommandOptions)
 MAX_BYTES = 2**20
 
 
@@ -69,33 +66,5 @@ def load_config(path: Path, schema: type[M]) -> M:
     data = read_yaml(path)
     try:
         return schema.model_validate(data)
-    except ValidationError as error:
-        faults = [f"{path}: {describe(fault, schema)}" for fault in error.errors()]
-        raise ConfigError("\n".join(faults)) from error
-
-
-def describe(fault: ErrorDetails, schema: type[BaseModel]) -> str:
-    """One fault as `calls = 300: Input should be less than or equal to 200 ...`."""
-    where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_perhaps(where, schema.model_fields)}"
-    message = fault["msg"].removeprefix("Value error, ")
-    if not where:
-        return message
-    value = _short(fault["input"])
-    options = fault.get("ctx", {}).get("expected", "") if fault["type"] == "literal_error" else ""
-    choices = [part.strip("' ") for part in str(options).replace(" or ", ", ").split(",") if part.strip("' ")]
-    hint = _perhaps(str(fault["input"]), choices) if choices else ""
-    default = schema.model_fields[str(fault["loc"][0])].get_default(call_default_factory=True)
-    return f"{where} = {value}: {message}{hint or f'; the default is {_short(default)}'}"
-
-
-def _perhaps(text: str, choices: Iterable[str]) -> str:
-    names = list(choices)
-    close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
-    return f"; perhaps you meant {close[0]!r}" if close else f"; known are {', '.join(names)}"
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+    except OptionsError as error:
+        raise ConfigError("\n".join(f"{path}: {fault}" for fault in str(error).splitlines())) from error

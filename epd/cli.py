@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from . import __version__
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from .commands.command_options import CommandOptions
 
 OK, FAILED, USAGE = 0, 1, 2
 
@@ -206,6 +206,7 @@ def _guarded(call: Callable[[], int], name: str, verbosity: int) -> int:
     # Threads that spin for long take the cores from whoever else computes; threads that never spin are woken for every
     # small product, which made training the embedded models 1.6 times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    from .commands.command_options import OptionsError
     from .commands.options import UsageError
     from .commands.yaml_config import ConfigError
 
@@ -214,7 +215,7 @@ def _guarded(call: Callable[[], int], name: str, verbosity: int) -> int:
     except BrokenPipeError:  # the reader of our output has gone: nothing to say, and nobody to say it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except (UsageError, ConfigError) as error:
+    except (UsageError, OptionsError, ConfigError) as error:
         return _complain(error, USAGE, verbosity)
     except (ValueError, OSError, FloatingPointError, MemoryError, ImportError) as error:
         return _complain(error, FAILED, verbosity, WITH_LESS.get(name, "") if _is_out_of_memory(error) else "")
@@ -242,10 +243,10 @@ def _complain(error: BaseException, code: int, verbosity: int, remedy: str = "")
     return code
 
 
-def _options(name: str) -> type[BaseModel]:
+def _options(name: str) -> type[CommandOptions]:
     from .commands import options
 
-    schema: type[BaseModel] = getattr(options, COMMANDS[name].options)
+    schema: type[CommandOptions] = getattr(options, COMMANDS[name].options)
     for field in schema.model_fields.values():  # the help breaks lines where they are full, not where the source does
         field.description = " ".join((field.description or "").split()) or None
     return schema

@@ -92,6 +92,18 @@ def test_usage_errors(
     assert "Traceback" not in err and not list(tmp_path.iterdir())
 
 
+def test_every_option_out_of_range_is_a_line_with_value_bound_and_remedy(run: Run) -> None:
+    at_least = "Input should be greater than or equal to"
+    code, out, err = run("distill", "--batch", "0", "--validation", "0", "--calls", "0")
+    assert (code, out) == (cli.USAGE, "") and sorted(err.splitlines()) == [
+        f"epd: error: batch = 0: {at_least} 1; or leave it out",
+        "epd: error: calls = \"0\": must be a number from 1 to 200, or several, as in 3,5,7,9; the default is \"5\"",
+        f"epd: error: validation = 0: {at_least} 1; the default is 1024",
+    ]
+    code, out, err = run("refine-acceleration", "--heads", "step", "step")  # a fault of no single option
+    assert (code, out, err.count("\n")) == (cli.USAGE, "", 1) and err.startswith("epd: error: heads = ['step', 'step']")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -84,7 +84,7 @@ FAULTS = {
     "unlike anything": ("zzzzz: 3", ["unknown key 'zzzzz'", "known are"]),
     "out of range": ("validation: 0", ["validation = 0", "greater than or equal to 1", "the default is 1024"]),
     "no points": ("points: 99", ["points = 99", "auto, a number from 1 to 16, or several, as in 1,2,3"]),
-    "no points either": ("points: [1, x]", ["points = ", "'1,x'", "auto, a number from 1 to 16"]),
+    "no points either": ("points: [1, x]", ['points = [1, "x"]', "auto, a number from 1 to 16"]),
     "no counts": ("calls: 3,x", ['calls = "3,x"', "a number from 1 to 200, or several, as in 3,5,7,9"]),
     "wrong type": ("pool: many", ['pool = "many"', "valid integer"]),
     "wrong choice": ("family: epd-plugn", ['family = "epd-plugn"', "perhaps you meant 'epd-plugin'"]),
