@@ -71,7 +71,10 @@ class AccelerationTrainer:
     ) -> None:
         if (config.discriminator > 0) != (features is not None):
             has = "needs features" if features is None else "has no use for features"
-            raise ValueError(f"discriminator = {config.discriminator:g} {has} of pictures: give both, or neither")
+            raise ValueError(
+                f"discriminator = {config.discriminator:g} {has} of pictures (--features file.py:function): give both, "
+                "or neither"
+            )
         self.task, self.config, self.workers = with_network(task), config, workers or Workers()
         self.table = grid_table(task.model, config) if table is None else table
         self.can_be_shorter = self.table.digest == grid_table(task.model, config).digest

@@ -151,9 +151,9 @@ def _name(reward: RewardLike) -> str:
     return reward if isinstance(reward, str) else getattr(reward, "__name__", type(reward).__name__)
 
 
-def reward_of(reward: RewardLike, device: str, name: str = "") -> Reward:
-    """A reward by its name, or a function as one; `name` is the function's, for errors."""
-    return load_reward(reward, device) if isinstance(reward, str) else FunctionReward(name, reward)
+def reward_of(reward: RewardLike, device: str, name: str = "", beside: Sequence[str] = ()) -> Reward:
+    """A reward by its name, or a function as one. For errors: the function's `name`, and `beside` of `load_reward`."""
+    return load_reward(reward, device, beside) if isinstance(reward, str) else FunctionReward(name, reward)
 
 
 def score(reward: RewardLike, model: Model, tolerance: float, name: str = "") -> Score:
@@ -165,4 +165,4 @@ def score(reward: RewardLike, model: Model, tolerance: float, name: str = "") ->
     """
     if reward == Closeness.name:
         return Closeness(model, tolerance)
-    return score_of(reward_of(reward, model.device, name))
+    return score_of(reward_of(reward, model.device, name, (Closeness.name,)))

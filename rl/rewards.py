@@ -51,7 +51,7 @@ class FunctionReward:
         return self.function(images, prompts)
 
 
-def load_reward(spec: str, device: str = "cpu") -> Reward:
+def load_reward(spec: str, device: str = "cpu", beside: Sequence[str] = ()) -> Reward:
     """The reward that a specification stands for; its name is the specification.
 
     - `shapes-all`, `shapes-frac`, `shapes-graded`: the verifier of the embedded world.
@@ -65,6 +65,7 @@ def load_reward(spec: str, device: str = "cpu") -> Reward:
     Args:
         spec: as above.
         device: where models run; a command runs where it likes, a function where the pictures are.
+        beside: names that the caller knows itself, for the error of an unknown one.
 
     Raises:
         RewardError: for an unknown specification, or one whose files, program or function are not there or do not fit.
@@ -80,9 +81,10 @@ def load_reward(spec: str, device: str = "cpu") -> Reward:
         return _model(spec, kind, source, device)
     if is_own_function(spec):
         return _own(spec)
-    close = difflib.get_close_matches(kind, [form.partition(":")[0] for form in FORMS], 1)
-    meant = f", did you mean {next(form for form in FORMS if form.startswith(close[0]))}?" if close else ":"
-    raise RewardError(f"the reward {spec!r} is unknown{meant} there are {', '.join(FORMS)}")
+    forms = (*beside, *FORMS)
+    close = difflib.get_close_matches(kind, [form.partition(":")[0] for form in forms], 1)
+    meant = f", did you mean {next(form for form in forms if form.startswith(close[0]))}?" if close else ":"
+    raise RewardError(f"the reward {spec!r} is unknown{meant} there are {', '.join(forms)}")
 
 
 def _model(spec: str, kind: str, source: str, device: str) -> Reward:

@@ -106,7 +106,7 @@ def test_rewards_get_the_prompts_that_pictures_were_made_for(
             seen.extend(zip(texts, scores.tolist(), strict=True))
             return scores
 
-    monkeypatch.setattr(learn, "load_reward", lambda spec, device: Watching())
+    monkeypatch.setattr(learn, "load_reward", lambda spec, device, beside: Watching())
     sigmas = np.geomspace(80.0, 0.002, 41)
     fine = Table(sigmas, np.zeros((40, 0)), np.zeros((40, 0)), anchor=[1.0] * 40, calls=1)
     fine.save(tmp_path / "fine.json")
@@ -198,6 +198,7 @@ def test_what_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
         (["--table", table, "--reward", "shapes-all", "shapes-all"], "shapes-all is given twice"),
         (["--table", table, "--reward", "shapes-all", "--watch", "shapes-all"], "shapes-all is given twice"),
         (["--table", table, "--reward", "shapes-al"], "shapes-all"),
+        (["--table", table, "--reward", "closenes"], "did you mean closeness? there are closeness, shapes-all"),
         (["--table", start(tmp_path, "flow"), "--reward", "shapes-all"], "flow"),
     ):
         code, _, err = run("refine", *QUICK, *words, "--out", tmp_path / "r")

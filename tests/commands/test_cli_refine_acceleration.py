@@ -65,3 +65,5 @@ def test_what_is_missing_or_in_the_way_is_told(run: Run, folder: Path) -> None:
     assert code == cli.USAGE and "2 weights for 1 rewards" in err
     code, _, err = run(*WORDS, "--accelerate", "reuse:steps=1", "--out", "other")
     assert code == cli.FAILED and "has reuse already" in err
+    code, _, err = run(*WORDS, "--discriminator", 1, "--out", "other")
+    assert code == cli.FAILED and "discriminator = 1 needs features of pictures (--features file.py:function)" in err
