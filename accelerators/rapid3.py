@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -36,19 +38,35 @@ class RAPID3:
 
     policy: str
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> RAPID3:
+        """The policy of a file or a run's folder, read at once: what is wrong with it is said here.
+
+        Raises:
+            ValueError: for anything but such a policy, naming the file, the fault and the remedy.
+        """
+        own = cls(os.fspath(path))
+        load_heads(own._file())
+        return own
+
     def __post_init__(self) -> None:
         if not self.policy:
             raise ValueError("policy = '' names no file: give one that `epd refine-acceleration` wrote")
 
     def attach(self, site: Site) -> Deciding:
         """Loads the heads; they stay outside of the network."""
-        path = user_path(self.policy)
-        heads, _ = load_heads(path / POLICY if path.is_dir() else path)
+        heads, _ = load_heads(self._file())
         return Deciding(site, placed(heads, site), sparsity=levels_of(heads.layout, site))
 
     def plan(self, calls: Sequence[Moment]) -> None:
         """None: it depends on the sample."""
 
+    def _file(self) -> Path:
+        path = user_path(self.policy)
+        return path / POLICY if path.is_dir() else path
+
+
+Policy = RAPID3  # what `epd refine --policy acceleration` learns
 
 def levels_of(layout: Layout, site: Site) -> Levels | None:
     """What the levels of a sparse head are told to, where there is one.

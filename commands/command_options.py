@@ -22,9 +22,9 @@ class CommandOptions(BaseModel):
         OptionsError: for values that do not fit.
     """
 
-    def __init__(self, /, **data: Any) -> None:  # noqa: ANN401 - pydantic's own signature
+    def __init__(self, *args: Any, **values: Any) -> None:  # noqa: ANN401 - a stand-in for pydantic's own
         try:
-            super().__init__(**data)
+            super().__init__(*args, **values)
         except ValidationError as error:
             raise OptionsError("\n".join(_describe(fault, type(self)) for fault in error.errors())) from error
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .accelerators.ilf import ILF
     from .accelerators.moment import Moment
     from .accelerators.native import Native
-    from .accelerators.rapid3 import RAPID3
+    from .accelerators.rapid3 import RAPID3, Policy
     from .accelerators.ras import RAS
     from .accelerators.regions import falling_ratios
     from .accelerators.rehash import Rehash, key_steps
@@ -94,6 +94,7 @@ _HOMES = {
     "Rehash": "accelerators.rehash",
     "key_steps": "accelerators.rehash",
     "RAPID3": "accelerators.rapid3",
+    "Policy": "accelerators.rapid3",
     "RAS": "accelerators.ras",
     "falling_ratios": "accelerators.regions",
     "Reuse": "accelerators.reuse",

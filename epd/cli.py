@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from . import __version__
+from .words import found, spelled_out, split_verbosity
 
 if TYPE_CHECKING:
     from .commands.command_options import CommandOptions
@@ -107,23 +108,6 @@ def _listed(summaries: Mapping[str, str]) -> str:
     return "\n".join(f"  {name:<{width}}  {summary}" for name, summary in summaries.items())
 
 
-def split_verbosity(argv: Sequence[str]) -> tuple[list[str], int]:
-    """The arguments without -v, -vv, -q, --verbose, --quiet, wherever they stand, and what they add up to."""
-    rest, level = [], 0
-    for i, word in enumerate(argv):
-        if word == "--":
-            return rest + list(argv[i:]), level
-        if word in ("-v", "--verbose"):
-            level += 1
-        elif word.startswith("-vv") and set(word[1:]) == {"v"}:
-            level += len(word) - 1
-        elif word in ("-q", "--quiet"):
-            level -= 1
-        else:
-            rest.append(word)
-    return rest, level
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 1 failed, 2 usage."""
     words, verbosity = split_verbosity(sys.argv[1:] if argv is None else argv)
@@ -148,6 +132,7 @@ def _main(words: list[str], verbosity: int) -> int:
         return _completion(words)
     if words[0] == "experiments":
         return _experiment(words[1:], verbosity)
+    words = spelled_out(words)
     name = _command(words)
     if name is None:
         return USAGE
@@ -255,25 +240,15 @@ def _options(name: str) -> type[CommandOptions]:
 def _parse(name: str, words: list[str]) -> Any:  # noqa: ANN401 - the command's options
     import tyro
 
-    schema, path = _options(name), _config_path(words)
+    schema, path = _options(name), found(words, "--config")  # which is read before anything else is parsed
     default: Any = tyro.MISSING
     if path is not None and "config" in schema.model_fields:
         from pathlib import Path
 
         from .commands.yaml_config import load_config
 
-        default = load_config(Path(path), schema)
+        default = load_config(Path(path[0]), schema)
     return tyro.cli(schema, prog=f"epd {name}", description=inspect.getdoc(schema), args=words, default=default)
-
-
-def _config_path(words: Sequence[str]) -> str | None:
-    """The value of --config, which has to be read before anything else can be parsed."""
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        if word == "--config" and following:
-            return following
-        if word.startswith("--config="):
-            return word.split("=", 1)[1]
-    return None
 
 
 def _completion(words: list[str]) -> int:

@@ -20,7 +20,8 @@ class RefineConfig(BaseModel):
     policy: Literal["ours", "whitened", "published"] = "ours"
     """What is sampled around the table. ours: noise levels, places of points, every weight, scales; whitened: the same,
     in coordinates that each move the ends of trajectories by as much, `std` times their own size for all together;
-    published: places and weights of points as Dirichlets, scales (arXiv 2512.22796)."""
+    published: places and weights of points as Dirichlets, scales (arXiv 2512.22796). Of the command also acceleration:
+    `epd refine-acceleration`, which has options of its own."""
     start: Literal["given", "best"] = "given"
     """Where the policy starts. best: at a hand-made multistep solver of as many calls or another table of yours, where
     one earns more than the given table on training samples; what is exported is tested against the given one all the

@@ -135,3 +135,12 @@ def test_it_is_named_in_files_and_refused_beside_what_reuses_slopes(tmp_path: Pa
         epd.accelerate(digits(), epd.RAPID3(path), epd.Reuse((1,)))
     with pytest.raises(ValueError, match="names no file"):
         epd.RAPID3("")
+
+
+def test_a_policy_that_is_loaded_is_proven(tmp_path: Path) -> None:
+    path = saved(Heads(layout_of(1, STEPS)), tmp_path)
+    assert epd.Policy.load(tmp_path) == epd.RAPID3(str(tmp_path)) and epd.Policy.load(path) == epd.RAPID3(path)
+    (tmp_path / "cut").write_bytes(Path(path).read_bytes()[:-9])
+    for wrong in ("cut", "missing"):
+        with pytest.raises(ValueError, match=wrong):
+            epd.Policy.load(tmp_path / wrong)

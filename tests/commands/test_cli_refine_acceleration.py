@@ -58,6 +58,17 @@ def test_a_policy_is_learned_and_sampled_with(run: Run, folder: Path) -> None:
     assert code == cli.FAILED and "--resume" in err
 
 
+def test_it_is_a_policy_of_refine_too(run: Run, folder: Path) -> None:
+    plans = set()
+    for name in (("refine-acceleration",), ("refine", "--policy", "acceleration"), ("refine", "--policy=acceleration")):
+        code, plan, err = run(*name, *WORDS[1:], "--dry-run")
+        assert code == cli.OK and "policy       step and cache" in plan, err
+        plans.add("\n".join(line for line in plan.splitlines() if not line.startswith("seconds")))
+    assert len(plans) == 1
+    code, _, err = run("-v", "refine", "--grid", 1, "--policy", "acceleration")
+    assert code == cli.USAGE and "grid = 1" in err
+
+
 def test_what_is_missing_or_in_the_way_is_told(run: Run, folder: Path) -> None:
     code, _, err = run("refine-acceleration", "--model", "digits")
     assert code == cli.USAGE and "--reward is missing" in err
