@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from .acceleration_worlds import WORLDS
 from .markdown import MISSING, markdown_table, measured_in
@@ -29,10 +29,10 @@ def rows_of(contents: Mapping[str, Cell], world: str) -> list[list[Cell]]:
     return [found[key] for key in sorted(found)]
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-    """The mean, and in brackets the least and the most where there are several."""
-    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
-    return f"{statistics.fmean(values):.{digits}f}" + ("" if low == high else f" ({low} to {high})")
+def spread(values: Sequence[float], digits: int, sign: Literal["-", "+"] = "-") -> str:
+    """The mean, and in brackets the least and the most where there are several; `sign` is that of a format."""
+    mean, low, high = (f"{value:{sign}.{digits}f}" for value in (statistics.fmean(values), min(values), max(values)))
+    return mean + ("" if low == high else f" ({low} to {high})")
 
 
 def needs(cells: Sequence[Cell], name: str) -> float | None:
@@ -42,10 +42,12 @@ def needs(cells: Sequence[Cell], name: str) -> float | None:
 
 
 def saved(cells: Sequence[Cell]) -> str:
-    """How many calls fewer the policy takes than the best static solver that is as good."""
-    least = min((calls for name in STATIC if (calls := needs(cells, name)) is not None), default=None)
-    own = statistics.fmean(cell["calls"] for cell in cells)
-    return "" if least is None else f"{100 * (1 - own / least):+.0f} %"
+    """How many calls fewer a policy takes than the best static solver that is as good."""
+    shares = []
+    for cell in cells:
+        least = min((calls for calls in cell["as good"].values() if calls is not None), default=None)
+        shares += [] if least is None else [100 * (1 - cell["calls"] / least)]
+    return f"{spread(shares, 0, '+')} %" if shares else ""
 
 
 def table(contents: Mapping[str, Cell], world: str) -> str:

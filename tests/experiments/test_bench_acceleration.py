@@ -107,7 +107,7 @@ def test_seeds_are_one_row_of_the_page() -> None:
     contents = {"a": cell(0, 12.0, 0.02, 14.0), "b": cell(1, 14.0, 0.04, None), "t": table}
     shown = acceleration_results.table(contents, "digits")
     row = "| both | 0.9 | 2 | 13.0 (12.0 to 14.0) | 0.0300 (0.0200 to 0.0400) | 0.0400 (20.0) | 0.0400 (16.0) "
-    assert f"{row}| 0.0400 (> 24) | +19 % |" in shown and "Learned tables: 0.0210 with 5 calls." in shown
+    assert f"{row}| 0.0400 (> 24) | +13 (+12 to +14) % |" in shown and "Learned tables: 0.0210 with 5 calls." in shown
     assert "Attention is 2 % of a call's products" in shown
     shown = acceleration_results.judges(contents, "digits")
     assert "| both | 0.9 | 0.750 | 1.000 | 0.500 | 0.500 | 0.500 | 12.00 (0) to 14.00 (7) |" in shown
