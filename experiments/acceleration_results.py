@@ -68,7 +68,8 @@ def table(contents: Mapping[str, Cell], world: str) -> str:
     head = ["heads", "λ", "seeds", "calls", JUDGED[metric], *STATIC.values(), "calls saved"]
     some = rows[0][0]
     said = f"All {some['job']['calls']} plain steps: {some['plain'][metric]:.4f}."
-    said += f" Attention is {100 * some['attention']:.0f} % of a call's products: more a sparse head cannot save."
+    if some["attention"]:
+        said += f" Attention is {100 * some['attention']:.0f} % of a call's products: more a sparse head cannot save."
     learned = {cell["calls"]: cell["table"][metric] for cell in contents.values()
                if cell["job"]["model"] == world and "table" in cell}  # fmt: skip
     if learned:

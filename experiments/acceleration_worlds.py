@@ -1,4 +1,4 @@
-"""What `bench_acceleration` learns on, and measures on fresh samples: `digits`, prompts of `shapes`, `shapes-32`."""
+"""What `bench_acceleration` learns on and measures on: `two-kinds`, `digits`, prompts of `shapes`, `shapes-32`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from ..solvers.registry import SIMPLEST, Ends, Schedule, make_rule, make_sigmas
 from ..solvers.solve import solve
 from ..solvers.walk import Rule
 from .refined_cells import REWARD, SUBJECTS, WATCHED, prompted
+from .two_kinds import KINDS, two_kinds
 
 SAMPLES, BLOCK, TOLERANCE = 256, 64, 1e-3
 
@@ -47,7 +48,8 @@ class World:
         metric: the number that solvers are compared by, of `Judge.told`.
         learning: what differs from the benchmark's usual settings.
         features: of pictures, where a discriminator learns beside the policy.
-        tables: learned ones to compare with, by their sequential calls: files of other benchmarks' results.
+        tables: learned ones to compare with, by their sequential calls: files of other benchmarks' results, or HERE,
+            as `epd distill --points 1` learns them.
     """
 
     schedule: Schedule
@@ -75,8 +77,15 @@ def where_is_which_colour(images: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(images, 8).flatten(1)
 
 
+def as_they_are(images: Tensor) -> Tensor:
+    """(B, F) of small pictures: their pixels."""
+    return images.flatten(1)
+
+
+HERE = "learned here"
 FEW = {"groups": 32, "group_size": 4}
 WORLDS = {
+    "two-kinds": World("logsnr", 24, Closeness.name, "rmse", as_they_are, tables={3: HERE}),
     "digits": World(
         "logsnr", 24, Closeness.name, "rmse", seen_by_the_judge,
         tables={calls: f"learned/digits/dense-1-{calls}-0.json" for calls in (5, 7, 9)},
@@ -157,6 +166,18 @@ class Judge(ABC):
             yield self.draws[first : first + BLOCK]
 
 
+class KindsJudge(Judge):
+    """Closeness alone."""
+
+    def __init__(self) -> None:
+        seeds = tuple(range(20_000, 20_000 + SAMPLES))
+        kinds = [KINDS[seed % len(KINDS)] for seed in seeds]
+        super().__init__(limit_rows(two_kinds()), WORLDS["two-kinds"].schedule, Draws(seeds, seeds), kinds)
+
+    def verified(self, states: Tensor, rows: Sequence[Rollout]) -> dict[str, float]:
+        return {}
+
+
 class DigitsJudge(Judge):
     """A classifier that nobody learned from says how sure it is of the class that was asked for. Unguided."""
 
@@ -218,13 +239,15 @@ def shapes_prompts() -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]
     return texts, ones, tuple(range(len(train), len(texts)))
 
 
-JUDGES: dict[str, Callable[[], Judge]] = {"digits": DigitsJudge, "shapes": ShapesJudge, "shapes-32": Shapes32Judge}
+JUDGES: dict[str, Callable[[], Judge]] = {
+    "two-kinds": KindsJudge, "digits": DigitsJudge, "shapes": ShapesJudge, "shapes-32": Shapes32Judge,
+}  # fmt: skip
 
 
 def learning(name: str) -> tuple[Model, dict[str, Any]]:
     """A world's model, and the arguments by which `refine_acceleration` is told its prompts."""
-    if name == "digits":
-        return digits(), {}
+    if name in ("two-kinds", "digits"):
+        return two_kinds() if name == "two-kinds" else digits(), {}
     if name == "shapes-32":
         model = shapes_32()
         return model, {"texts": texts_of(limit_rows(model), name, ModelOptions())}

@@ -1,18 +1,20 @@
-"""Policies that leave out network calls, beside static ones of equal mean cost: `digits`, `shapes`, `shapes-32`.
+"""Policies that leave out network calls, beside static ones of equal mean cost: `two-kinds`, `digits`, `shapes`,
+`shapes-32`.
 
     python -m epd.experiments.bench_acceleration --only shapes,both,20,0     # MODEL,HEADS,CALLS,SEED; all decays
-    python -m epd.experiments.bench_acceleration                             # what is missing: some ten minutes a cell
+    python -m epd.experiments.bench_acceleration                             # what is missing: up to ten minutes a cell
     python -m epd.experiments.bench_acceleration --print
     python -m epd.experiments.bench_acceleration --draw                      # who computes when, prompt by prompt
 
 A cell is a policy that is learned at one decay, from one seed, with both heads of steps or one of them (`tpdm`: the
 step head with leave-one-out; `judged`: both, beside a discriminator; on `shapes-32` also `sparse`, attention alone, and
-`three`), and measured on fresh noise. `digits` is learned by
+`three`), and measured on fresh noise. `two-kinds`, a world whose samples differ on purpose, and `digits` are learned by
 closeness to the converged end points, the others by their verifier, from prompts of one and of two things. Beside it,
 at its mean number of calls, between the two whole numbers of steps next to it: fewer plain Euler steps; the one mask of
 the same grid that computes the steps that the policy computes most often; and the schedule of GITS, dynamic programming
 over a teacher's trajectories; and how many calls each of them needs to be as good as the policy. `table`: a learned
-table of another benchmark on the same samples. Other rules, which cost nothing, are in the results of `epd compare`.
+table on the same samples, of another benchmark or learned here. Other rules, which cost nothing, are in the results of
+`epd compare`.
 """
 
 from __future__ import annotations
@@ -32,15 +34,18 @@ from ..accelerators.heads_file import load_heads
 from ..accelerators.rapid3 import POLICY
 from ..accelerators.sparsity import attention_share
 from ..denoisers.protocol import Model
+from ..distill.config import DistillConfig
 from ..distill.gits import gits_of
+from ..distill.learn import distill
 from ..formats.files import write_atomically
 from ..rl.acceleration_config import AccelerationConfig
 from ..rl.learn import refine_acceleration
 from ..runs.environment import environment
 from ..solvers.registry import Ends
+from ..solvers.table import Table
 from . import acceleration_results, learned_results
 from .acceleration_pictures import draw_decisions
-from .acceleration_worlds import JUDGES, WORLDS, learning
+from .acceleration_worlds import HERE, JUDGES, WORLDS, learning
 from .bench_learned import read, table_in
 from .cells_command import cells_command, chosen
 
@@ -105,17 +110,23 @@ def run(job: Job, results: Path, work: Path) -> None:
     """Makes and measures a cell that is not there; what was learned of it before a kill is gone on from."""
     path = job.path(results)
     if not path.exists():
-        made = table_cell(job) if job.heads == TABLE else policy_cell(job, work)
+        made = table_cell(job, work) if job.heads == TABLE else policy_cell(job, work)
         content = {"job": asdict(job), **made, "environment": environment()}
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def table_cell(job: Job) -> dict[str, Any]:
+def table_cell(job: Job, work: Path) -> dict[str, Any]:
     """A learned table on the samples of the policies."""
-    source = WORLDS[job.model].tables[job.calls]
-    table, judge = table_in(read(RESULTS.parent / source)), JUDGES[job.model]()
+    source, judge = WORLDS[job.model].tables[job.calls], JUDGES[job.model]()
+    table = learned_here(job, work) if source == HERE else table_in(read(RESULTS.parent / source))
     told = judge.told(judge.solved(torch.tensor(table.sigmas), table.rule()))
     return {"source": source, "digest": table.digest, "calls": table.depth, "table": told}
+
+
+def learned_here(job: Job, work: Path) -> Table:
+    """A table of as many calls of a world that no other benchmark has."""
+    config, folder = DistillConfig(calls=job.calls, points=1, seed=job.seed), work / job.name
+    return distill(learning(job.model)[0], config, folder, resume=(folder / "checkpoint.safetensors").exists())
 
 
 def policy_cell(job: Job, work: Path) -> dict[str, Any]:

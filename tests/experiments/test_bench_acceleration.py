@@ -29,12 +29,12 @@ from epd.rl.task import Rollout
 
 
 def test_filters_choose_cells() -> None:
-    assert len(jobs()) == 3 * (3 * (3 + 4) + 3) + 3 * 2
+    assert len(jobs()) == 3 * (4 * (3 + 4) + 2) + 3 * 3 + 1
     assert [job.name for job in jobs(["shapes-32,three,,0"])] == ["shapes-32-three-20-0.9-0"]
     assert jobs(["shapes-32,three,,0"])[0].config().block == 16
     assert {job.decay for job in jobs(["digits,both,,0"])} == {0.97, 0.9, 0.8}
     assert [job.name for job in jobs(["digits,tpdm,24,1"])] == ["digits-tpdm-24-0.9-1"]
-    with pytest.raises(ValueError, match="no cell is 'digits,all': give MODEL,HEADS,CALLS,SEED, of MODEL digits,"):
+    with pytest.raises(ValueError, match="no cell is 'digits,all': give MODEL,HEADS,CALLS,SEED, of MODEL two-kinds, "):
         jobs(["digits,all"])
 
 
@@ -127,7 +127,7 @@ def test_judges_know_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_learned_table_is_measured_on_the_samples_of_the_policies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worlds, "SAMPLES", 4)
     monkeypatch.setattr(worlds, "TOLERANCE", 0.05)
-    cell = table_cell(Job("digits", "table", 5, 0, 1.0))
+    cell = table_cell(Job("digits", "table", 5, 0, 1.0), Path())
     judge = DigitsJudge()
     assert cell["calls"] == 5 and cell["table"]["rmse"] < judge.told(judge.solved(judge.sigmas(10)))["rmse"]
 

@@ -17,9 +17,11 @@ import epd
 from epd.accelerators.heads_file import load_heads
 from epd.denoisers.digits import digits
 from epd.denoisers.rows import limit_rows
+from epd.experiments.two_kinds import two_kinds
 from epd.rl import acceleration as module
-from epd.rl.acceleration import AccelerationTrainer
+from epd.rl.acceleration import AccelerationTrainer, grid_table
 from epd.rl.acceleration_run import run_acceleration
+from epd.rl.closeness import Closeness
 from epd.rl.conservative import Verdict
 from epd.rl.rewards import FunctionReward
 from epd.rl.step_reward import discount
@@ -43,6 +45,27 @@ def test_where_calls_cost_nothing_it_learns_to_make_them() -> None:
     config = toy_acceleration_config(steps=12, groups=8, group_size=8, lr=0.03, decay=1.0, evaluate_every=12)
     seen = [u.scalars["charts/calls"] for u in AccelerationTrainer(toy_task(), None, config).updates()]
     assert sum(seen[-3:]) / 3 > seen[0] + 0.5
+
+
+@pytest.mark.slow
+def test_samples_that_need_few_calls_get_few() -> None:
+    """A straight path is exact with one call: what it does not take is left to paths that bend, at no less closeness
+    than plain steps of half as many calls more reach.
+    """
+    model = limit_rows(two_kinds())
+    task = Task(model, {"closeness": Closeness(model, 1e-3)})
+    config = toy_acceleration_config(
+        steps=40, grid=12, groups=16, group_size=8, epochs=4, channels=8, lr=3e-3, decay=0.9, evaluate_every=20
+    )
+    trainer = AccelerationTrainer(task, None, config)
+    *_, last = trainer.updates()
+    assert last.state.passed is not None
+    tester = trainer.tester
+    scores, calls = tester.measure(trainer.finished(last.state))
+    straight, bent = calls[::2], calls[1::2]  # held-out seeds take turns
+    assert float(straight.mean()) < 1.5 and float(bent.mean()) > 6
+    longer = tester.plain(grid_table(model, config.model_copy(update={"grid": round(1.5 * float(calls.mean()))})))
+    assert float(scores.mean()) > float(longer.mean())
 
 
 def test_the_ratio_is_one_at_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
