@@ -32,7 +32,7 @@ from ..solvers.registry import SIMPLEST, Ends, Schedule, make_rule, make_sigmas
 from ..solvers.solve import solve
 from ..solvers.walk import Rule
 from .refined_cells import REWARD, SUBJECTS, WATCHED, prompted
-from .two_kinds import KINDS, two_kinds
+from .two_kinds import two_kinds
 
 SAMPLES, BLOCK, TOLERANCE = 256, 64, 1e-3
 
@@ -171,8 +171,8 @@ class KindsJudge(Judge):
 
     def __init__(self) -> None:
         seeds = tuple(range(20_000, 20_000 + SAMPLES))
-        kinds = [KINDS[seed % len(KINDS)] for seed in seeds]
-        super().__init__(limit_rows(two_kinds()), WORLDS["two-kinds"].schedule, Draws(seeds, seeds), kinds)
+        model = two_kinds()
+        super().__init__(limit_rows(model), WORLDS["two-kinds"].schedule, Draws(seeds, seeds), model.prompts_of(seeds))
 
     def verified(self, states: Tensor, rows: Sequence[Rollout]) -> dict[str, float]:
         return {}

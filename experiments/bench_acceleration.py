@@ -215,10 +215,11 @@ def printed(results: Path) -> str:
 
 
 def drawn(results: Path, docs: Path) -> Iterator[Path]:
-    """Writes who computes when, of the policy of `shapes` with both heads, at the decay of the ablation, seed 0."""
-    path = Job("shapes", "both", WORLDS["shapes"].grid, SEEDS[0], ABLATED).path(results)
-    if path.exists():
-        yield draw_decisions(read(path)["report"], docs / "acceleration_decisions.png")
+    """Writes who computes when, of policies with both heads, at the decay of the ablation, seed 0."""
+    for world, name in (("two-kinds", "acceleration_two_kinds.png"), ("shapes", "acceleration_decisions.png")):
+        path = Job(world, "both", WORLDS[world].grid, SEEDS[0], ABLATED).path(results)
+        if path.exists():
+            yield draw_decisions(read(path)["report"], docs / name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

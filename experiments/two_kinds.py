@@ -29,6 +29,10 @@ class TwoKinds(Forwarding):
         """The mixture, bound to their classes."""
         return self.model.bind(torch.tensor([seed % len(KINDS) for seed in seeds]))
 
+    def prompts_of(self, seeds: Sequence[int]) -> list[str]:
+        """What their classes are called."""
+        return [KINDS[seed % len(KINDS)] for seed in seeds]
+
     def decode(self, x: Tensor) -> Tensor:
         """As the mixture does."""
         return self.model.decode(x)
