@@ -68,6 +68,7 @@ class RAPID3:
 
 Policy = RAPID3  # what `epd refine --policy acceleration` learns
 
+
 def levels_of(layout: Layout, site: Site) -> Levels | None:
     """What the levels of a sparse head are told to, where there is one.
 
