@@ -228,8 +228,9 @@ class NetworkDenoiser:
         told = noise_levels(x, sigma)
         if told.ndim and told.stride() == (0,):
             told = told[0]  # the same for all rows: coefficients are numbers then, and not columns
+        count = x.shape[0]  # of a tensor `len` takes longer
         # A graph must not read copies that may be thrown away while it lives: it makes its own.
-        rows = self._expand(len(x)) if capturing(x) else self._rows_for(len(x))
+        rows = self._expand(count) if capturing(x) else self._rows_for(count)
         work = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if self._free is None:
             return self._evaluate(work, told, rows).to(x.dtype)
@@ -239,7 +240,7 @@ class NetworkDenoiser:
         times = torch.float64 if self.dtype == torch.float64 else torch.float32
         if _readable(sigma):
             c_skip, c_out, c_in, c_noise = self._known.at(self.precondition, sigma)
-            timestep = x.new_full((len(x),), c_noise, dtype=times)
+            timestep = x.new_full((x.shape[0],), c_noise, dtype=times)
         else:
             *factors, c_noise = self.precondition(sigma)
             c_skip, c_out, c_in = (expand(c, x) for c in factors)

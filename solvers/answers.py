@@ -28,7 +28,7 @@ def batched(denoiser: Denoiser) -> Answer:
         ValueError: by the answer, when the denoiser returns another shape than that of its rows.
     """
 
-    return lambda ask: _evaluated(denoiser, ask, tuple(range(len(ask.points))))
+    return lambda ask: _evaluated(denoiser, ask, tuple(range(ask.points.shape[0])))
 
 
 def serial(denoiser: Denoiser) -> Answer:
@@ -81,7 +81,7 @@ def streams(denoiser: Denoiser) -> Answer:
 def _evaluated(denoiser: Denoiser, ask: Ask, slots: tuple[int, ...]) -> Tensor:
     """The slopes at these points of a question, (K, B, *S), by one call of K x B rows, sample-major."""
     points, sigma, told, factor = ask.points, ask.sigma, ask.network_sigma, ask.guidance
-    if len(slots) < len(points):  # a slice of all would cost an operation going back, too
+    if len(slots) < points.shape[0]:  # a slice of all would cost an operation going back, too
         some = slice(slots[0], slots[-1] + 1)
         points, sigma, told, factor = points[some], sigma[some], told[some], None if factor is None else factor[some]
     k, b = points.shape[:2]

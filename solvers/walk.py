@@ -80,8 +80,8 @@ class Ask:
 
     def __post_init__(self) -> None:
         # (K,) beside (K, B) would be multiplied along the wrong axis, silently where B = K.
-        scale = self.sigma if self.sigma_scale is None else self.sigma_scale
-        if self.sigma.shape != scale.shape or self.sigma.shape != self.points.shape[: self.sigma.ndim]:
+        scale, shape = self.sigma if self.sigma_scale is None else self.sigma_scale, self.sigma.shape
+        if shape != scale.shape or shape != self.points.shape[: len(shape)]:
             raise ValueError(
                 f"sigma has shape {tuple(self.sigma.shape)} and sigma_scale {tuple(scale.shape)} for points of shape "
                 f"{tuple(self.points.shape)}: both must be (K,) = {tuple(self.points.shape[:1])} or (K, B) = "
