@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-ACCELERATION = ["refine-acceleration"]  # a policy of its own kind, with other options
-
 
 def split_verbosity(argv: Sequence[str]) -> tuple[list[str], int]:
     """The arguments without -v, -vv, -q, --verbose, --quiet, wherever they stand, and what they add up to."""
@@ -36,8 +34,8 @@ def found(words: Sequence[str], option: str) -> tuple[str, slice] | None:
 
 def spelled_out(words: Sequence[str]) -> list[str]:
     """`refine --policy acceleration ...` as the command that it stands for."""
-    policy, rest = found(words, "--policy"), list(words[1:])
+    policy = found(words, "--policy")
     if list(words[:1]) != ["refine"] or policy is None or policy[0] != "acceleration":
         return list(words)
     at = policy[1]
-    return ACCELERATION + rest[: at.start - 1] + rest[at.stop - 1 :]
+    return ["refine-acceleration", *words[1 : at.start], *words[at.stop :]]

@@ -43,10 +43,8 @@ def needs(cells: Sequence[Cell], name: str) -> float | None:
 
 def saved(cells: Sequence[Cell]) -> str:
     """How many calls fewer a policy takes than the best static solver that is as good."""
-    shares = []
-    for cell in cells:
-        least = min((calls for calls in cell["as good"].values() if calls is not None), default=None)
-        shares += [] if least is None else [100 * (1 - cell["calls"] / least)]
+    as_good = [[calls for calls in cell["as good"].values() if calls is not None] for cell in cells]
+    shares = [100 * (1 - cell["calls"] / min(calls)) for cell, calls in zip(cells, as_good, strict=True) if calls]
     return f"{spread(shares, 0, '+')} %" if shares else ""
 
 

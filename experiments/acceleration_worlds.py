@@ -246,8 +246,9 @@ JUDGES: dict[str, Callable[[], Judge]] = {
 
 def learning(name: str) -> tuple[Model, dict[str, Any]]:
     """A world's model, and the arguments by which `refine_acceleration` is told its prompts."""
-    if name in ("two-kinds", "digits"):
-        return two_kinds() if name == "two-kinds" else digits(), {}
+    unprompted: dict[str, Callable[[], Model]] = {"two-kinds": two_kinds, "digits": digits}
+    if name in unprompted:
+        return unprompted[name](), {}
     if name == "shapes-32":
         model = shapes_32()
         return model, {"texts": texts_of(limit_rows(model), name, ModelOptions())}

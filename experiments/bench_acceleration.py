@@ -2,7 +2,7 @@
 `shapes-32`.
 
     python -m epd.experiments.bench_acceleration --only shapes,both,20,0     # MODEL,HEADS,CALLS,SEED; all decays
-    python -m epd.experiments.bench_acceleration                             # what is missing: up to ten minutes a cell
+    python -m epd.experiments.bench_acceleration                             # what is missing: up to an hour a cell
     python -m epd.experiments.bench_acceleration --print
     python -m epd.experiments.bench_acceleration --draw                      # who computes when, prompt by prompt
 

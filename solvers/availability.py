@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ class Used:
     anchor: bool
     memory: tuple[int, ...]
     lookahead: tuple[tuple[int, ...], ...]
+
+    @functools.cached_property
+    def remembered(self) -> int:
+        """How many of the last slopes are weighed."""
+        return 1 + max([-1, *self.memory, *(k - 1 for inside in self.lookahead for k in inside)])
 
 
 def availability(

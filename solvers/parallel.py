@@ -99,7 +99,6 @@ def parallel(c: Coefficients) -> Rule:
     the directions; in a first step of no call it is the analytic slope, and there are no points.
     """
     columns, width = c.memory.shape[1], c.nodes.shape[1]
-    weighed = [_slopes_weighed(used) for used in c.used]
     per_device: dict[torch.device, list[_Step]] = {}
 
     def steps_on(device: torch.device) -> list[_Step]:
@@ -109,7 +108,7 @@ def parallel(c: Coefficients) -> Rule:
         return per_device[device]
 
     def rule(x: Tensor, sigma: Tensor, sigma_next: Tensor, n: int, history: History) -> Steps:
-        _require_fit(c, weighed, x, n, history)
+        _require_fit(c, x, n, history)
         step = steps_on(sigma.device)[n]
         fan, calls, analytic = step.fan, c.calls[n], c.afs and n == 0
         fan_slopes: Sequence[Tensor] = ()
@@ -132,12 +131,7 @@ def parallel(c: Coefficients) -> Rule:
     return rule
 
 
-def _slopes_weighed(used: Used) -> int:
-    """How many of the last slopes a step remembers."""
-    return 1 + max([-1, *used.memory, *(k - 1 for inside in used.lookahead for k in inside)])
-
-
-def _require_fit(c: Coefficients, weighed: Sequence[int], x: Tensor, n: int, history: History) -> None:
+def _require_fit(c: Coefficients, x: Tensor, n: int, history: History) -> None:
     """Step n of these coefficients, from this state and these remembered slopes, is one that they have."""
     if n >= len(c.used):
         raise ValueError(f"the table has {len(c.used)} steps, step {n} is asked for: drive it with table.sigmas")
@@ -146,11 +140,12 @@ def _require_fit(c: Coefficients, weighed: Sequence[int], x: Tensor, n: int, his
             f"the coefficients are those of {c.nodes.shape[2]} samples, the state has {len(x)}: every sample needs its "
             "own, or all the same ones, without a sample axis"
         )
-    if n and weighed[n] > len(history):
+    slopes = c.used[n].remembered
+    if n and slopes > len(history):
         begun = "" if history else f"the walk begins at step {n} and "
         raise ValueError(
-            f"{begun}remembers {len(history) or 'no'} slopes at step {n}, where the table weighs the last {weighed[n]}"
-            ": begin at 0, or give history"
+            f"{begun}remembers {len(history) or 'no'} slopes at step {n}, where the table weighs the last {slopes}: "
+            "begin at 0, or give history"
         )
 
 
