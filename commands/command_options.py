@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from ..formats.closest import perhaps
 
 
 class OptionsError(Exception):
@@ -48,8 +49,7 @@ def _describe(fault: ErrorDetails, schema: type[BaseModel]) -> str:
 
 def _perhaps(text: str, choices: Iterable[str]) -> str:
     names = list(choices)
-    close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
-    return f"; perhaps you meant {close[0]!r}" if close else f"; known are {', '.join(names)}"
+    return "; " + (perhaps(text, names).removesuffix("; ") or f"known are {', '.join(names)}")
 
 
 def _short(value: object) -> str:

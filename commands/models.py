@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from ..denoisers.digits import EMBEDDED, classes_of, digits, digits_exact
 from ..denoisers.own_function import is_own_function
 from ..denoisers.protocol import Denoiser, Model, Path
 from ..denoisers.shapes_exact import shapes_exact
+from ..formats.closest import perhaps
 from ..formats.files import user_path
 from ..pipelines.options import ModelOptions
 from ..runs.processes import own_device
@@ -137,12 +137,9 @@ def _loaded(name: str, options: ModelOptions) -> Model:
 def _pipeline(name: str, options: ModelOptions) -> Model:
     # A hub id is owner/name; a folder exists. Anything else is a typing error, better told before torch asks the hub.
     if not user_path(name).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        close = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"perhaps you meant {close[0]!r}; " if close else ""
-        embedded = ", ".join(NAMES)
         raise ValueError(
-            f"no model {name!r}: {hint}give {embedded}, a pipeline's folder, a hub id owner/name, or your own function "
-            "as file.py:function or package.module:function"
+            f"no model {name!r}: {perhaps(name, NAMES)}give {', '.join(NAMES)}, a pipeline's folder, a hub id "
+            "owner/name, or your own function as file.py:function or package.module:function"
         )
     from ..pipelines import loading
 

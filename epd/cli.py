@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -11,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from . import __version__
+from .formats.closest import perhaps
 from .words import found, spelled_out, split_verbosity
 
 if TYPE_CHECKING:
@@ -173,9 +173,7 @@ def _command(words: list[str]) -> str | None:
 
 
 def _unknown(kind: str, typed: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(typed, known, n=1, cutoff=0.4)
-    hint = f"perhaps you meant {close[0]!r}; " if close else ""
-    return f"no {kind} {typed!r}: {hint}there are {', '.join(known)}"
+    return f"no {kind} {typed!r}: {perhaps(typed, known)}there are {', '.join(known)}"
 
 
 def _called(name: str, words: list[str]) -> int:

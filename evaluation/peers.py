@@ -6,7 +6,6 @@ cost. All from their papers' formulas.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from ..distill.gits import FINE, LATER, Gits, gits_of
 from ..distill.pas import Truth, pas_of, truth_of
 from ..distill.plan import make_plan
 from ..distill.train import distill
+from ..formats.closest import perhaps
 from ..solvers.picard import picard
 from ..solvers.registry import Ends
 from .batches import Counted, CountingRows, ruled
@@ -105,9 +105,7 @@ def chosen(
     missing = [name for name in names if not any(name in own for own in known)]
     if missing:
         groups = dict.fromkeys([*(solver.group for solver in solvers), *(peer.method for peer in others)])
-        by_lower = {name.lower(): name for own in known for name in own}
-        close = difflib.get_close_matches(missing[0].lower(), by_lower, n=1, cutoff=0.5)
-        hint = f"perhaps you meant {by_lower[close[0]]!r}; " if close else ""
+        hint = perhaps(missing[0], [name for own in known for name in own])
         every = "'hand-made' or 'peers'" if others else "'hand-made'"
         raise ValueError(f"no solver is named {missing[0]!r}: {hint}groups are {', '.join(groups)}; all are {every}")
     return _named(solvers, names), _named(others, names)

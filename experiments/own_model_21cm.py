@@ -1,6 +1,7 @@
 """A model that is not in diffusers: the score network of 21cmPSDenoiser, which denoises 21-cm power spectra.
 
-    pip install 21cmPSDenoiser                                  # MIT; its weights are in the wheel
+    pip install --no-deps 21cmPSDenoiser                        # MIT; its weights are in the wheel
+    pip install astropy einops                                  # of what it uses; the rest makes training data
     epd distill --model epd.experiments.own_model_21cm:make --calls 5 --out runs/21cm
     python -m epd.experiments.own_model_21cm                    # learns and compares, an hour and more on two cores
 

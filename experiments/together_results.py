@@ -13,7 +13,6 @@ from .markdown import MISSING, markdown_table, measured_in
 FOLDER = Path(__file__).resolve().parent / "results" / "together"
 SOLVERS = {"euler": "Euler", "dpm2": "DPM-Solver-2", "ipndm2": "iPNDM-2", "ipndm3": "iPNDM-3"}
 ENDINGS = {"-later": ", without it", "-gauss-newton": ", by Gauss-Newton"}  # of kinds
-FAMILIES = {"plain": "dense", "two-call": "two-call", "ras": "dense", "ras-fan": "two-call", "first-block": "dense"}
 HOW = {
     "": "", "ras:ratio=0.5,where=fan": "half fan", "ras:ratio=0.5,warmup=2,gap=4": "half of the tokens",
     "first_block:threshold=0.5": "first block", "ilf": "feedback",
@@ -29,14 +28,8 @@ def solver(cell: Mapping[str, Any]) -> str:
     """What a row is called."""
     if cell["kind"] in ("handmade", "feedback"):
         return SOLVERS[cell["solver"]]
-    base = kind(cell)
-    ending = ENDINGS.get(cell["kind"].removeprefix(base), "")
-    return f"learned, `{FAMILIES[base]}`{ending}"
-
-
-def kind(cell: Mapping[str, Any]) -> str:
-    """Of a learned cell, without its ending."""
-    return cell["kind"].removesuffix("-later").removesuffix("-gauss-newton")
+    family = cell["table"]["provenance"]["config"]["family"]
+    return f"learned, `{family}`" + next((text for end, text in ENDINGS.items() if cell["kind"].endswith(end)), "")
 
 
 def accelerator(cell: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import shlex
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..denoisers.checks import in_words
 from ..denoisers.own_function import is_own_function, own_function
 from ..denoisers.shapes_verifier import Verdict, verify
+from ..formats.closest import perhaps
 from .command_reward import SECONDS, CommandReward
 from .reward import Reward, RewardError
 
@@ -82,9 +82,8 @@ def load_reward(spec: str, device: str = "cpu", beside: Sequence[str] = ()) -> R
     if is_own_function(spec):
         return _own(spec)
     forms = (*beside, *FORMS)
-    close = difflib.get_close_matches(kind, [form.partition(":")[0] for form in forms], 1)
-    meant = f", did you mean {next(form for form in forms if form.startswith(close[0]))}?" if close else ":"
-    raise RewardError(f"the reward {spec!r} is unknown{meant} there are {', '.join(forms)}")
+    hint = perhaps(kind, [form.partition(":")[0] for form in forms])
+    raise RewardError(f"the reward {spec!r} is unknown: {hint}there are {', '.join(forms)}")
 
 
 def _model(spec: str, kind: str, source: str, device: str) -> Reward:

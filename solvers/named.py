@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
+from ..formats.closest import perhaps
 from .table import Table, TableError
 
 FOLDER = Path(__file__).resolve().parent / "published_tables"
@@ -26,7 +26,5 @@ def named_table(name: str) -> Table:
     """
     names = table_names()
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"perhaps you meant {close[0]!r}; " if close else ""
-        raise TableError(f"no published table is named {name!r}: {hint}there are {', '.join(names)}")
+        raise TableError(f"no published table is named {name!r}: {perhaps(name, names)}there are {', '.join(names)}")
     return Table.load(FOLDER / f"{name}.json")

@@ -198,7 +198,7 @@ def test_what_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
         (["--table", table, "--reward", "shapes-all", "shapes-all"], "shapes-all is given twice"),
         (["--table", table, "--reward", "shapes-all", "--watch", "shapes-all"], "shapes-all is given twice"),
         (["--table", table, "--reward", "shapes-al"], "shapes-all"),
-        (["--table", table, "--reward", "closenes"], "did you mean closeness? there are closeness, shapes-all"),
+        (["--table", table, "--reward", "closenes"], "perhaps you meant 'closeness'; there are closeness, shapes-all"),
         (["--table", start(tmp_path, "flow"), "--reward", "shapes-all"], "flow"),
     ):
         code, _, err = run("refine", *QUICK, *words, "--out", tmp_path / "r")

@@ -56,9 +56,10 @@ def test_a_measured_cell_is_not_made_again(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_rows_are_medians_over_training_seeds() -> None:
-    cell = {"kind": "ras", "calls": 9, "accelerated": KINDS["ras"][1], "cost": 6.0}
+    cell = {**CELLS[f"{MODEL}/ras-9-0.json"], "cost": 6.0}
     cells = {f"{seed}": {**cell, "errors": [error, error]} for seed, error in enumerate((0.3, 0.1, 0.2))}
     timed = {"t": {"names": ["0"], "times": [7.5]}}
     (row,) = together_results.rows({**cells, **timed})
+    assert (row["solver"], row["accelerator"]) == ("learned, `dense`", "half of the tokens")
     assert row["errors"] == pytest.approx([0.1, 0.2, 0.3]) and row["seconds"] == 7.5
     assert together_results.rmse({"errors": [3.0, 4.0]}) == math.sqrt(12.5)
