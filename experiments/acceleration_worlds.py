@@ -15,7 +15,6 @@ from torch.nn import functional
 from ..accelerators.heads import Heads
 from ..commands.inputs import texts_of
 from ..denoisers.digits import classes_of, digits, digits_classifier
-from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Model
 from ..denoisers.rows import RowLimited, limit_rows
 from ..denoisers.shapes_32 import shapes_32
@@ -29,7 +28,6 @@ from ..rl.closeness import Closeness
 from ..rl.discriminator import Features
 from ..rl.task import Draws, Rollout, Task, no_text
 from ..solvers.registry import SIMPLEST, Ends, Schedule, make_rule, make_sigmas
-from ..solvers.solve import solve
 from ..solvers.walk import Rule
 from .refined_cells import REWARD, SUBJECTS, WATCHED, prompted
 from .two_kinds import two_kinds
@@ -133,33 +131,24 @@ class Judge(ABC):
         """Levels of the plain solver of so many steps."""
         return make_sigmas(self.schedule, steps, Ends.of(self.task.model))
 
-    def solved(self, sigmas: Tensor, rule: Rule | None = None) -> Tensor:
-        """End points on these levels; of Euler where no rule is given."""
+    def solved(self, sigmas: Tensor, rule: Rule | None = None) -> list[Rollout]:
+        """The samples on these levels, block by block; Euler's where no rule is given."""
         rule = make_rule(SIMPLEST) if rule is None else rule
-        return torch.cat([self._ends(part, sigmas, rule) for part in self._blocks()])
+        return [self.task.solved(rule, sigmas, part) for part in self._blocks()]
 
-    def travelled(self, heads: Heads, config: AccelerationConfig) -> tuple[Tensor, list[Trip]]:
-        """End points under a policy's likeliest choices, and its trips, block by block."""
+    def travelled(self, heads: Heads, config: AccelerationConfig) -> list[Trip]:
+        """The samples under a policy's likeliest choices, block by block."""
         table = grid_table(self.task.model, config)
-        trips = [travel(self.task, table, heads, part, None, torch.float32) for part in self._blocks()]
-        return torch.cat([trip.rollout.states for trip in trips]), trips
+        return [travel(self.task, table, heads, part, None, torch.float32) for part in self._blocks()]
 
-    def told(self, states: Tensor) -> dict[str, float]:
+    def told(self, blocks: Sequence[Rollout]) -> dict[str, float]:
         """RMSE to the converged end points, and what the world's own verifier says."""
-        rows = [Rollout(self.task.model, part, self.task.texts(part.conditions), own)
-                for part, own in zip(self._blocks(), states.split(BLOCK), strict=True)]  # fmt: skip
-        distances = torch.cat([-self._closeness(row) for row in rows])
-        return {"rmse": float(distances.square().mean().sqrt()), **self.verified(states, rows)}
+        distances = torch.cat([-self._closeness(block) for block in blocks])
+        return {"rmse": float(distances.square().mean().sqrt()), **self.verified(blocks)}
 
     @abstractmethod
-    def verified(self, states: Tensor, rows: Sequence[Rollout]) -> dict[str, float]:
+    def verified(self, blocks: Sequence[Rollout]) -> dict[str, float]:
         """Means of what can be checked of these samples, by name."""
-
-    def _ends(self, draws: Draws, sigmas: Tensor, rule: Rule) -> Tensor:
-        model = self.task.model
-        noise = unit_noise(draws.noises, model.shape)
-        with torch.no_grad():
-            return solve(rule, model.for_seeds(draws.conditions), noise, sigmas)
 
     def _blocks(self) -> Iterator[Draws]:
         for first in range(0, len(self.draws), BLOCK):
@@ -174,7 +163,7 @@ class KindsJudge(Judge):
         model = two_kinds()
         super().__init__(limit_rows(model), WORLDS["two-kinds"].schedule, Draws(seeds, seeds), model.prompts_of(seeds))
 
-    def verified(self, states: Tensor, rows: Sequence[Rollout]) -> dict[str, float]:
+    def verified(self, blocks: Sequence[Rollout]) -> dict[str, float]:
         return {}
 
 
@@ -187,18 +176,18 @@ class DigitsJudge(Judge):
         super().__init__(limit_rows(digits()), WORLDS["digits"].schedule, Draws(seeds, seeds), kinds)
         self._classifier = digits_classifier()
 
-    def verified(self, states: Tensor, rows: Sequence[Rollout]) -> dict[str, float]:
+    def verified(self, blocks: Sequence[Rollout]) -> dict[str, float]:
         with torch.no_grad():
-            sure = self._classifier(states.float()).softmax(1)
+            sure = self._classifier(torch.cat([block.states for block in blocks]).float()).softmax(1)
         return {"sure": float(sure.gather(1, classes_of(self.draws.conditions)[:, None]).mean())}
 
 
 class ThingsJudge(Judge):
     """The verifier's scores."""
 
-    def verified(self, states: Tensor, rows: Sequence[Rollout]) -> dict[str, float]:
-        images = torch.cat([row.images for row in rows]).clamp(0, 1)
-        verdict = verify(images, [text for row in rows for text in row.prompts])
+    def verified(self, blocks: Sequence[Rollout]) -> dict[str, float]:
+        images = torch.cat([block.images for block in blocks]).clamp(0, 1)
+        verdict = verify(images, [text for block in blocks for text in block.prompts])
         return {"graded": float(verdict.graded.mean()), "all": float(verdict.all.float().mean())}
 
 

@@ -145,7 +145,7 @@ def measured(name: str, folder: Path, config: AccelerationConfig) -> dict[str, A
     """A world's policy on fresh samples, beside static solvers of equal mean cost and equally good ones."""
     judge, score = JUDGES[name](), WORLDS[name].score
     grid, levels = config.grid, judge.sigmas(config.grid)
-    states, trips = judge.travelled(load_heads(folder / POLICY)[0], config)
+    trips = judge.travelled(load_heads(folder / POLICY)[0], config)
     spent = torch.cat([trip.calls for trip in trips])
     computed = torch.cat([trip.computed for trip in trips], 1)
     often, calls = computed.double().mean(1), float(spent.mean())
@@ -159,7 +159,7 @@ def measured(name: str, folder: Path, config: AccelerationConfig) -> dict[str, A
         return functools.cache(lambda steps: judge.told(judge.solved(schedule(steps))))
 
     static = {"fewer plain steps": told(judge.sigmas), "one mask": told(mask), "GITS": told(gits.schedule)}
-    policy = judge.told(states)
+    policy = judge.told([trip.rollout for trip in trips])
     kinds = sorted(set(judge.kinds))
     by_kind = {kind: [i for i, own in enumerate(judge.kinds) if own == kind] for kind in kinds}
     return {

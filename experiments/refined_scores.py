@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..denoisers.noise import unit_noise
 from ..denoisers.shapes_verifier import verify
 from ..denoisers.shapes_world import render
 from ..distill.teacher import POOL_SEEDS
@@ -18,7 +17,6 @@ from ..evaluation.handmade import HandMade, Schedule, candidate_schedules, handm
 from ..evaluation.metrics import frechet_distance
 from ..rl.closeness import Closeness
 from ..rl.task import Draws, Rollout
-from ..solvers.solve import solve
 from ..solvers.walk import Rule
 from .refined_cells import SUBJECTS, Subject
 
@@ -48,11 +46,7 @@ class Judge:
     def rollouts(self, rule: Rule, sigmas: Tensor, draws: Draws) -> Iterator[Rollout]:
         """Finished samples, batch by batch."""
         for at in range(0, len(draws), self.subject.batch):
-            part = draws[at : at + self.subject.batch]
-            noise = unit_noise(part.noises, self.model.shape, torch.float32, self.model.device)
-            with torch.no_grad():
-                states = solve(rule, self.model.for_seeds(part.conditions), noise, sigmas)
-            yield Rollout(self.model, part, self.task.texts(part.conditions), states)
+            yield self.task.solved(rule, sigmas, draws[at : at + self.subject.batch])
 
     def measured(self, rule: Rule, sigmas: Tensor) -> dict[str, Any]:
         """Of the measured samples: every score, the distances to the first converged end points, and the Frechet

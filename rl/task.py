@@ -17,6 +17,7 @@ from ..distill.teacher import POOL_SEEDS, VALIDATION_SEEDS
 from ..solvers.parallel import Coefficients, parallel
 from ..solvers.solve import solve
 from ..solvers.table import Table
+from ..solvers.walk import Rule
 from .reward import Normalisation, Reward, combined, measured
 
 
@@ -166,14 +167,21 @@ class Task:
     def roll_out(self, c: Coefficients, draws: Draws, dtype: torch.dtype, check: bool = True) -> Rollout:
         """Solves the samples; coefficients with a sample axis are one table for each, at no more network calls.
 
-        They stay on the CPU; the walk takes them where it needs them.
+        They stay on the CPU; the walk takes them where it needs them. Raises as `solved`.
+        """
+        return self.solved(parallel(c), c.sigmas, draws, dtype, check)
+
+    def solved(
+        self, rule: Rule, sigmas: Tensor, draws: Draws, dtype: torch.dtype = torch.float32, check: bool = True
+    ) -> Rollout:
+        """The samples by any rule.
 
         Raises:
             FloatingPointError: where a state is not finite and that is to be checked.
         """
         noise = unit_noise(draws.noises, self.model.shape, dtype, self.model.device)
         with torch.no_grad():
-            states = solve(parallel(c), self.model.for_seeds(draws.conditions), noise, c.sigmas, check=check)
+            states = solve(rule, self.model.for_seeds(draws.conditions), noise, sigmas, check=check)
         return Rollout(self.model, draws, self.texts(draws.conditions), states)
 
     def combined(self, raw: Mapping[str, Tensor], scales: Mapping[str, Normalisation]) -> Tensor:
