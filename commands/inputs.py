@@ -12,7 +12,7 @@ from ..accelerators.accelerate import recorded
 from ..denoisers import shapes_32
 from ..denoisers.protocol import Model
 from ..denoisers.rows import RowLimited
-from ..pipelines.find import find_table
+from ..pipelines.find import FILES, TABLE_FILE, find_table
 from ..pipelines.options import ModelOptions
 from ..rl.task import Prompted, no_text
 from ..solvers.table import Table, TableError
@@ -79,11 +79,19 @@ def fits(table: Table, model: Model, source: str) -> None:
 
 
 def named(sources: Sequence[str]) -> dict[str, Table]:
-    """Tables by a short name: that of their file, or of their folder where files are all called solver.json."""
-    out: dict[str, Table] = {}
-    for source in sources:
-        path = Path(source)
-        short = path.parent.name if path.stem == "solver" and path.parent.name else path.stem
-        name = source if short in out else short
-        out[name] = find_table(source)
-    return out
+    """Tables by a short name: the end of their path without solver.json, as long as it takes to tell them apart."""
+    parts = {source: _parts(source) for source in sources}
+    for length in range(1, max((len(own) for own in parts.values()), default=0) + 1):
+        names = {source: "/".join(own[-length:]) for source, own in parts.items()}
+        if len(set(names.values())) == len(names):
+            break
+    else:
+        names = {source: source for source in sources}
+    return {name: find_table(source) for source, name in names.items()}
+
+
+def _parts(source: str) -> tuple[str, ...]:
+    path = Path(source)
+    if path.name == TABLE_FILE and path.parent.name:
+        return path.parent.parts
+    return (path.with_suffix("") if path.suffix in FILES else path).parts or (source,)

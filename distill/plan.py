@@ -16,6 +16,7 @@ from ..solvers.provenance import require_path
 from ..solvers.registry import USUAL
 from ..solvers.solve import solve
 from ..solvers.table import Table, TableError
+from ..solvers.table_json import dumps
 from . import gauss_newton, soap
 from .config import GUIDANCE, DistillConfig, ResolvedConfig
 from .families import FAMILIES, structure
@@ -114,15 +115,17 @@ def require_learnable(model: Model, config: DistillConfig) -> None:
         ValueError: where it cannot, naming the remedy.
     """
     learn = structure(config, model.path).learn
-    _numbers(initial_table(config.model_copy(update={"schedule": USUAL[model.path]}), model), learn, config.optimizer)
+    table = initial_table(config.model_copy(update={"schedule": USUAL[model.path]}), model)
+    _numbers(table, learn, config.optimizer)
 
 
 def _numbers(table: Table, learn: Sequence[str], optimizer: str) -> int:
     """How many numbers are learned, by an optimiser that was asked for.
 
     Raises:
-        ValueError: for none, or more than it takes.
+        ValueError: for none, more than it takes, or a table of more than a file holds.
     """
+    dumps(table)  # a table that no file can hold is not worth learning
     count = Parameters.of(table, learn).start.numel()
     if count == 0:
         blind = table.num_nodes and 2 not in table.calls and not table.columns

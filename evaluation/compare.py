@@ -63,7 +63,7 @@ def compare(
     reported is measured on all samples. A table counts at its own depth.
 
     Args:
-        tables: by name; those that differ in a trailing number only (`epd-3`, `epd-5`) are shown as one family.
+        tables: by name; those of one structure that end in their calls (`epd-3`, `epd-5`) are shown as one family.
         samples: seeds `seed`, ..., `batch` solved together; those from 2^30 on are the noise that tables are learned
             and chosen on.
         features: states -> (B, F), for the Frechet distance to the converged samples and to `data` (M, *S).
@@ -92,7 +92,7 @@ def compare(
             "measure on seeds below"
         )
     model = checked(model, dtype)
-    families = family_names([*tables])
+    families = family_names(tables)
     known = handmade(model.path)
     rivals, others = chosen(known, peers(known), solvers)
     views = {"features": features is not None, "classifier": classifier is not None, "data": data is not None}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..formats.json_text import parse_json
+from ..solvers.table import Table
 
 
 @dataclass(frozen=True)
@@ -143,14 +144,24 @@ def typical(cell: Cell) -> float:
     return math.inf if cell.median is None else cell.median
 
 
-def family_names(names: Sequence[str]) -> dict[str, str]:
-    """Table name -> its family: the name without a number at its end (`epd-5`, `calls7`, `x/5-calls`) where several
-    share the rest.
+def family_names(tables: Mapping[str, Table]) -> dict[str, str]:
+    """Table name -> its family: the name without its count of calls or evaluations (`epd-5`, `calls7`, `x/5-calls`)
+    where that is what the number at its end is, and several tables of one structure and of different calls share the
+    rest. Any other number, of a seed or a version, stays: a row that held both would show the better one only.
     """
-    number = r"[-_ ./]*((calls|c|nfe)?[-_ ]*\d+|\b\d+[-_ ]*(calls|nfe))$"
-    stems = {name: re.sub(number, "", name) or "learned" for name in names}
-    counts = {stem: sum(other == stem for other in stems.values()) for stem in stems.values()}
-    return {name: stem if counts[stem] > 1 else name for name, stem in stems.items()}
+    number = re.compile(r"[-_ ./]*(?:(?:calls|c|nfe)?[-_ ]*(\d+)|\b(\d+)[-_ ]*(?:calls|nfe))$")
+    stems: dict[str, str] = {}
+    for name, table in tables.items():
+        found = number.search(name)
+        counted = found is not None and int(found[1] or found[2]) in (table.depth, table.nfe)
+        stems[name] = name[: found.start()] or "learned" if found is not None and counted else name
+
+    def shared(stem: str) -> bool:
+        own = [tables[name] for name in tables if stems[name] == stem]
+        structures = {(t.provenance.config.get("family"), t.num_parallel) for t in own}
+        return len(own) == len({t.depth for t in own}) and len(structures) == 1
+
+    return {name: stem if shared(stem) and list(stems.values()).count(stem) > 1 else name for name, stem in stems.items()}
 
 
 def markdown(c: Comparison, timed: bool = True) -> str:

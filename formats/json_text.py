@@ -37,8 +37,7 @@ def parse_json(text: str, error: type[ValueError], source: str, finite: bool = T
         error: raised for everything that is wrong.
         source: what the message names.
     """
-    # Each value but the first follows a comma or opens a container: what is too much is refused before it is built.
-    count = sum(text.count(mark) for mark in ",[{")
+    count = values_in(text)  # before any is built
     if count > MAX_VALUES:
         raise error(f"{source} holds up to {count} values, more than {MAX_VALUES}: not a file of ours")
     try:
@@ -48,6 +47,11 @@ def parse_json(text: str, error: type[ValueError], source: str, finite: bool = T
     except (ValueError, RecursionError) as problem:  # JSONDecodeError is a ValueError
         raise error(f"{source} is not valid JSON: {problem}") from problem
     return value
+
+
+def values_in(text: str) -> int:
+    """At most as many values as this are in a JSON text: each but the first follows a comma or opens a container."""
+    return sum(text.count(mark) for mark in ",[{")
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

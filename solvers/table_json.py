@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from ..formats.json_text import parse_json, rows_of_json
+from ..formats.json_text import MAX_VALUES, parse_json, rows_of_json, values_in
 from .table import Provenance, Table, TableError
 from .table_checks import MAX_SIZE
 
@@ -81,7 +81,7 @@ def _padded(name: str, rows: list[Any]) -> list[Any]:
     if any(len(row) > whole for row in flat):
         raise TableError(f"{name} has a row that is longer than the last one, {whole}: the last row is whole")
     if whole * len(flat) > MAX_SIZE:
-        raise TableError(f"{name} has {whole * len(flat)} numbers, more than {MAX_SIZE}: this is no solver table")
+        raise TableError(f"{name} has {whole * len(flat)} numbers, more than {MAX_SIZE}: give fewer steps, points or remembered slopes")
 
     def wide(row: list[Any]) -> list[Any]:
         return row + [0.0] * (whole - len(row))
@@ -102,11 +102,22 @@ def _is_default(table: Table, name: str) -> bool:
 
 
 def dumps(table: Table) -> str:
-    """JSON with one line per row of numbers, so that a diff shows which step changed."""
+    """JSON with one line per row of numbers, so that a diff shows which step changed.
+
+    Raises:
+        TableError: for a table with more numbers than `loads` takes, or a provenance that JSON cannot hold.
+    """
     try:
-        return rows_of_json(to_dict(table))
+        text = rows_of_json(to_dict(table))
     except (TypeError, ValueError) as error:  # the numbers are proven: only the provenance can hold such a thing
         raise TableError(f"provenance cannot be JSON: {error}; keep to finite numbers, texts, lists, dicts") from error
+    if (count := values_in(text)) > MAX_VALUES:
+        raise TableError(
+            f"a table of {table.num_steps} steps with {table.num_nodes} fan points and {table.columns} remembered slopes "
+            f"takes {count} values in a file, more than {MAX_VALUES} that are read again: give fewer calls or points, or "
+            "a shorter memory"
+        )
+    return text
 
 
 def loads(text: str, source: str = "table") -> Table:

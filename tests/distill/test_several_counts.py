@@ -16,6 +16,7 @@ import epd
 from epd.distill import bends, points, soap, starts
 from epd.distill.families import FAMILIES
 from epd.distill.plan import make_plan
+from epd.distill.run import run_distill
 from epd.distill.several import run_each, run_points
 from epd.distill.starts import start_sigmas
 from epd.distill.train import Trainer, distill
@@ -152,3 +153,12 @@ def test_every_learned_field_is_in_tensorboard(cache: Path, tmp_path: Path) -> N
     events.Reload()
     tags = {tag.split("/")[0] for tag in events.Tags()["scalars"]}
     assert tags >= set(FAMILIES["dense"].learn)
+
+
+def test_a_table_that_no_file_holds_is_not_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Trainer, "updates", lambda *_: pytest.fail("learns in vain"))
+    with pytest.raises(ValueError, match="more than 262144 that are read again: give fewer calls or points, or a shorter"):
+        run_distill(toy_mixture(), toy_config(family="dense", calls=110, points=7, optimizer="adam"), tmp_path / "x")
+    with pytest.raises(ValueError, match="more than 262144 that are read again"):
+        run_each(toy_mixture(), toy_config(family="dense", points=7, optimizer="adam"), (2, 110), tmp_path / "y")
+    assert not [*tmp_path.iterdir()]

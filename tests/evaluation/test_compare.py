@@ -6,10 +6,12 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.tables import full_table
 from helpers.toy_models import toy_mixture
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from epd.evaluation.compare import compare, write_comparison
 from epd.evaluation.comparison import Comparison, by_asked, by_evaluations, every_cell, family_names, markdown
 from epd.evaluation.pareto import costs, curves, spread
 from epd.solvers.exact import converged
+from epd.solvers.table import Provenance
 
 # KDPM2 wraps a tensor in numpy in a way that numpy 2 calls old; the warning is raised in numpy's own module.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
@@ -32,6 +35,10 @@ def learned(steps: int) -> epd.Table:
     sigmas = epd.schedules.polynomial(steps, 0.02, 20.0)
     nodes, weights = torch.tensor([[0.3, 0.7]] * steps), torch.full((steps, 2), 0.5)
     return epd.Table(sigmas, nodes, weights, afs=True)
+
+
+def of_calls(calls: int) -> epd.Table:
+    return full_table(1, sigmas=epd.schedules.polynomial(calls, 0.02, 20.0).tolist())
 
 
 def flat(x: Tensor) -> Tensor:
@@ -195,12 +202,29 @@ def test_curves_are_lower_envelopes_and_labels_keep_their_distance() -> None:
     assert all(b - a >= 0.05 - 1e-6 for a, b in zip(ordered, ordered[1:], strict=False))
 
 
-def test_families_are_names_without_their_number() -> None:
-    assert family_names(["epd-3", "epd-5", "s4s_calls7", "x2"]) == {
+def test_families_are_names_without_their_count_of_calls() -> None:
+    def families(*names: str, calls: Sequence[int], family: str = "") -> dict[str, str]:
+        config = {"family": family} if family else {}
+        tables = [dataclasses.replace(of_calls(n), provenance=Provenance(config=config)) for n in calls]
+        return family_names(dict(zip(names, tables, strict=True)))
+
+    assert families("epd-3", "epd-5", "s4s_calls7", "x2", calls=(3, 5, 7, 2)) == {
         "epd-3": "epd", "epd-5": "epd", "s4s_calls7": "s4s_calls7", "x2": "x2",
     }  # fmt: skip
-    assert family_names(["3-calls", "5-calls", "x"]) == {"3-calls": "learned", "5-calls": "learned", "x": "x"}
-    assert family_names(["a/3-calls", "a/5-calls"]) == {"a/3-calls": "a", "a/5-calls": "a"}
+    assert families("3-calls", "5-calls", "x", calls=(3, 5, 4)) == {"3-calls": "learned", "5-calls": "learned", "x": "x"}
+    assert families("a/3-calls", "a/5-calls", calls=(3, 5)) == {"a/3-calls": "a", "a/5-calls": "a"}
+
+
+def test_a_row_holds_one_table_at_each_count_of_calls_all_of_one_structure() -> None:
+    def kept(names: Sequence[str], tables: Sequence[epd.Table]) -> bool:
+        families = family_names(dict(zip(names, tables, strict=True)))
+        return all(name == family for name, family in families.items())
+
+    assert kept(["v1", "v2"], [of_calls(3), of_calls(3)])  # two runs of as many calls
+    assert kept(["v1", "v2"], [of_calls(3), of_calls(5)])  # a version is no count of calls
+    assert kept(["x-3", "x_3"], [of_calls(3), of_calls(3)])
+    epd_, dense = (Provenance(config={"family": name}) for name in ("epd", "dense"))
+    assert kept(["run3", "run4"], [dataclasses.replace(of_calls(3), provenance=epd_), dataclasses.replace(of_calls(4), provenance=dense)])
 
 
 def test_a_solver_that_diverges_is_left_out_and_not_a_crash(caplog: pytest.LogCaptureFixture) -> None:

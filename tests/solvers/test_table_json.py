@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import epd
+from epd.formats import json_text
 from epd.solvers import table_json
 
 Table, Provenance, TableError = epd.Table, epd.Provenance, epd.TableError
@@ -204,3 +205,19 @@ def test_a_provenance_that_json_cannot_hold_is_one_clear_error(value: object, tm
     with pytest.raises(TableError, match="provenance cannot be JSON: .*; keep to finite numbers"):
         table.save(path)
     assert Table.load(path) == PLAIN
+
+
+def test_nothing_is_written_that_is_not_read_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The bound of readers, 2 ** 18, made small: by one value more than the table has, and by one less."""
+    table, path = full_table(past=2), tmp_path / "solver.json"
+    count = sum(table_json.dumps(table).count(mark) for mark in ",[{")
+    for module in (table_json, json_text):
+        monkeypatch.setattr(module, "MAX_VALUES", count)
+    table.save(path)
+    assert Table.load(path) == table
+    for module in (table_json, json_text):
+        monkeypatch.setattr(module, "MAX_VALUES", count - 1)
+    said = f"4 steps with 2 fan points and 6 remembered slopes takes {count} values in a file, more than {count - 1} .* give"
+    with pytest.raises(TableError, match=said):
+        table.save(path)
+    assert path.exists() and len(list(tmp_path.iterdir())) == 1  # what was there stays
