@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ..formats.closest import perhaps
+from ..formats.texts import perhaps
 
 
 class OptionsError(Exception):

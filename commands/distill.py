@@ -10,7 +10,7 @@ from ..denoisers.checks import checked
 from ..denoisers.protocol import Model
 from ..pipelines.find import find_table
 from ..solvers.table import Table
-from .inputs import command_line, model_options
+from .inputs import command_line, model_options, typed
 from .inspect import inspect_run
 from .models import load_model
 from .options import Distill, UsageError
@@ -41,12 +41,12 @@ def distill(options: Distill) -> int:
     if paths:
         for path in paths if workers.rank == 0 else ():
             inspect_run(model, path, options.inspect, config.teacher == "exact", config.teacher_tolerance)
-        same = options.model + command_line(chosen)  # without its options it may be another model
-        last, tables, counts = paths[-1], " ".join(map(str, paths)), " ".join(map(str, options.counts))
+        same = command_line(options.model, chosen)  # without its options it may be another model
+        last, samples = typed(paths[-1]), typed(options.out / "samples")
         log.info("look:    epd table show %s", last)
-        log.info("sample:  epd sample --model %s --table %s --out %s", same, last, options.out / "samples")
-        log.info("compare: epd compare --model %s --tables %s --calls %s", same, tables, counts)
-        log.info("watch:   tensorboard --logdir %s", options.out if several else options.out / "tb")
+        log.info("sample:  epd sample --model %s --table %s --out %s", same, last, samples)
+        log.info("compare: epd compare --model %s --tables %s --calls %s", same, typed(*paths), typed(*options.counts))
+        log.info("watch:   tensorboard --logdir %s", typed(options.out if several else options.out / "tb"))
     return 0
 
 

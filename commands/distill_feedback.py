@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ..denoisers.rows import limit_rows
-from .inputs import command_line, model_options
+from .inputs import command_line, model_options, typed
 from .models import load_model
 from .options import DistillFeedback
 
@@ -28,8 +28,9 @@ def distill_feedback(options: DistillFeedback) -> int:
     path = learn(model, config, options.out, resume=options.resume, conditions=chosen.conditions())
     workers.end()
     log.info(
-        "sample:  epd sample --model %s --table %s --accelerate ilf:module=%s --out %s",
-        options.model + command_line(chosen), options.out / "solver.json", path, options.out / "samples",
+        "sample:  epd sample --model %s --table %s --accelerate %s --out %s",
+        command_line(options.model, chosen), typed(options.out / "solver.json"), typed(f"ilf:module={path}"),
+        typed(options.out / "samples"),
     )  # fmt: skip
-    log.info("watch:   tensorboard --logdir %s", options.out / "tb")
+    log.info("watch:   tensorboard --logdir %s", typed(options.out / "tb"))
     return 0

@@ -12,6 +12,7 @@ from ..accelerators.accelerate import recorded
 from ..denoisers import shapes_32
 from ..denoisers.protocol import Model
 from ..denoisers.rows import RowLimited
+from ..formats.texts import printable
 from ..pipelines.find import FILES, TABLE_FILE, find_table
 from ..pipelines.options import ModelOptions
 from ..rl.task import Prompted, no_text
@@ -27,9 +28,14 @@ def model_options(options: ModelArguments) -> ModelOptions:
     return ModelOptions(**{name: getattr(options, name) for name in ModelOptions.model_fields})
 
 
-def command_line(options: ModelOptions) -> str:
-    """The options that are not left to the model, as they are typed, with a space before them: ` --guidance 2.0`."""
-    words: list[str] = []
+def typed(*words: object) -> str:
+    """Words as a shell takes them."""
+    return shlex.join(map(str, words))
+
+
+def command_line(model: str, options: ModelOptions) -> str:
+    """A model with the options that are not left to it, as they are typed: `digits --guidance 2.0`."""
+    words = [model]
     for name in options.chosen():
         value = getattr(options, name)
         words.append("--" + name.replace("_", "-"))
@@ -37,7 +43,7 @@ def command_line(options: ModelOptions) -> str:
             words.append(json.dumps(value))
         elif value is not True:
             words += map(str, value if isinstance(value, tuple) else [value])
-    return "".join(f" {shlex.quote(word)}" for word in words)
+    return typed(*words)
 
 
 def texts_of(model: RowLimited, name: str, options: ModelOptions) -> Callable[[Sequence[int]], list[str]]:
@@ -73,7 +79,7 @@ def fits(table: Table, model: Model, source: str) -> None:
         log.warning(text, source, list(provenance.accelerators), list(here))
     if provenance.model and provenance.model != model.name:
         text = "%s was learned for %s, not for %s: expect worse than its metrics say"
-        log.warning(text, source, provenance.model, model.name)
+        log.warning(text, source, printable(provenance.model), model.name)
     elif provenance.guidance is not None and provenance.guidance != model.guidance:
         log.warning("%s was learned at guidance %g, this is %g", source, provenance.guidance, model.guidance)
 
@@ -81,13 +87,14 @@ def fits(table: Table, model: Model, source: str) -> None:
 def named(sources: Sequence[str]) -> dict[str, Table]:
     """Tables by a short name: the end of their path without solver.json, as long as it takes to tell them apart."""
     parts = {source: _parts(source) for source in sources}
-    for length in range(1, max((len(own) for own in parts.values()), default=0) + 1):
-        names = {source: "/".join(own[-length:]) for source, own in parts.items()}
-        if len(set(names.values())) == len(names):
-            break
-    else:
-        names = {source: source for source in sources}
-    return {name: find_table(source) for source, name in names.items()}
+    different, length = {*parts.values()}, 1
+    while len({own[-length:] for own in different}) < len(different):
+        length += 1
+    out: dict[str, Table] = {}
+    for source, own in parts.items():
+        short = str(Path(*own[-length:]))
+        out[source if short in out else short] = find_table(source)
+    return out
 
 
 def _parts(source: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import torch
 from ..denoisers.protocol import Model
 from ..denoisers.rows import limit_rows
 from ..solvers.table import Table
-from .inputs import fits, model_options, named
+from .inputs import fits, model_options, named, typed
 from .models import load_model
 from .options import Inspect, UsageError
 from .sample import parse_seeds, solver_of
@@ -50,7 +50,7 @@ def inspect(options: Inspect) -> int:
     )
     write_inspection(found, options.logdir, options.png)
     print(verdict(found))
-    log.info("watch: tensorboard --logdir %s", options.logdir)
+    log.info("watch: tensorboard --logdir %s", typed(options.logdir))
     return 0
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 
+from ..formats.texts import printable
 from ..runs.progress import rank, silent
 
 LEVELS = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG}
@@ -14,7 +15,7 @@ LEVELS = {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG}
 
 class _Format(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = printable(super().format(record), kept="\n\t")  # files have a say in it
         return text if record.levelno == logging.INFO else f"epd: {record.levelname.lower()}: {text}"
 
 

@@ -17,8 +17,8 @@ from ..denoisers.digits import EMBEDDED, classes_of, digits, digits_exact
 from ..denoisers.own_function import is_own_function
 from ..denoisers.protocol import Denoiser, Model, Path
 from ..denoisers.shapes_exact import shapes_exact
-from ..formats.closest import perhaps
 from ..formats.files import user_path
+from ..formats.texts import perhaps
 from ..pipelines.options import ModelOptions
 from ..runs.processes import own_device
 from .own_model import load_own_model

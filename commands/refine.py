@@ -12,7 +12,7 @@ from ..pipelines.find import find_table
 from ..pipelines.options import ModelOptions, read_prompts
 from ..rl.learn import score
 from ..rl.task import Task
-from .inputs import command_line, fits, model_options, texts_of
+from .inputs import command_line, fits, model_options, texts_of, typed
 from .inspect import inspect_run
 from .models import load_model
 from .options import Refine, RefineAcceleration, UsageError
@@ -43,10 +43,10 @@ def refine(options: Refine) -> int:
     if path is not None:
         if workers.rank == 0:
             inspect_run(task.model, path, options.inspect, config.converged > 0, config.tolerance)
-        same = options.model + command_line(chosen)
-        log.info("look:    epd table diff %s %s", options.table, path)
-        log.info("sample:  epd sample --model %s --table %s --out %s", same, path, options.out / "samples")
-        log.info("watch:   tensorboard --logdir %s", options.out / "tb")
+        same, samples = command_line(options.model, chosen), typed(options.out / "samples")
+        log.info("look:    epd table diff %s", typed(options.table, path))
+        log.info("sample:  epd sample --model %s --table %s --out %s", same, typed(path), samples)
+        log.info("watch:   tensorboard --logdir %s", typed(options.out / "tb"))
     return 0
 
 

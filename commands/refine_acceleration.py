@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ..pipelines.find import find_table
-from .inputs import command_line, fits, model_options
+from .inputs import command_line, fits, model_options, typed
 from .options import RefineAcceleration, UsageError
 from .refine import require_rewards, task_of
 
@@ -39,8 +39,9 @@ def refine_acceleration(options: RefineAcceleration) -> int:
     workers.end()
     if path is not None:
         log.info(
-            "sample:  epd sample --model %s --table %s --accelerate rapid3:policy=%s --out %s",
-            options.model + command_line(chosen), options.out / "solver.json", options.out, options.out / "samples",
+            "sample:  epd sample --model %s --table %s --accelerate %s --out %s",
+            command_line(options.model, chosen), typed(options.out / "solver.json"),
+            typed(f"rapid3:policy={options.out}"), typed(options.out / "samples"),
         )  # fmt: skip
-        log.info("watch:   tensorboard --logdir %s", options.out / "tb")
+        log.info("watch:   tensorboard --logdir %s", typed(options.out / "tb"))
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 
 import torch
 
@@ -32,9 +31,9 @@ def report(options: Report) -> int:
     for run in runs:
         model = given
         if options.model is not None:
-            words[run.name] = shlex.quote(options.model) + command_line(model_options(options))
+            words[run.name] = command_line(options.model, model_options(options))
         elif run.model in NAMES and (own := _own_options(run.config.get("conditions"))) is not None:
-            model, words[run.name] = load_model(run.model, own), run.model + command_line(own)
+            model, words[run.name] = load_model(run.model, own), command_line(run.model, own)
         if model is None or run.table is None or not _is_of(model, run.table.provenance.guidance, given is not None):
             continue
         fits(run.table, model, run.path)

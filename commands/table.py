@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..formats.texts import printable
 from ..pipelines.find import find_table
 from ..pipelines.table_description import aligned, describe, headline, shortened
 from ..solvers.table import Table
@@ -91,4 +92,4 @@ def provenance_differences(first: Table, second: Table) -> Iterator[tuple[str, s
             continue
         for key in {**one[name], **two[name]}:
             if one[name].get(key) != two[name].get(key):
-                yield f"{name}.{key}", shortened(one[name].get(key)), shortened(two[name].get(key))
+                yield f"{name}.{printable(key)}", shortened(one[name].get(key)), shortened(two[name].get(key))

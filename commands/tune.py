@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ..denoisers.rows import limit_rows
-from .inputs import command_line, model_options
+from .inputs import command_line, model_options, typed
 from .models import load_model
 from .options import Tune
 
@@ -23,5 +23,5 @@ def tune(options: Tune) -> int:
     print(evidence(tuned))
     path = options.out / "solver.json"
     log.info("%s", path)
-    log.info("sample:  epd sample --model %s --table %s", options.model + command_line(chosen), path)
+    log.info("sample:  epd sample --model %s --table %s", command_line(options.model, chosen), typed(path))
     return 0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from . import __version__
-from .formats.closest import perhaps
+from .formats.texts import perhaps, printable
 from .words import found, spelled_out, split_verbosity
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _complain(error: BaseException, code: int, verbosity: int, remedy: str = "")
 
         traceback.print_exception(error)
     for line in str(error).splitlines() if code == USAGE else [" ".join(str(error).split())]:
-        print(f"epd: error: {line or type(error).__name__}{remedy}", file=sys.stderr)
+        print(f"epd: error: {printable(line) or type(error).__name__}{remedy}", file=sys.stderr)
     return code
 
 

@@ -159,9 +159,9 @@ def family_names(tables: Mapping[str, Table]) -> dict[str, str]:
     def shared(stem: str) -> bool:
         own = [tables[name] for name in tables if stems[name] == stem]
         structures = {(t.provenance.config.get("family"), t.num_parallel) for t in own}
-        return len(own) == len({t.depth for t in own}) and len(structures) == 1
+        return len(own) == len({t.depth for t in own}) > 1 and len(structures) == 1
 
-    return {name: stem if shared(stem) and list(stems.values()).count(stem) > 1 else name for name, stem in stems.items()}
+    return {name: stem if shared(stem) else name for name, stem in stems.items()}
 
 
 def markdown(c: Comparison, timed: bool = True) -> str:

@@ -23,7 +23,7 @@ from ..distill.gits import FINE, LATER, Gits, gits_of
 from ..distill.pas import Truth, pas_of, truth_of
 from ..distill.plan import make_plan
 from ..distill.train import distill
-from ..formats.closest import perhaps
+from ..formats.texts import perhaps
 from ..solvers.picard import picard
 from ..solvers.registry import Ends
 from .batches import Counted, CountingRows, ruled

@@ -10,21 +10,26 @@ from typing import Any
 from torch import Tensor
 
 from ..solvers.table import Provenance
+from .calls_in_progress import PipelineCall
 from .cuts import require_whole_steps
 from .scheduler import EPDScheduler
 
 Pipe = Any  # any pipeline of diffusers
 
 
-def compare_run(pipe: Pipe, scheduler: EPDScheduler, state: Tensor | list[Tensor]) -> None:
+def compare_run(call: PipelineCall, scheduler: EPDScheduler, state: Tensor | list[Tensor]) -> None:
     """Compares a run's guidance and size with what the table was learned for, and refuses a cut inside a step.
 
     Args:
+        call: of the pipeline.
         state: of its first network call.
     """
+    pipe = call.pipe
     require_whole_steps(vars(pipe).get("_denoising_end"), scheduler.calls[scheduler.begin_index or 0 :], len(scheduler))
-    learned, guidance = _learned(scheduler), vars(pipe).get("_guidance_scale")
-    if learned.guidance is not None and guidance is not None and not math.isclose(guidance, learned.guidance):
+    # Many pipelines keep it to themselves; those of classes, PixArt and Kandinsky have it as an argument alone.
+    learned, guidance = _learned(scheduler), vars(pipe).get("_guidance_scale", call.arguments().get("guidance_scale"))
+    known = isinstance(guidance, (int, float))
+    if learned.guidance is not None and known and not math.isclose(guidance, learned.guidance):
         _say(scheduler, f"guidance_scale = {guidance:g}, but the table was learned at {learned.guidance:g}")
     factor = vars(pipe).get("vae_scale_factor")
     if learned.resolution and factor is not None and isinstance(state, Tensor) and state.ndim == 4:

@@ -42,7 +42,7 @@ def widen(module: torch.nn.Module, call: NetworkArguments) -> bool:
     if choices is not None and choices.inside:
         return False
     if scheduler.step_index is None:
-        compare_run(current.pipe, scheduler, call.state)
+        compare_run(current, scheduler, call.state)
     control = module is vars(current.pipe).get("controlnet")  # whose output goes into the network
     hear, wide = None if control else scheduler.listener, scheduler.wide_call
     call.finish = hear

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from ..formats.texts import printable
 from ..solvers.table import Table
 from .table_text import (
     MEMORY,
@@ -39,7 +40,7 @@ def describe(table: Table) -> str:
     learned = table.provenance
     guidance = "" if learned.guidance is None else f"guidance {learned.guidance:g}"
     purpose = [part for part in (learned.model, learned.path, guidance) if part]
-    lines = [headline(table), *(["for " + ", ".join(purpose)] if purpose else [])]
+    lines = [headline(table), *(["for " + ", ".join(map(printable, purpose))] if purpose else [])]
     rows = [*steps(table)]
     lines += [f"digest {table.digest}", "", *aligned(rows), "", verdict(table)]
     if {"anchor told", "points told"} & set(rows[0]):
@@ -54,10 +55,9 @@ def describe(table: Table) -> str:
 
 def steps(table: Table) -> Iterator[tuple[str, ...]]:
     """A head and one row per step."""
-    order = range(table.num_steps)
     sigmas, moments = [f"{sigma:.6g}" for sigma in table.sigmas], table.moments()
     columns = {
-        "step": [str(n) for n in order],
+        "step": [str(n) for n in range(table.num_steps)],
         "calls": [str(calls - (n == 0 and calls == 2 and table.afs)) for n, calls in enumerate(table.calls)],
         "sigma": sigmas[:-1],
         "to": sigmas[1:],
@@ -66,7 +66,7 @@ def steps(table: Table) -> Iterator[tuple[str, ...]]:
         "anchor": [f"{weight:.4f}" for weight in table.anchor],
         "sum": [f"{total:.4f}" for total in moments[:, 0]],
         "moment": [f"{first:.4f}" for first in moments[:, 1]],
-        "order": [order_of(table, n) for n in order],
+        "order": orders(table),
     }
     yield tuple(columns)
     yield from zip(*columns.values(), strict=True)
@@ -104,11 +104,14 @@ def point_columns(table: Table) -> dict[str, list[str]]:
     return out | ({"guidance scale": column(table.guidance_scale)} if table.scales_guidance else {})
 
 
-def order_of(table: Table, n: int) -> str:
-    """Formal order of a step: 2 where the weights sum to 1 and their first moment is 1/2."""
+def orders(table: Table) -> list[str]:
+    """Formal order of each step: 2 where the weights sum to 1 and their first moment is 1/2."""
     if not table.consistent:
-        return "free"
-    total, first = table.moments()[n]
+        return ["free"] * table.num_steps
+    return [_order(n, total, first, table) for n, (total, first) in enumerate(table.moments())]
+
+
+def _order(n: int, total: float, first: float, table: Table) -> str:
     if abs(total - 1) > SECOND_ORDER or not is_told_plainly(table, n):
         return "0"
     analytic = n == 0 and (table.afs or table.calls[0] == 0)
@@ -117,15 +120,17 @@ def order_of(table: Table, n: int) -> str:
 
 def is_told_plainly(table: Table, n: int) -> bool:
     """Whether the network is told its own noise level, at its own guidance, in every slope that a step weighs."""
-    scales = np.concatenate([table.anchor_scale[:, None], table.sigma_scale], 1)
-    factors = np.concatenate([table.anchor_guidance[:, None], table.guidance_scale], 1)
-    scales = np.where(factors == 1, scales, np.nan)  # which equals no 1
-    used, width = table.used[n], scales.shape[1]
+
+    def plain(step: int, slot: int) -> bool:  # of the anchor, then of each fan point
+        if slot == 0:
+            return table.anchor_scale[step] == 1 == table.anchor_guidance[step]
+        return table.sigma_scale[step, slot - 1] == 1 == table.guidance_scale[step, slot - 1]
+
+    used, width = table.used[n], 1 + table.num_nodes
     own = [0, *(1 + j for j in range(table.num_nodes) if table.weights[n, j])]
     columns = {*used.memory, *(k - 1 for inside in used.lookahead for k in inside if k)}
     past = [divmod(k, width) for k in columns]
-    earlier = [scales[n - 1 - ago, slot] for ago, slot in past if n - 1 - ago >= 0]
-    return all(scale == 1 for scale in [*scales[n, own], *earlier])
+    return all(plain(n, slot) for slot in own) and all(plain(n - 1 - ago, slot) for ago, slot in past if n > ago)
 
 
 def verdict(table: Table) -> str:
@@ -135,11 +140,11 @@ def verdict(table: Table) -> str:
     if not table.consistent:
         away = float(np.abs(sums - 1).max())
         return f"free sums: weights need not sum to 1 (largest distance of an update's sum: {away:.3g}); {ending}"
-    orders = [order_of(table, n) for n in range(table.num_steps)]
-    if all(order == "2" for order in orders):
+    found = orders(table)
+    if all(order == "2" for order in found):
         return "second order: in every step the weights sum to 1 and their first moment is 1/2"
     away = float(np.abs(firsts - 0.5).max())
-    text = "not second order in every step" if "0" not in orders else "scaled: not consistent in every step"
+    text = "not second order in every step" if "0" not in found else "scaled: not consistent in every step"
     return f"{text} (largest distance of a first moment from 1/2: {away:.3g}); {ending}"
 
 
@@ -155,12 +160,12 @@ def origin(table: Table) -> Iterator[str]:
         for key, value in entries[name].items():
             if value is None:
                 continue
-            yield f"{name:<11} {key} = {shortened(value)}"
+            yield f"{name:<11} {printable(key)} = {shortened(value)}"
 
 
 def shortened(value: object) -> str:
-    """A value in at most 100 characters."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    """A value in at most 100 characters, all of which can be printed."""
+    text = printable(value if isinstance(value, str) else json.dumps(value, default=str))
     return text if len(text) <= 100 else text[:97] + "..."
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..denoisers.checks import in_words
 from ..denoisers.own_function import is_own_function, own_function
 from ..denoisers.shapes_verifier import Verdict, verify
-from ..formats.closest import perhaps
+from ..formats.texts import perhaps
 from .command_reward import SECONDS, CommandReward
 from .reward import Reward, RewardError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..formats.closest import perhaps
+from ..formats.texts import perhaps
 from .table import Table, TableError
 
 FOLDER = Path(__file__).resolve().parent / "published_tables"

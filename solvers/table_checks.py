@@ -19,6 +19,9 @@ TOLERANCE = 1e-5  # on sums that must be one: published tables are float32
 MAX_SIZE = 1_000_000  # numbers in one field; far beyond any real table, it bounds what a file can make us allocate
 
 
+LESS = "give fewer calls or points, or a shorter memory"
+
+
 class TableError(ValueError):
     """A table that cannot be: the message names the field, the value, the bound and the remedy."""
 
@@ -32,7 +35,7 @@ def field_of(name: str, value: ArrayLike, ndim: int, shape: tuple[int | None, ..
     except (TypeError, ValueError, OverflowError) as error:
         raise TableError(f"{name} must be numbers in {ndim} dimensions with rows of equal length: {error}") from error
     if array.size > MAX_SIZE:
-        raise TableError(f"{name} has {array.size} numbers, more than {MAX_SIZE}: give fewer steps, points or remembered slopes")
+        raise TableError(f"{name} has {array.size} numbers, more than {MAX_SIZE}: {LESS}")
     if array.size == 0 and array.ndim < ndim and shape is not None and shape[0] is not None:
         array = array.reshape(shape[0], *[0 if s is None else s for s in shape[1:]]) if _empty_fits(shape) else array
     expected = shape or (None,) * ndim

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..formats.json_text import MAX_VALUES, parse_json, rows_of_json, values_in
 from .table import Provenance, Table, TableError
-from .table_checks import MAX_SIZE
+from .table_checks import LESS, MAX_SIZE
 
 FORMAT = "epd-table"
 SCALES = ("slope_scale", "sigma_scale", "anchor_scale", "guidance_scale", "anchor_guidance")
@@ -81,7 +81,7 @@ def _padded(name: str, rows: list[Any]) -> list[Any]:
     if any(len(row) > whole for row in flat):
         raise TableError(f"{name} has a row that is longer than the last one, {whole}: the last row is whole")
     if whole * len(flat) > MAX_SIZE:
-        raise TableError(f"{name} has {whole * len(flat)} numbers, more than {MAX_SIZE}: give fewer steps, points or remembered slopes")
+        raise TableError(f"{name} has {whole * len(flat)} numbers, more than {MAX_SIZE}: {LESS}")
 
     def wide(row: list[Any]) -> list[Any]:
         return row + [0.0] * (whole - len(row))
@@ -113,9 +113,8 @@ def dumps(table: Table) -> str:
         raise TableError(f"provenance cannot be JSON: {error}; keep to finite numbers, texts, lists, dicts") from error
     if (count := values_in(text)) > MAX_VALUES:
         raise TableError(
-            f"a table of {table.num_steps} steps with {table.num_nodes} fan points and {table.columns} remembered slopes "
-            f"takes {count} values in a file, more than {MAX_VALUES} that are read again: give fewer calls or points, or "
-            "a shorter memory"
+            f"a table of {table.num_steps} steps with {table.num_nodes} fan points and {table.columns} remembered "
+            f"slopes takes {count} values in a file, more than {MAX_VALUES} that are read again: {LESS}"
         )
     return text
 

@@ -87,9 +87,11 @@ def test_the_commands_to_go_on_with_are_for_the_same_model(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where they write, unless they are told otherwise
     options = ["--labels", "1", "2", "--guidance", "2.0"]
-    code, _, err = run("distill", *QUICK, *options, "--out", tmp_path / "x")
-    lines = [line.split(": ", 1)[1].split() for line in err.splitlines() if line.startswith(("sample: ", "compare: "))]
+    code, _, err = run("distill", *QUICK, *options, "--out", tmp_path / "it's my run")
+    heads = ("look: ", "sample: ", "compare: ")
+    look, *lines = [shlex.split(line.split(": ", 1)[1]) for line in err.splitlines() if line.startswith(heads)]
     assert code == cli.OK and [line[1] for line in lines] == ["sample", "compare"], err
+    assert run(*look[1:])[0] == cli.OK
     for line in lines:
         assert line[2:9] == ["--model", "digits-exact", *options]
         few = ["--samples", "4", "--solvers", "Euler"] if line[1] == "compare" else ["-n", "2"]
@@ -98,9 +100,9 @@ def test_the_commands_to_go_on_with_are_for_the_same_model(
 
 def test_options_are_typed_as_they_were_given() -> None:
     options = ModelOptions(prompt=("a red fox", "it's"), options={"clean": False}, num_frames=4, local_only=True)
-    typed = command_line(options)
+    typed = command_line("a model", options)
     words = ["--prompt", "a red fox", "it's", "--num-frames", "4", "--options", '{"clean": false}', "--local-only"]
-    assert shlex.split(typed) == words and typed.startswith(" ") and command_line(ModelOptions()) == ""
+    assert shlex.split(typed) == ["a model", *words] and command_line("digits", ModelOptions()) == "digits"
 
 
 def test_a_run_is_not_continued_under_other_conditions(run: Run, cache: Path, tmp_path: Path) -> None:

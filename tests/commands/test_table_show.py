@@ -13,8 +13,10 @@ from helpers.command import Run
 from helpers.guided import scaled
 from helpers.tables import FAMILIES, PLAIN, dense_table
 
+import epd
 from epd import cli
-from epd.pipelines.table_description import describe, order_of
+from epd.pipelines.table_description import describe, orders
+from epd.solvers import moments
 from epd.solvers.table import Table
 
 
@@ -105,11 +107,38 @@ def test_slopes_told_another_noise_level_are_of_no_order_wherever_they_are_weigh
     plain: dict[str, Any] = {"nodes": np.zeros((3, 0)), "weights": np.zeros((3, 0)), "calls": 1}
     memory = [[0, 0], [-0.5, 0], [-0.5, 0]]
     table = Table([8, 4, 2, 1], **plain, anchor=[1, 1.5, 1.5], memory=memory)
-    assert [order_of(table, n) for n in range(3)] == ["1"] * 3
+    assert orders(table) == ["1"] * 3
     scaled = dataclasses.replace(table, anchor_scale=[0.9, 1, 1])
-    assert [order_of(scaled, n) for n in range(3)] == ["0", "0", "1"]
+    assert orders(scaled) == ["0", "0", "1"]
     analytic = dataclasses.replace(table, calls=[0, 1, 1])
-    assert [order_of(analytic, n) for n in range(3)] == ["1"] * 3
+    assert orders(analytic) == ["1"] * 3
+
+
+def test_many_steps_take_time_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    monkeypatch.setattr(moments, "moments_of", lambda table, of=moments.moments_of: counted.append(1) or of(table))
+    table = Table(epd.schedules.polynomial(50, 0.1, 40.0), np.full((50, 1), 0.5), np.ones((50, 1)))
+    assert columns(describe(table))["order"] == ["1"] * 50 and len(counted) <= 4  # of all steps, not once a step
+
+
+EVIL = "\x1b]0;pwn\x07\x1b[31mred\n\nfake line\u202e"
+
+
+def test_what_a_file_says_is_no_command_to_the_terminal(run: Run, tmp_path: Path) -> None:
+    path, other = tmp_path / "evil.json", tmp_path / "plain.json"
+    config, metadata = {EVIL: EVIL}, {"of": [EVIL]}
+    told = epd.Provenance(model=EVIL, schedule=EVIL, notes=EVIL, config=config, metadata=metadata, path="ve")
+    dataclasses.replace(dense_table(), provenance=told).save(path)
+    dataclasses.replace(dense_table(), provenance=epd.Provenance(path="flow", notes=EVIL)).save(other)
+    sample = ["sample", "--model", "digits-exact", "-n", "1", "--out", tmp_path / "x", "--table"]
+    words = (["table", "show", path], ["table", "diff", path, other], [*sample, path], [*sample, other],
+             ["distill", "--model", EVIL], ["table", "show", EVIL])  # fmt: skip
+    for typed in words:
+        _, out, err = run(*typed)
+        said = out + err
+        assert out or err
+        assert not {*said} & {"\x1b", "\x07", "\u202e"} and "\nfake line" not in said, typed
+    assert "\\x1b[31mred\\n\\nfake line" in run("table", "show", path)[1]
 
 
 BASE = dataclasses.replace(PLAIN, consistent=False, memory=np.zeros((2, 3)))

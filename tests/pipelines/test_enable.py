@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import warnings
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,6 +152,17 @@ def test_a_table_of_another_setting_is_told_apart(changes: dict[str, Any], messa
         epd.enable(pipe, table)
         run(pipe, "sd", 4)
     run(pipe, "sd", 4)  # once
+
+
+def test_a_guidance_that_is_an_argument_alone_is_told_apart_too() -> None:
+    """DiT's pipeline does not keep what it was called with, and its default is not 1."""
+    pipe = epd.enable(epd.digits_pipeline(), Path(epd.__file__).parents[1] / "experiments/results/digits_5calls.json")
+    pipe.set_progress_bar_config(disable=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe(class_labels=[3], guidance_scale=1.0, num_inference_steps=5)
+    with pytest.warns(UserWarning, match="guidance_scale = 4, but the table was learned at 1"):
+        pipe(class_labels=[3], num_inference_steps=5)
 
 
 def test_what_cannot_work() -> None:

@@ -217,7 +217,6 @@ def test_nothing_is_written_that_is_not_read_again(monkeypatch: pytest.MonkeyPat
     assert Table.load(path) == table
     for module in (table_json, json_text):
         monkeypatch.setattr(module, "MAX_VALUES", count - 1)
-    said = f"4 steps with 2 fan points and 6 remembered slopes takes {count} values in a file, more than {count - 1} .* give"
-    with pytest.raises(TableError, match=said):
+    with pytest.raises(TableError, match=f"6 remembered slopes takes {count} values in a file, more than {count - 1} "):
         table.save(path)
     assert path.exists() and len(list(tmp_path.iterdir())) == 1  # what was there stays
