@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .pipelines.denoiser import from_pipeline
     from .pipelines.enable import disable, enable, on_states
     from .pipelines.find import find_table
+    from .pipelines.kdiffusion import sample_epd, sigmas_of
     from .pipelines.scheduler import EPDScheduler
     from .pipelines.shapes import shapes_pipeline
     from .pipelines.sharing import load_learned, save_learned
@@ -103,6 +104,8 @@ _HOMES = {
     "EPDScheduler": "pipelines.scheduler",
     "shapes_pipeline": "pipelines.shapes",
     "find_table": "pipelines.find",
+    "sample_epd": "pipelines.kdiffusion",
+    "sigmas_of": "pipelines.kdiffusion",
     "save_learned": "pipelines.sharing",
     "load_learned": "pipelines.sharing",
     "Ask": "solvers.walk",

@@ -19,6 +19,7 @@ from .find import find_table
 Callback = Callable[[dict[str, Any]], None]
 
 
+@torch.no_grad()
 def sample_epd(
     model: Callable[..., Tensor],
     x: Tensor,
@@ -30,7 +31,7 @@ def sample_epd(
     table: Table | str | Path,
     parallel: bool = True,
 ) -> Tensor:
-    """Solves with a table, in the shape of k-diffusion's `sample_*` functions.
+    """Solves with a table, in the shape of k-diffusion's `sample_*` functions and, as they do, without gradients.
 
     The K points of a fan are one call of K B rows, point-major (row = k B + b), so that conditioning that is tiled to
     the batch fits; tensors of B rows in `extra_args` (also inside dictionaries, lists, tuples) are tiled here. With a

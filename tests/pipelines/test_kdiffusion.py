@@ -251,3 +251,14 @@ def test_tensors_in_tuples_are_tiled() -> None:
     noise = unit_noise(SEEDS, (4,), torch.float64)
     expected = epd.solve(table.rule(), MODEL.bind(LABELS, 2.0), noise, levels(table))
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+
+
+def test_no_graph_is_recorded() -> None:
+    """As in k-diffusion, whose samplers run without gradients whatever the network's parameters ask for."""
+    net, table = torch.nn.Linear(4, 4).double(), named_table("cifar10-epd-3x2")
+    seen: list[dict[str, Any]] = []
+    out = sample_epd(
+        lambda x, sigma: net(x) / (1 + sigma[:, None]), start(table), sigmas_of(table), callback=seen.append,
+        disable=True, table=table,
+    )  # fmt: skip
+    assert not out.requires_grad and seen and not any(entry["denoised"].requires_grad for entry in seen)
