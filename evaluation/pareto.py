@@ -182,7 +182,8 @@ def _labels(axes: Axes, ends: Sequence[tuple[Curve, str, bool]]) -> None:
         x, y = curve.points[-1]
         axes.annotate(
             curve.group,
-            xy=(x, min(y, axes.get_ylim()[1])),  # one that never comes down here is named at the top
+            # One that never comes down here is named at the top; a hairline from beyond the axes would shrink them.
+            xy=(min(x, axes.get_xlim()[1]), min(y, axes.get_ylim()[1])),
             xytext=(1.035, place),
             textcoords="axes fraction",
             va="center",

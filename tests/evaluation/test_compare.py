@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from helpers.tables import full_table
 from helpers.toy_models import toy_mixture
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 
 import epd
@@ -22,7 +24,7 @@ from epd.evaluation import handmade
 from epd.evaluation.batches import Counting
 from epd.evaluation.compare import compare, write_comparison
 from epd.evaluation.comparison import Comparison, by_asked, by_evaluations, every_cell, family_names, markdown
-from epd.evaluation.pareto import costs, curves, spread
+from epd.evaluation.pareto import costs, curves, pareto_figure, spread
 from epd.solvers.exact import converged
 from epd.solvers.table import Provenance
 
@@ -200,6 +202,20 @@ def test_curves_are_lower_envelopes_and_labels_keep_their_distance() -> None:
     assert sorted(range(6), key=places.__getitem__)[-1] == 4 and min(places) >= 0 and max(places) <= 1
     ordered = sorted(places)
     assert all(b - a >= 0.05 - 1e-6 for a, b in zip(ordered, ordered[1:], strict=False))
+
+
+def test_a_solver_far_beyond_the_picture_leaves_the_labels_in_it() -> None:
+    """Heun, slow and far away, as it is with few calls on stiff models."""
+    far = {"Heun": {"seconds": 1e3, "rmse": 1e2}}
+    cells = tuple(dataclasses.replace(cell, **far.get(cell.group, {})) for cell in measured().cells)
+    figure = pareto_figure(dataclasses.replace(measured(), cells=cells), costs(measured()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        labels = [text.get_window_extent() for text in axes.texts]
+        assert "Heun" in [text.get_text() for text in axes.texts]
+        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in labels)
 
 
 def test_families_are_names_without_their_count_of_calls() -> None:
