@@ -50,8 +50,13 @@ def accelerate(target: Target, *accelerators: Accelerator) -> Target:
 
     Raises:
         ValueError: for accelerators that do not go together or do not fit the network; what was there before stays.
+        TypeError: for what is no accelerator, such as its class or its name.
     """
     owner, pipe, networks = _parts(target)
+    for one in accelerators:
+        if isinstance(one, type) or not isinstance(one, Accelerator):
+            what = f"the class {one.__name__}" if isinstance(one, type) else repr(one)
+            raise TypeError(f"{what} is no accelerator: give one with its settings, such as epd.FirstBlock(0.2)")
     _require_together(accelerators)
     accelerators = tuple(sorted(accelerators, key=lambda a: label(a) in LAST))
     for name, network in networks.items():

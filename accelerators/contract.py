@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -38,6 +38,7 @@ class Live(Protocol):
         ...
 
 
+@runtime_checkable
 class Accelerator(Protocol):
     """Makes a network call cheaper: a frozen dataclass of numbers and texts, registered in `names.ACCELERATORS`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..pipelines.options import FROZEN, UserPath
+from ..pipelines.options import FROZEN, UserFolder, UserPath
 from ..rl.acceleration_config import AccelerationConfig
 from .model_arguments import ModelArguments
 
@@ -32,7 +32,7 @@ class RefineAcceleration(AccelerationConfig, ModelArguments):
     package.module:function, as in epd evaluate."""
     held_out_prompts: UserPath | None = None
     """File with prompts that are tested on and never trained on; none: every fifth of ten prompts or more."""
-    out: UserPath = Path("runs/acceleration")
+    out: UserFolder = Path("runs/acceleration")
     """Folder of the run."""
     resume: bool = False
     """Continue the run in --out."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..distill.feedback_config import FeedbackConfig
-from ..pipelines.options import FROZEN, UserPath
+from ..pipelines.options import FROZEN, UserFolder
 from .model_arguments import ModelArguments
 
 
@@ -19,7 +19,7 @@ class DistillFeedback(FeedbackConfig, ModelArguments):
 
     model_config = FROZEN
 
-    out: UserPath = Path("runs/feedback")
+    out: UserFolder = Path("runs/feedback")
     """Folder of the run."""
     resume: bool = False
     """Continue the run in --out."""

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from ..distill.config import MOST_CALLS, MOST_POINTS, DistillConfig
 from ..evaluation.tune_config import TuneConfig
-from ..pipelines.options import FROZEN, UserPath
+from ..pipelines.options import FROZEN, UserFolder, UserPath
 from ..rl.config import RefineConfig
 from .acceleration_options import RefineAcceleration  # noqa: F401 - as below
 from .command_options import CommandOptions
@@ -46,7 +46,7 @@ class Distill(DistillConfig, ModelArguments):
     """Rows per sample in the widest call: points of a step that the network sees at once. auto: of family dense 2 where
     the model's calls of twice the rows take hardly longer, else 1, after a few timed calls; of the others 2. Several,
     as in 1,2,3, are learned one after another, in --out/1-points and so on, from the same teacher."""
-    out: UserPath = Path("runs/distill")
+    out: UserFolder = Path("runs/distill")
     """Folder of the run."""
     resume: bool = False
     """Continue the run in --out."""
@@ -118,7 +118,7 @@ class Refine(RefineConfig, ModelArguments):
     """Rewards that are recorded on held-out samples without being learned from, to see whether others are hacked."""
     held_out_prompts: UserPath | None = None
     """File with prompts that tables are tested on and never trained on; none: every fifth of ten prompts or more."""
-    out: UserPath = Path("runs/refine")
+    out: UserFolder = Path("runs/refine")
     """Folder of the run."""
     resume: bool = False
     """Continue the run in --out."""
@@ -142,7 +142,7 @@ class Tune(TuneConfig, ModelArguments):
 
     model_config = FROZEN
 
-    out: UserPath = Path("runs/tune")
+    out: UserFolder = Path("runs/tune")
     """Folder of the result."""
 
     def tune_config(self) -> TuneConfig:
@@ -158,7 +158,7 @@ class Sample(SolverArguments):
     at most.
     """
 
-    out: UserPath = Path("runs/sample")
+    out: UserFolder = Path("runs/sample")
     """Folder of the result; what it holds is replaced."""
     count: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = Field(default=None, ge=1)
     """How many samples, seeds 0, 1, 2, ...; none: as many as --seeds, or 64."""
@@ -187,7 +187,7 @@ class Compare(ModelArguments):
     from what is kept in --out/cells, where comparisons under other options lie beside it.
     """
 
-    out: UserPath = Path("runs/compare")
+    out: UserFolder = Path("runs/compare")
     """Folder of the result."""
     tables: tuple[str, ...] = ()
     """Learned solvers: files, folders of runs, published names, or hub ids."""
@@ -222,7 +222,7 @@ class Inspect(SolverArguments):
     Leaves a TensorBoard log in --logdir, in place of an earlier inspection's: tensorboard --logdir runs.
     """
 
-    logdir: UserPath = Path("runs/inspect")
+    logdir: UserFolder = Path("runs/inspect")
     """Folder of the log; other logs in it stay."""
     samples: int = Field(default=256, ge=2)
     """Samples that all numbers are of. Each takes twice the solver's evaluations and some 200 more."""
@@ -248,7 +248,7 @@ class Evaluate(ModelArguments):
     samples at most.
     """
 
-    out: UserPath = Path("runs/evaluate")
+    out: UserFolder = Path("runs/evaluate")
     """Folder of the result."""
     tables: tuple[str, ...] = ()
     """Learned solvers: files, folders of runs, published names, or hub ids."""

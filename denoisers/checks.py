@@ -102,9 +102,9 @@ def _check_frame(model: Model) -> None:
         raise ModelError(f"{model.name}: shape = {model.shape!r} must be the positive sizes of one sample, no batch")
     low, high = model.sigma_min, model.sigma_max
     if not 0 < low < high < math.inf or (model.path == "flow" and high > 1 + 1e-6):
-        top = "1 on a flow path" if model.path == "flow" else "infinity"
+        top = "<= 1 on a flow path" if model.path == "flow" else "< infinity"
         raise ModelError(
-            f"{model.name}: sigma_min = {low}, sigma_max = {high}: must be 0 < sigma_min < sigma_max, up to {top}; "
+            f"{model.name}: sigma_min = {low}, sigma_max = {high}: must be 0 < sigma_min < sigma_max {top}; "
             "give the noise levels that it was trained for"
         )
     try:

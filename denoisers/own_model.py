@@ -129,9 +129,9 @@ def own_model(
     if not sizes or min(sizes) < 1:
         raise ValueError(f"shape = {sizes} must be the sizes of one sample, at least 1 each, without the batch")
     if not 0 < sigma_min < sigma_max < float("inf") or (path == "flow" and sigma_max > 1):
-        top = "1" if path == "flow" else "infinity"
+        top = "<= 1" if path == "flow" else "< infinity"
         raise ValueError(
-            f"sigma_min = {sigma_min}, sigma_max = {sigma_max}: must be 0 < sigma_min < sigma_max <= {top}"
+            f"sigma_min = {sigma_min}, sigma_max = {sigma_max}: must be 0 < sigma_min < sigma_max {top}"
         )
     frame: Path = "flow" if path == "flow" else "ve"
     return OwnModel(

@@ -9,6 +9,8 @@ from types import MappingProxyType
 from torch import nn
 
 from ..denoisers.protocol import Model
+from ..runs.checkpoint import RunError
+from ..runs.folder import Folder
 from ..runs.processes import Workers
 from ..solvers.table import Table
 from .config import DistillConfig
@@ -36,6 +38,7 @@ def run_each(
     Args:
         narrower: learned tables of fewer points by their calls; widened, they are starts, too.
     """
+    _require_no_run_in(out)
     workers, folders = Workers.of_accelerate(), {n: out / f"{n}-calls" for n in sorted(set(calls))}
     config = with_points(model, config, list(folders.values()) if resume else [], workers)
     if dry_run:
@@ -66,6 +69,7 @@ def run_points(
     A table of fewer points and as many calls, widened, is a start of the next: on held-out noise more points are never
     worse. `config.points` is not used, and `config.minutes` are for all together.
     """
+    _require_no_run_in(out)
     share = None if config.minutes is None else config.minutes / len(points)
     paths: list[Path] = []
     narrower: dict[int, Table] = {}
@@ -81,6 +85,12 @@ def run_points(
         paths += each.values()
         narrower = {n: Table.load(path) for n, path in each.items()}
     return paths
+
+
+def _require_no_run_in(out: Path) -> None:
+    """Whoever is given the folder then would get that run's table, and none of those beside it."""
+    if Folder(out, {}).table.exists() or Folder(out, {}).checkpoint.exists():
+        raise RunError(f"{out} holds a run of its own, and several would go into folders in it: choose another --out")
 
 
 def _smaller(calls: int, fewer: Mapping[int, Table], narrower: Mapping[int, Table]) -> list[Table]:

@@ -130,7 +130,16 @@ class Teacher:
         return self.folder / "teachers" / self.key() / f"{start}{cut}{'-' if digest else ''}{digest}.safetensors"
 
     def prepare(self, first: int, count: int, rank: int = 0, ranks: int = 1) -> None:
-        """Makes sure that the blocks of seeds first..first+count-1 are on disk; processes share the work."""
+        """Makes sure that the blocks of seeds first..first+count-1 are on disk; processes share the work.
+
+        Raises:
+            OSError: where the folder cannot be made, before anything is solved.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            text = f"a teacher's trajectories cannot be kept in {self.folder} ({error.strerror}): set EPD_CACHE"
+            raise OSError(error.errno, f"{text} to a folder that can be written") from error
         spans = sorted({self.span(seed) for seed in range(first, first + count)})
         for span in progress(spans[rank::ranks], f"teacher ({self.together} a block)", "block"):
             seeds, path = list(range(*span)), self.path(*span)

@@ -221,7 +221,10 @@ def _complain(error: BaseException, code: int, verbosity: int, remedy: str = "")
         import traceback
 
         traceback.print_exception(error)
-    for line in str(error).splitlines() if code == USAGE else [" ".join(str(error).split())]:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    for line in text.splitlines() if code == USAGE else [" ".join(text.split())]:
         print(f"epd: error: {printable(line) or type(error).__name__}{remedy}", file=sys.stderr)
     return code
 

@@ -25,6 +25,21 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"{path} starts with ~, but that user has no home folder: write the path in full") from problem
 
 
+def folder_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a folder that is there or can be made, as of `user_path`; makes nothing.
+
+    Raises:
+        ValueError: where it would lie in what is no folder, or in one that may not be written.
+    """
+    path = user_path(path)
+    above = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
+    if not above.is_dir():
+        raise ValueError(f"{above} is a file, no folder: choose another")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{above} may not be written: choose another folder")
+    return path
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a whole file; see `write_streamed`."""
     write_streamed(path, lambda file: file.write(data))
@@ -40,8 +55,11 @@ def write_streamed(path: Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: (a full disk, no permission) with the old file intact and nothing left beside it.
     """
     path = user_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise OSError(error.errno, f"could not write {path} ({error.strerror})") from error
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from diffusers.modular_pipelines.modular_pipeline import ModularPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
 from ..denoisers.hooks import attach
 from ..solvers.graphs import MakeGraph
 from ..solvers.table import Table
@@ -91,7 +94,10 @@ def enable(
     Raises:
         ValueError: for a table that cannot work here, an answer that a pipeline cannot give, or a pipeline without a
             network.
+        TypeError: for anything but a pipeline of diffusers.
     """
+    if not isinstance(pipe, (DiffusionPipeline, ModularPipeline)):
+        raise TypeError(f"{type(pipe).__name__} is no pipeline of diffusers: give one, or epd.solve your own model")
     parallel = _answered(answer, parallel)
     before = _enabled.get(pipe)
     stock = pipe.scheduler if before is None or pipe.scheduler is not before.scheduler else before.stock

@@ -25,9 +25,13 @@ def find_table(source: Table | str | Path, revision: str | None = None) -> Table
 
     Raises:
         TableError: when it is none of them, or holds no valid table.
+        TypeError: for anything but a Table, a text or a path.
     """
     if isinstance(source, Table):
         return source
+    if not isinstance(source, (str, Path)):
+        kind = type(source).__name__
+        raise TypeError(f"a table is an epd.Table, a path or a name, no {kind}: Table.from_dict reads a dict")
     path, name = user_path(source), str(source)
     if path.is_dir():
         return Table.load(_inside(path))

@@ -58,6 +58,8 @@ def load_pipeline(source: str | Path, options: ModelOptions = ModelOptions()) ->
 
 def _check_source(source: str | Path) -> None:
     path = Path(source)
+    if path.suffix == ".py" and path.is_file():
+        raise ValueError(f"{source} is a file of functions: name the one that returns the model, {source}:function")
     if path.is_file():
         raise ValueError(
             f"{source} is a single file: load it with from_single_file of its pipeline class, save_pretrained it "

@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 import tyro
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from ..formats.files import read_text, user_path
+from ..formats.files import folder_path, read_text, user_path
 from ..formats.json_text import parse_json
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 UserPath: TypeAlias = Annotated[Path, AfterValidator(user_path)]
+UserFolder: TypeAlias = Annotated[Path, AfterValidator(folder_path)]  # to be written
 PLACEMENT = ("device", "device_map", "offload", "local_only")  # where a model computes changes its rounding only
 
 

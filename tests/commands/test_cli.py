@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -105,6 +106,33 @@ def test_every_option_out_of_range_is_a_line_with_value_bound_and_remedy(run: Ru
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["distill", "--model", "digits-exact", "--out"], ["compare", "--model", "digits", "--out"],
+        ["sample", "--model", "digits", "--rule", "euler", "--out"], ["evaluate", "--model", "digits", "--out"],
+        ["tune", "--model", "digits", "--calls", "3", "--out"], ["inspect", "--model", "digits", "--logdir"],
+        ["refine", "--model", "shapes", "--reward", "shapes-all", "--table", "x", "--out"],
+        ["refine-acceleration", "--model", "digits", "--reward", "closeness", "--out"],
+        ["distill-feedback", "--model", "digits", "--out"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_a_folder_that_cannot_be_is_told_before_anything_is_loaded(
+    words: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a file").write_text("mine")
+    option = words[-1].removeprefix("--")
+    for place in ("a file", "a file/below/it"):
+        code, out, err = run(*words, place)
+        assert (code, out, err.count("\n")) == (cli.USAGE, "", 1), err
+        assert err.startswith(f'epd: error: {option} = "{place}": ') and "a file is a file, no folder: choose" in err
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "may not be written: choose another folder" in run(*words, "new")[2]
+    assert [path.name for path in tmp_path.iterdir()] == ["a file"] and Path("a file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["table", "show", "missing.json"], "missing.json cannot be read"),
@@ -119,6 +147,8 @@ def test_every_option_out_of_range_is_a_line_with_value_bound_and_remedy(run: Ru
         (["sample", "--model", "digits-exact-flow", "--table", "solver.json"], "is for a ve path, but"),
         (["sample", "--model", "digits-exact", "--table", "broken.json"], "not valid JSON"),
         (["distill", "--model", "digits-exact", "--init", "solver.json", "--calls", "4"], "calls = 4"),
+        (["sample", "--model", "mine.py", "--rule", "euler"], "name the one that returns the model, mine.py:function"),
+        (["distill", "-q", "--model", "digits-exact", "--calls", "3", "--points", "1"], "set EPD_CACHE to a folder"),
     ],
 )
 def test_expected_errors_are_one_line(
@@ -126,6 +156,8 @@ def test_expected_errors_are_one_line(
 ) -> None:
     monkeypatch.chdir(saved.parent)
     Path("broken.json").write_text("{")
+    Path("mine.py").write_text("")
+    monkeypatch.setenv("EPD_CACHE", "broken.json/cache")
     code, out, err = run(*words)
     assert code == cli.FAILED and not out, err
     assert err.startswith("epd: error: ") and err.count("\n") == 1 and message in err
@@ -175,14 +207,22 @@ def test_ctrl_c_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("doctor") == (cli.FAILED, "", "epd: interrupted\n")
 
 
-@pytest.mark.parametrize("error", [FloatingPointError("step 3\nis bad"), OSError(28, "No space left on device")])
-def test_what_fails_inside_is_one_line(error: Exception, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FloatingPointError("step 3\nis bad"), "step 3 is bad"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (PermissionError(13, "Permission denied", "a/b"), "a/b: Permission denied"),
+        (OSError("no number"), "no number"),
+    ],
+)
+def test_what_fails_inside_is_one_line(error: Exception, said: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(options: object) -> int:
         raise error
 
     monkeypatch.setattr(distill, "distill", failing)
     code, _, err = run("distill")
-    assert code == cli.FAILED and err == f"epd: error: {' '.join(str(error).split())}\n"
+    assert code == cli.FAILED and err == f"epd: error: {said}\n"
 
 
 @pytest.mark.parametrize(

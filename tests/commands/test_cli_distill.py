@@ -168,3 +168,13 @@ def test_an_interrupted_run_is_resumable(tmp_path: Path) -> None:
     assert running.returncode == cli.FAILED
     assert err.splitlines()[-1] == "epd: interrupted; add --resume to continue the run"
     assert "Traceback" not in err and not (tmp_path / "x" / "solver.json").exists()
+
+
+def test_several_runs_do_not_go_into_the_folder_of_one(run: Run, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    assert run("distill", *QUICK, "--out", out)[0] == cli.OK
+    before = sorted(path.name for path in out.iterdir())
+    for more in (["--points", "1,2"], *(["--calls", "3,4", *flags] for flags in ([], ["--resume"], ["--dry-run"]))):
+        code, _, err = run("distill", *QUICK, *more, "--out", out)
+        assert code == cli.FAILED and "holds a run of its own, and several would go into folders in it" in err
+    assert sorted(path.name for path in out.iterdir()) == before

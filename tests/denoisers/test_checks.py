@@ -128,7 +128,7 @@ class Wider(Bare):
         (Bare(shape=()), r"bare: shape = \(\) must be the positive sizes of one sample"),
         (Bare(shape=(2.0, 3)), r"bare: shape = \(2.0, 3\)"),
         (Bare(sigma_min=0.0), "sigma_min = 0.0, sigma_max = 20.0: must be 0 < sigma_min < sigma_max"),
-        (Bare(path="flow"), "sigma_max = 20.0: must be .* up to 1 on a flow path"),
+        (Bare(path="flow"), "sigma_max = 20.0: must be .* <= 1 on a flow path"),
         (OneLevel(), r"bare fails on x of shape \(2, 2, 3\) with sigma of shape \(2,\), a noise level for each row"),
         (LastLevel(), r"another result for sigma of shape \(2,\) than for 0-d, both of 0.632: reshape sigma"),
         (Wider(), "bare returned torch.float64"),

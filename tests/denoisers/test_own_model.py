@@ -111,7 +111,7 @@ def test_finished_states_are_decoded() -> None:
         ({"path": "edm"}, "path = 'edm' is unknown: give 've', 'flow' or 'vp'"),
         ({"shape": ()}, r"shape = \(\) must be the sizes of one sample"),
         ({"shape": (3, 0)}, r"shape = \(3, 0\)"),
-        ({"sigma_min": 0.0}, "sigma_min = 0.0, sigma_max = 80.0: must be 0 < sigma_min < sigma_max <= infinity"),
+        ({"sigma_min": 0.0}, "sigma_min = 0.0, sigma_max = 80.0: must be 0 < sigma_min < sigma_max < infinity"),
         ({"path": "flow"}, "sigma_max = 80.0: must be 0 < sigma_min < sigma_max <= 1"),
     ],
 )

@@ -165,6 +165,19 @@ def test_a_guidance_that_is_an_argument_alone_is_told_apart_too() -> None:
         pipe(class_labels=[3], num_inference_steps=5)
 
 
+def test_what_is_no_pipeline_table_or_accelerator_is_told_by_its_kind() -> None:
+    pipe, table = build("sd"), table_for("sd", "epd")
+    for wrong in (None, pipe.unet):
+        with pytest.raises(TypeError, match=f"{type(wrong).__name__} is no pipeline of diffusers: give one"):
+            epd.enable(wrong, table)
+    with pytest.raises(TypeError, match="an epd.Table, a path or a name, no dict: Table.from_dict reads a dict"):
+        epd.enable(pipe, table.to_dict())  # type: ignore[arg-type]
+    for wrong, said in (("reuse", "'reuse'"), (epd.FirstBlock, "the class FirstBlock"), (None, "None")):
+        with pytest.raises(TypeError, match=f"{said} is no accelerator: give one with its settings"):
+            epd.accelerate(pipe, wrong)  # type: ignore[arg-type]
+    assert not epd.summary(pipe).enabled and not epd.summary(pipe).accelerated
+
+
 def test_what_cannot_work() -> None:
     other = dataclasses.replace(table_for("sd", "epd"), provenance=epd.Provenance(path="ve"))
     with pytest.raises(ValueError, match="learned on the path 've', this pipeline's is 'flow'"):
