@@ -9,6 +9,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ import torch
 
 from .checks import in_words
 
+_files: set[str] = set()  # of the modules that were loaded here
 PATTERN = re.compile(r"(?P<module>[A-Za-z_]\w*(\.\w+)*|.+\.py):(?P<function>[A-Za-z_]\w*)")
 
 
@@ -41,6 +43,7 @@ def own_function(name: str, option: str, failure: type[ValueError]) -> Callable[
     assert match is not None, name
     source, function_name = match["module"], match["function"]
     module = _from_file(Path(source), option, failure) if source.endswith(".py") else _by_name(source, failure)
+    _files.add(str(module.__file__))
     function = vars(module).get(function_name)
     if not callable(function):
         functions = {key: value for key, value in vars(module).items() if inspect.isfunction(value)}
@@ -69,6 +72,12 @@ def _from_file(path: Path, option: str, failure: type[ValueError]) -> ModuleType
     with failures_of(str(path), failure):
         spec.loader.exec_module(module)
     return module
+
+
+def own_place(error: BaseException) -> str:
+    """The innermost line of a module of one's own that an error came through, as `path/file.py:12`; empty: none."""
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _files]
+    return f"{lines[-1].filename}:{lines[-1].lineno}" if lines else ""
 
 
 @contextlib.contextmanager

@@ -202,10 +202,18 @@ def _guarded(call: Callable[[], int], name: str, verbosity: int) -> int:
         return _complain(error, USAGE, verbosity)
     except (ValueError, OSError, FloatingPointError, MemoryError, ImportError) as error:
         return _complain(error, FAILED, verbosity, WITH_LESS.get(name, "") if _is_out_of_memory(error) else "")
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
+    except Exception as error:
+        if _is_out_of_memory(error):
+            return _complain(error, FAILED, verbosity, WITH_LESS.get(name, ""))
+        from .denoisers.checks import in_words
+        from .denoisers.own_function import own_place
+
+        place = own_place(error)
+        if not place:  # ours, which somebody has to mend
             raise
-        return _complain(error, FAILED, verbosity, WITH_LESS.get(name, ""))
+        told = RuntimeError(f"{place} fails: {in_words(error)}; -vv shows the traceback")
+        told.__cause__ = error
+        return _complain(told, FAILED, verbosity)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -233,6 +233,32 @@ def test_a_file_or_function_that_fails_is_one_sentence(run: Run, tmp_path: Path,
     assert code == cli.FAILED and re.search(message, err) and len(err.splitlines()) == 1, err
 
 
+LATE = """
+import torch
+import epd
+from epd.denoisers.preconditioning import edm
+
+def few(x):
+    if len(x) > 6:
+        raise KeyError("only 6 rows")
+    return 0 * x
+
+def make():
+    return epd.NetworkDenoiser(lambda x, time, rows: few(x), edm(0.5), (1, 8, 8), 0.02, 20.0, name="few")
+"""
+
+
+def test_a_network_that_fails_later_is_one_sentence_that_says_where(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    words = ["sample", "--model", f"{tmp_path / 'late.py'}:make", "--rule", "euler", "-n", "8", "--out", tmp_path / "x"]
+    code, _, err = run("-q", *words)
+    assert code == cli.FAILED
+    assert err == f"epd: error: {tmp_path / 'late.py'}:8 fails: KeyError: 'only 6 rows'; -vv shows the traceback\n"
+    code, _, err = run("-vv", *words)
+    assert code == cli.FAILED and "Traceback" in err and "in few" in err
+    assert run(*words, "--rows", "4")[0] == cli.OK
+
+
 def test_which_names_are_functions_and_which_are_not() -> None:
     names = ["mine.py:make", "../a b/mine.py:make", "~/mine.py:make", "mine:make", "a.b.c:make", "C:\\my\\mine.py:make"]
     assert all(map(is_own_function, names))
