@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -107,6 +108,15 @@ class EPDScheduler(Timetable):
         scheduler = cls.from_config(config, rule="table", table=table.to_dict(), unit_variance=False)
         require_fit(table, scheduler.frame)
         return scheduler
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it was made, for other processes: a pickle holds its configuration, as rules are functions."""
+        return type(self).from_config, (dict(self.config),), {"parallel": self.parallel}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EPDScheduler:
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     @property
     def init_noise_sigma(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,15 @@ def made(kind: str) -> EPDScheduler:
     return EPDScheduler.from_config(diffusers.DDIMScheduler(beta_schedule="scaled_linear").config, rule=kind, **more)
 
 
+def in_the_middle(scheduler: EPDScheduler) -> EPDScheduler:
+    """After two network calls."""
+    x = normal(2, 3, 4, 4)
+    scheduler.set_timesteps(calls(scheduler))
+    for t in scheduler.timesteps[:2]:
+        x = scheduler.step(0.1 * x, t, x, return_dict=False)[0]
+    return scheduler
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_5_11_a_loaded_or_copied_scheduler_is_the_fresh_one(kind: str, tmp_path: Path) -> None:
     fresh = made(kind)
@@ -163,6 +173,9 @@ def test_5_11_a_loaded_or_copied_scheduler_is_the_fresh_one(kind: str, tmp_path:
         loaded(tmp_path),
         EPDScheduler.from_config(fresh.config),
         copy.deepcopy(fresh),
+        pickle.loads(pickle.dumps(fresh)),
+        pickle.loads(pickle.dumps(in_the_middle(made(kind)))),
+        copy.deepcopy(in_the_middle(made(kind))),
         EPDScheduler.from_config(json.loads((tmp_path / "scheduler_config.json").read_text())),
     ]
     x, t, number = normal(2, 3, 4, 4), 3, calls(fresh)
