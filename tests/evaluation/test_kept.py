@@ -78,9 +78,7 @@ def test_one_more_table_or_count_measures_that_alone(tmp_path: Path) -> None:
     model = mixture()
     both = measure(model, tmp_path, calls=(2, 3))
     assert all(cell in both.cells for cell in first.cells) and len(both.cells) > len(first.cells)
-    renamed = compare(
-        model, {"t-1": TABLE, "t-2": TABLE}, (2,), 24, 8, tuning=8, tolerance=1e-4, solvers=["Euler"], keep=tmp_path
-    )
+    renamed = compare(model, {"t": TABLE}, (2,), 24, 8, tuning=8, tolerance=1e-4, solvers=["Euler"], keep=tmp_path)
     assert {cell.group for cell in renamed.cells if cell.learned} == {"t"}
 
 
