@@ -101,7 +101,11 @@ class AccelerationTrainer:
             RewardError: where a reward fails; what was learned so far is in the last update's state.
             FloatingPointError: where all samples of an update lead out of the finite numbers.
         """
-        state, total = state or self.first(), self.config.steps
+        total = self.config.steps
+        if state is not None and state.iteration < total and self.tester.changed(state.given):
+            # No gain may be the difference between two rewards.
+            state = replace(state, given=self.tester.plain(), passed=None, best=self._start())
+        state = state or self.first()
         while state.iteration < total:
             tick = time.perf_counter()
             state, scalars = self._updated(state)
@@ -113,10 +117,14 @@ class AccelerationTrainer:
 
     def first(self) -> AccelerationState:
         """Before the first update."""
-        vector = parameters_to_vector(Heads(self.layout, self.config.seed).parameters()).detach()
-        vector = vector.to(self.task.model.device)
+        vector = self._start()
         judge = torch.zeros(3, 0) if self.adversary is None else self.adversary.first()
         return AccelerationState(0, vector, vector.new_zeros(2, len(vector)), 0, self.tester.plain(), 0, vector, judge)
+
+    def _start(self) -> Tensor:
+        """The heads as they begin."""
+        vector = parameters_to_vector(Heads(self.layout, self.config.seed).parameters()).detach()
+        return vector.to(self.task.model.device)
 
     def finished(self, state: AccelerationState) -> Heads:
         """What a run leaves: the best that passed its test, or the start, which computes everything."""

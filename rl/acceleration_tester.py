@@ -19,8 +19,7 @@ from .conservative import Verdict, decide, level
 from .reward import Normalisation, normalisation
 from .step_reward import discounted, quality_of
 from .task import Score, Task
-
-BLOCK = 64  # held-out samples that are solved together, of large ones fewer
+from .testing import BLOCK, scored_otherwise
 
 
 class AccelerationTester:
@@ -43,6 +42,12 @@ class AccelerationTester:
     def plain(self, table: Table | None = None) -> Tensor:
         """Scores (S, N) of the plain solver, or of another table."""
         return self._measured(None, self.table if table is None else table, 0, len(self.draws))[:-1]
+
+    def changed(self, given: Tensor) -> bool:
+        """Whether the plain solver's first samples are no longer scored as they were; see `scored_otherwise`."""
+        first = min(BLOCK, len(self.draws))
+        again = self._measured(None, self.table, 0, first)[:-1]
+        return scored_otherwise(self.scores, given[:, :first], again, "plain solver", self.workers)
 
     def quality(self, raw: dict[str, Tensor], given: Tensor) -> Tensor:
         """q (B,) of scores by name; `given` are those of the plain solver."""

@@ -103,8 +103,9 @@ class Refiner:
         starts = start_tables(self.task, self.base, self.config)
         start = best_start(self.task, starts, self.config, self.workers) if state is None else state.start
         self.around = starts[start]
-        if state is not None and state.iteration < state.total:
-            self.tester.compare(state.given)
+        if state is not None and state.iteration < state.total and self.tester.changed(state.given):
+            best = parameters_to_vector(self.reference.parameters()).detach()
+            state = replace(state, given=self.tester.given(), passed=None, best=best, recent=state.recent[:0])
         state = state or self._first(start)
         while state.iteration < state.total:
             tick = time.perf_counter()

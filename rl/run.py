@@ -173,7 +173,7 @@ def _finish(task: Task, base: Table, config: RefineConfig, state: RefineState, f
 def identity_of_task(task: Task, base: Table, config: RefineConfig | AccelerationConfig) -> dict[str, object]:
     """What a checkpoint must agree with: everything that changes the numbers and can be told beforehand.
 
-    What code does cannot: rewards may be mended before a run goes on. `Tester.compare` sees where their scores differ.
+    What code does cannot: rewards may be mended before a run goes on. `Tester.changed` sees where their scores differ.
     """
     model = task.model
     asked = list(dict.fromkeys([*task.train, *task.tested(config.held_out).conditions]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -26,6 +26,24 @@ log = logging.getLogger("epd")
 BLOCK = 64  # held-out samples that are solved together, of large ones fewer
 SHOWN = 16  # pictures of an evaluation
 CHANGED = 0.01  # standard deviations by which no rounding moves a score on average
+
+
+def scored_otherwise(names: Iterable[str], before: Tensor, now: Tensor, of: str, workers: Workers) -> bool:
+    """Whether scores (S, n) are others than when a run began, which is said: code of the model or of a reward has
+    changed, or a reward is random. What goes on is another run, perhaps the intended one; but no gain may be the
+    difference between two rewards, so that what is compared with has to be measured anew.
+    """
+    rows = zip(names, before, now, strict=True)
+    apart = {name: (float((new - old).abs().mean()), normalisation(old).scale) for name, old, new in rows}
+    changed = {name: distance for name, (distance, scale) in apart.items() if distance > CHANGED * scale}
+    if workers.rank == 0:
+        for name, distance in changed.items():
+            log.warning(
+                "%s scores the %s otherwise than when this run began, by %.3g on average: it is measured anew, and "
+                "what had passed its test has to pass again; if that is not what you want, undo what has changed in "
+                "the model or the reward, or choose another --out", name, of, distance,
+            )  # fmt: skip
+    return bool(changed)
 
 
 class Tester:
@@ -52,20 +70,11 @@ class Tester:
         """The given table's scores (S, N)."""
         return self._measured(self._constant(self.base), 0, self.config.held_out)
 
-    def compare(self, given: Tensor) -> None:
-        """Warns where the given table's first samples are no longer scored as they were: code of the model or of a
-        reward has changed, or a reward is random. What goes on is then another run, if perhaps the intended one.
-        """
+    def changed(self, given: Tensor) -> bool:
+        """Whether the given table's first samples are no longer scored as they were; see `scored_otherwise`."""
         first = min(BLOCK, self.config.held_out)
         again = self._measured(self._constant(self.base), 0, first)
-        for name, old, new in zip(self.scores, given[:, :first], again, strict=True):
-            apart = float((new - old).abs().mean())
-            if apart > CHANGED * normalisation(old).scale and self.workers.rank == 0:
-                log.warning(
-                    "%s scores the given table otherwise than when this run began, by %.3g on average: if that is not "
-                    "what you want, undo what has changed in the model or the reward, or choose another --out",
-                    name, apart,
-                )  # fmt: skip
+        return scored_otherwise(self.scores, given[:, :first], again, "given table", self.workers)
 
     def scales(self, given: Tensor) -> dict[str, Normalisation]:
         """By how much each score that is learned from is moved and divided."""
