@@ -32,6 +32,7 @@ Target = TypeVar("Target")
 CONTROLNET = "controlnet"  # it answers a network, not a solver
 # By the pipeline, or by the first network of a model that has none.
 _gates: weakref.WeakKeyDictionary[Any, Gate] = weakref.WeakKeyDictionary()
+_measured: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # how many measurements are under way
 
 
 def accelerate(target: Target, *accelerators: Accelerator) -> Target:
@@ -58,6 +59,7 @@ def accelerate(target: Target, *accelerators: Accelerator) -> Target:
             what = f"the class {one.__name__}" if isinstance(one, type) else repr(one)
             raise TypeError(f"{what} is no accelerator: give one with its settings, such as epd.FirstBlock(0.2)")
     _require_together(accelerators)
+    _require_unmeasured(owner)
     accelerators = tuple(sorted(accelerators, key=lambda a: label(a) in LAST))
     for name, network in networks.items():
         _require_open(name, network)
@@ -77,9 +79,10 @@ def accelerate(target: Target, *accelerators: Accelerator) -> Target:
 
 def decelerate(target: Target) -> Target:
     """Takes all accelerators out: no hook, no attribute is left. Nothing to do is fine, too."""
-    gate = _gates.pop(_parts(target)[0], None)
-    if gate is not None:
-        gate.remove()
+    owner = _parts(target)[0]
+    if owner in _gates:
+        _require_unmeasured(owner)
+        _gates.pop(owner).remove()
     return target
 
 
@@ -141,9 +144,11 @@ def measure(target: object, counts: bool = True) -> Iterator[Measurement]:
         gate = own = Gate(networks, pipe, ())
     measured = Measurement(counts=counts)
     gate.meters.append(measured)
+    _measured[owner] = _measured.get(owner, 0) + 1
     try:
         yield measured
     finally:
+        _measured[owner] -= 1
         gate.meters.remove(measured)
         if own is not None:
             own.remove()
@@ -172,6 +177,11 @@ def _parts(target: object) -> tuple[Any, Any, Mapping[str, Module]]:
         )
     named = {"network" if i == 0 else f"network_{i + 1}": network for i, network in enumerate(found.networks)}
     return found.networks[0], None, named
+
+
+def _require_unmeasured(owner: object) -> None:
+    if _measured.get(owner, 0):
+        raise ValueError("epd.measure is under way here and would miss what changes: accelerate before or after it")
 
 
 def _require_open(name: str, network: Module) -> None:

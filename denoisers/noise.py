@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,16 @@ def unit_noise(
     Args:
         seeds: (B,) non-negative integers.
         shape: shape of one sample.
+
+    Raises:
+        ValueError: for no seeds, or one that is negative or no integer.
     """
+    try:
+        numbers = [operator.index(seed) for seed in seeds]
+    except TypeError as error:
+        raise ValueError(f"seeds = {list(seeds)[:8]} must be integers, one for each sample") from error
+    if not numbers or min(numbers) < 0:
+        raise ValueError(f"seeds = {numbers[:8]} must be non-negative integers, one or more")
     generator = torch.Generator()
-    rows = [torch.randn(tuple(shape), generator=generator.manual_seed(int(seed))) for seed in seeds]
+    rows = [torch.randn(tuple(shape), generator=generator.manual_seed(seed)) for seed in numbers]
     return torch.stack(rows).to(device=device, dtype=dtype)

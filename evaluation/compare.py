@@ -21,6 +21,7 @@ from ..denoisers.fingerprint import model_identity
 from ..denoisers.protocol import Model
 from ..distill.teacher import POOL_SEEDS
 from ..formats.files import write_atomically
+from ..pipelines.find import find_table
 from ..runs.environment import environment
 from ..runs.progress import progress
 from ..solvers.auto import AnswerName, answer_named
@@ -39,7 +40,7 @@ log = logging.getLogger("epd")
 
 def compare(
     model: Model,
-    tables: Mapping[str, Table],
+    tables: Mapping[str, Table | str | Path],
     calls: Sequence[int] = (3, 5, 7, 9),
     samples: int = 2048,
     batch: int = 512,
@@ -63,7 +64,8 @@ def compare(
     reported is measured on all samples. A table counts at its own depth.
 
     Args:
-        tables: by name; those of one structure that end in their calls (`epd-3`, `epd-5`) are shown as one family.
+        tables: by name, each a Table or where it is (see `find_table`); those of one structure that end in their calls
+            (`epd-3`, `epd-5`) are shown as one family.
         samples: seeds `seed`, ..., `batch` solved together; those from 2^30 on are the noise that tables are learned
             and chosen on.
         features: states -> (B, F), for the Frechet distance to the converged samples and to `data` (M, *S).
@@ -92,7 +94,8 @@ def compare(
             "measure on seeds below"
         )
     model = checked(model, dtype)
-    families = family_names(tables)
+    learned = {name: find_table(table) for name, table in tables.items()}
+    families = family_names(learned)
     known = handmade(model.path)
     rivals, others = chosen(known, peers(known), solvers)
     views = {"features": features is not None, "classifier": classifier is not None, "data": data is not None}
@@ -109,10 +112,10 @@ def compare(
         few = list(batches_of(model, range(seed, seed + min(tuning, samples)), batch, dtype))
         candidates = candidate_schedules(model.path, model.sigma_min, model.sigma_max, alphas_cumprod)
         work = Work(model, candidates, few, batches, judges, dtype)
-        every = sorted({*calls, *(table.nfe for table in tables.values())})
+        every = sorted({*calls, *(table.nfe for table in learned.values())})
         jobs: dict[str, Callable[[], Cell | None]] = {
             f"{name} {table.digest}": partial(table_cell, name, families[name], table, work, answer_named(answer))
-            for name, table in tables.items()
+            for name, table in learned.items()
         }
         jobs |= {f"{one.name} at {at}": partial(handmade_cell, one, work, at) for one in rivals for at in every}
         jobs |= {

@@ -21,7 +21,7 @@ from .compare import ends_identity
 from .extractors import Extractor, pictures_of
 from .reference import fixed_picture
 from .rivals import Rival
-from .shards import SHARD
+from .shards import SHARD, same_answers
 
 
 def network_probe(model: Model, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -70,9 +70,15 @@ class Drawing:
         }
 
     def probe(self) -> dict[str, Tensor]:
-        """One evaluation of the network and one of the extractor: others under the same names answer otherwise."""
-        features = self.extractor(fixed_picture(self.picture))
-        return {**network_probe(self.model, self.seed, self.dtype), "features": features}
+        """One evaluation of the network, of the extractor and of each reward: others under the same names answer
+        otherwise. A reward that is random proves nothing by its answers.
+        """
+        picture, texts = fixed_picture(self.picture), self.texts([self.seed])
+        answers = {"features": self.extractor(picture)}
+        for name, reward in self.rewards.items():
+            one, again = (measured(reward, picture, texts) for _ in range(2))
+            answers[f"reward {name}"] = one if same_answers(one, again) else torch.zeros_like(one)
+        return {**network_probe(self.model, self.seed, self.dtype), **answers}
 
     def identity(self, solver: Rival) -> dict[str, Any]:
         """Everything that changes a sample's features or scores beside its number, ready for JSON.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from ..denoisers.checks import checked
 from ..denoisers.noise import unit_noise
 from ..denoisers.protocol import Denoiser, Model
 from ..denoisers.rows import samples_together
+from ..pipelines.find import find_table
 from ..runs.pictures import to_bytes
 from ..runs.progress import progress
 from ..solvers.schedules import checked_sigmas
@@ -135,7 +137,7 @@ class Inspection:
 
 def inspect(
     model: Model,
-    solver: Table | Traced,
+    solver: Table | str | Path | Traced,
     samples: int = 256,
     batch: int | None = None,
     seed: int = 0,
@@ -149,7 +151,7 @@ def inspect(
     A sample takes twice the solver's evaluations, one for each sigma, and those of the converged trajectory, some 200.
 
     Args:
-        solver: a table, or a rule with its sigmas.
+        solver: a table, or where it is (see `find_table`), or a rule with its sigmas.
         samples: seeds `seed`, ..., that all numbers are of; at least 2.
         batch: samples that are solved together; None: as many as 2^22 numbers of their states, at most 256.
         shown: seeds of the samples whose pictures and projections are kept.
@@ -165,6 +167,7 @@ def inspect(
     if samples < 2 or (batch is not None and batch < 1):
         raise ValueError(f"samples = {samples}, batch = {batch}: at least 2 samples, 1 in a batch")
     model = checked(model, dtype)
+    solver = find_table(solver) if isinstance(solver, (str, Path)) else solver
     table = solver if isinstance(solver, Table) else None
     rule = solver.rule(model.device) if isinstance(solver, Table) else solver.rule
     sigmas = checked_sigmas(torch.tensor(solver.sigmas) if isinstance(solver, Table) else solver.sigmas)

@@ -17,7 +17,7 @@ from .picture import draw
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PICTURE, SAMPLES = "solver.png", "samples.png"
+PICTURE, SAMPLES, CONFIG = "solver.png", "samples.png", "scheduler_config.json"
 
 
 def save_learned(
@@ -61,6 +61,9 @@ def save_learned(
     table, scheduler = _table_and_scheduler(learned, scheduler_config or _stock_config(folder))
     target = folder / SUBFOLDER
     target.mkdir(parents=True, exist_ok=True)
+    # What is left of another solver would be loaded in the place of this one, or shown beside it.
+    for stale in [CONFIG] * (scheduler is None) + [SAMPLES] * (picture is None):
+        (target / stale).unlink(missing_ok=True)
     if scheduler is not None:
         scheduler.save_pretrained(target)
     table.save(target / TABLE_FILE)
@@ -94,7 +97,7 @@ def _table_and_scheduler(learned: Any, config: Mapping[str, Any] | None) -> tupl
 
 def _stock_config(folder: Path) -> dict[str, Any] | None:
     """That of the pipeline that was saved here, if any."""
-    path = folder / "scheduler" / "scheduler_config.json"
+    path = folder / "scheduler" / CONFIG
     return read_json(path, ValueError, finite=False) if path.exists() else None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..denoisers.checks import checked
 from ..denoisers.protocol import Model
+from ..pipelines.find import find_table
 from ..solvers.table import Table
 from . import refine as trainer
 from .acceleration_config import AccelerationConfig
@@ -27,7 +28,7 @@ RewardLike = str | Callable[[Tensor, Sequence[str]], Tensor]
 
 def refine(
     model: Model,
-    table: Table,
+    table: Table | str | Path,
     rewards: RewardLike | Mapping[str, RewardLike],
     config: RefineConfig = RefineConfig(),  # noqa: B008 - frozen
     out: Path | str | None = None,
@@ -48,7 +49,7 @@ def refine(
 
     Args:
         model: as of `distill`.
-        table: where the policy starts.
+        table: where the policy starts: a Table, or where it is (see `find_table`).
         rewards: a function of pictures (B, 3, H, W) in [0, 1] and their prompts that returns (B,), or a name that
             `load_reward` knows, or `closeness`; or several by name.
         config: how many updates, of how many pictures.
@@ -67,6 +68,7 @@ def refine(
         RewardError: for a reward that cannot be loaded, or fails.
         ValueError: for a model that `check_model` refuses, a table of another path, or a folder that holds another run.
     """
+    table = find_table(table)
     task = task_of(model, rewards, config.dtype, config.tolerance, weights, watched, texts, train, held_out)
     task = dataclasses.replace(task, context=context, starts=tuple(starts))
     if out is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -56,6 +56,12 @@ class ScheduleSpace:
             raise ValueError(f"decisions = {self.decisions} must be at least 1")
         if not 0 <= self.share <= 1:
             raise ValueError(f"share = {self.share} must be in [0, 1]: quality's part of the reward")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self.costs), self.edges, self.decisions, self.share)
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.costs.items()), self.edges, self.decisions, self.share))
 
     @property
     def sizes(self) -> tuple[int, int, int]:

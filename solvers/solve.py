@@ -41,9 +41,15 @@ def trajectory(
 
     Raises:
         ValueError: for sigmas that do not decrease or are those of another number of samples, or a denoiser that
-            changes the shape.
+            changes the shape; for noise of integers.
+        TypeError: for what is no rule or no answer.
         FloatingPointError: at the end, when a state is not finite, naming the first step after which it was not.
     """
+    for name, value, remedy in (("rule", rule, "epd.rules.euler() or table.rule()"), ("answer", answer, "epd.auto()")):
+        if not callable(value):
+            raise TypeError(f"{name} is of type {type(value).__name__}: give one such as {remedy}")
+    if not noise.is_floating_point():
+        raise ValueError(f"noise of {noise.dtype} must be of floating point, such as epd.unit_noise draws")
     levels = checked_sigmas(sigmas).to(coefficient_device(noise.device))
     if levels.ndim == 2 and levels.shape[1:] != noise.shape[:1]:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -255,6 +256,16 @@ class Table:
         numbers = {k: v for k, v in self.to_dict().items() if k != "provenance"}
         return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields, without what is worked out from them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)  # which copies and pickles forget
+            object.__setattr__(self, name, value)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Table) and self.to_dict() == other.to_dict()
 
@@ -275,10 +286,16 @@ class Table:
         return from_dict(data)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes JSON, atomically: the old file stays whole until the new one is."""
-        from .table_json import dumps
+        """Writes JSON, atomically: the old file stays whole until the new one is.
 
-        write_atomically(FilePath(path), dumps(self).encode())
+        Raises:
+            TableError: for a table that could not be read again, because of its size or its provenance.
+        """
+        from .table_json import dumps, loads
+
+        text = dumps(self)
+        loads(text, "this table")
+        write_atomically(FilePath(path), text.encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Table:
