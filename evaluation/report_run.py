@@ -221,9 +221,11 @@ def _tuned(run: Run) -> str:
 def _own(run: Run) -> str:
     """What a run without a comparison measured itself."""
     assert run.table is not None, "a run without a comparison has a table"
+    cost = f"{run.table.depth} calls, {run.table.nfe} evaluations a sample"
+    if run.config.get("table") == run.table.digest:  # a refinement, with the metrics of where its table comes from
+        return f"{cost}; it is the given table, as none was better beyond doubt, and no other solver stands beside it."
     found = run.table.provenance.metrics.items()
     measured = ", ".join(f"{MEASURED.get(name, name)} {value:.4g}" for name, value in found)
-    cost = f"{run.table.depth} calls, {run.table.nfe} evaluations a sample"
     return f"{cost}; the run itself measured {measured or 'nothing'}, and no other solver beside it."
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -256,15 +255,9 @@ class Table:
         numbers = {k: v for k, v in self.to_dict().items() if k != "provenance"}
         return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """The fields, without what is worked out from them."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            if isinstance(value, np.ndarray):
-                value.setflags(write=False)  # which copies and pickles forget
-            object.__setattr__(self, name, value)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are made anew: arrays forget there that they cannot be changed."""
+        return functools.partial(type(self), **{f.name: getattr(self, f.name) for f in fields(self)}), ()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Table) and self.to_dict() == other.to_dict()
@@ -286,16 +279,12 @@ class Table:
         return from_dict(data)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes JSON, atomically: the old file stays whole until the new one is.
-
-        Raises:
-            TableError: for a table that could not be read again, because of its size or its provenance.
+        """Writes JSON, atomically: the old file stays whole until the new one is. A table that could not be read again,
+        because of its size or its provenance, is a TableError.
         """
-        from .table_json import dumps, loads
+        from .table_json import proven
 
-        text = dumps(self)
-        loads(text, "this table")
-        write_atomically(FilePath(path), text.encode())
+        write_atomically(FilePath(path), proven(self).encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Table:

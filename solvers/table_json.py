@@ -119,6 +119,17 @@ def dumps(table: Table) -> str:
     return text
 
 
+def proven(table: Table) -> str:
+    """`dumps`' text, which `loads` reads.
+
+    Raises:
+        TableError: for a table that could not be read again, because of its size or its provenance.
+    """
+    text = dumps(table)
+    loads(text, "this table")
+    return text
+
+
 def loads(text: str, source: str = "table") -> Table:
     """Reads `dumps`' text; every fault is one TableError that names the source.
 

@@ -30,6 +30,23 @@ def moment(**changes: Any) -> Moment:  # noqa: ANN401
     return Moment(**{**values, **changes})
 
 
+def test_nothing_is_put_in_or_taken_out_while_it_is_measured() -> None:
+    """A measurement would go on with the hooks of before."""
+    pipe = build("sd")
+    for accelerated in (False, True):
+        if accelerated:
+            epd.accelerate(pipe, epd.Reuse((1,)))
+        with epd.measure(pipe), epd.measure(pipe):
+            with pytest.raises(ValueError, match="epd.measure is under way"):
+                epd.accelerate(pipe, epd.Reuse((2,)))
+            if accelerated:
+                with pytest.raises(ValueError, match="epd.measure is under way"):
+                    epd.decelerate(pipe)
+    epd.accelerate(pipe, epd.Reuse((2,)))
+    epd.decelerate(pipe)
+    assert not epd.summary(pipe).accelerated
+
+
 def test_the_volume_of_boxes() -> None:
     now = moment()
     calls = [Called.of(now, None), Called.of(now, Work([0, 5], 0.5, 0.25)), Called.of(now, Work((), 1.0, 1.0))]

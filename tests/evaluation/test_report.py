@@ -77,6 +77,15 @@ def test_without_a_comparison_the_run_speaks_for_itself(tmp_path: Path, no_figur
     assert f"epd report {path} --model digits-exact" in page.words
 
 
+def test_a_refinement_that_found_nothing_better_measured_nothing_of_its_table(tmp_path: Path) -> None:
+    path = run_folder(tmp_path / "mine")
+    (path / "config.json").write_text(json.dumps({"table": table().digest}))
+    assert verdicts(read_run(path)) == [
+        "5 calls, 8 evaluations a sample; it is the given table, as none was better beyond doubt, and no other solver "
+        "stands beside it."
+    ]
+
+
 @pytest.mark.parametrize("content", [{}, {"run": {"solver.json": True}}])
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, content: dict[str, object]) -> None:
     for name in content:

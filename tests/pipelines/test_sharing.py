@@ -118,6 +118,15 @@ def test_a_table_alone_needs_no_scheduler(tmp_path: Path) -> None:
     assert scheduler.table == table
 
 
+def test_nothing_of_another_solver_stays_beside_a_table(saved: Path) -> None:
+    save_learned(epd.enable(tiny_pipelines.build("sd"), small_table()), saved / "x", picture=draw(small_table()))
+    assert {"epd_scheduler/scheduler_config.json", "epd_scheduler/samples.png"} <= contents(saved / "x").keys()
+    table = named_table("sd15-rdpo-10x2")
+    save_learned(table, saved / "x")
+    assert find_table(saved / "x") == table
+    assert sorted(contents(saved / "x")) == ["README.md", "epd_scheduler/solver.json", "epd_scheduler/solver.png"]
+
+
 def test_card(saved: Path) -> None:
     save_learned(small_table(), saved, metrics={"fid": 12.5}, base_model="me/tiny", picture=draw(small_table()))
     text = (saved / "README.md").read_text()

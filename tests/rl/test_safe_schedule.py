@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -96,6 +98,17 @@ def test_logged_runs_count_as_its_own_do() -> None:
     assert online.known.sums is not None and online.known.sums.sum() == pytest.approx(wanted)
     grown = ScheduleTuner(SPACE, ["full", "cached", "full"], 0.1, QUICK, logged=offline.known)
     assert grown.schedule() == offline.schedule()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda tuner: pickle.loads(pickle.dumps(tuner))])
+def test_a_tuner_survives_a_restart(copied: Any) -> None:  # noqa: ANN401
+    tuner = ScheduleTuner(SPACE, ["full"] * 3, 0.4, QUICK)
+    tuner.play(Sampler(0), 50, np.random.default_rng(0))
+    other = copied(tuner)
+    assert other.schedule() == tuner.schedule() and (other.known.counts == tuner.known.counts).all()
+    assert copied(SPACE) == SPACE and hash(copied(SPACE)) == hash(SPACE)
+    plays = [one.play(Sampler(1), 50, np.random.default_rng(1)) for one in (tuner, other)]
+    assert plays[0].earned == plays[1].earned
 
 
 def test_by_coin_whole_runs_are_the_optimistic_ones() -> None:

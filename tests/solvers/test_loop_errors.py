@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from helpers.recording import Recorder, elementwise, normal
@@ -41,6 +42,23 @@ def test_a_network_that_is_not_finite_is_an_error_that_names_the_step(
 def test_a_network_that_changes_the_shape_is_an_error(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"returned shape .* for a state of shape \(5, 2, 3\)"):
         epd.solve(rules.euler(), lambda x, sigma: torch.zeros(shape), NOISE, SIGMAS)
+
+
+def test_what_is_no_rule_answer_or_noise_is_told_with_what_to_give() -> None:
+    table, sigmas = FAMILIES["anchor and memory"], [2.0, 1.0]
+    with pytest.raises(TypeError, match=r"rule is of type Table: give one such as .*table.rule\(\)"):
+        epd.solve(table, elementwise, NOISE, sigmas)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"answer is of type str: give one such as epd.auto\(\)"):
+        epd.solve(rules.euler(), elementwise, NOISE, sigmas, answer="auto")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="noise of torch.int64 must be of floating point"):
+        epd.solve(rules.euler(), elementwise, NOISE.long(), sigmas)
+
+
+@pytest.mark.parametrize("seeds", [[], [-1], [1.9], [0, 2.0], ["1"]])
+def test_seeds_are_integers_from_zero_on(seeds: list[int]) -> None:
+    with pytest.raises(ValueError, match="must be (non-negative )?integers, one"):
+        epd.unit_noise(seeds, (2,))
+    assert torch.equal(epd.unit_noise([*np.array([3, 4])], (2,)), epd.unit_noise([3, 4], (2,)))
 
 
 BAD_SIGMAS: dict[str, list[float]] = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +27,17 @@ def plain(**changes: Any) -> epd.Table:  # noqa: ANN401 - any field, right or wr
 
 def full(**changes: Any) -> epd.Table:  # noqa: ANN401
     return dataclasses.replace(full_table(past=1), **changes)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))])
+def test_copies_cannot_be_changed_either(copied: Callable[[epd.Table], epd.Table]) -> None:
+    table = full()
+    before = table.digest, table.used
+    other = copied(table)
+    assert other == table and (other.digest, other.used) == before
+    for name in ARRAYS:
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(other, name)[:] = 0
 
 
 ONE_CALL = full_table(1, past=1)

@@ -207,6 +207,19 @@ def test_a_provenance_that_json_cannot_hold_is_one_clear_error(value: object, tm
     assert Table.load(path) == PLAIN
 
 
+WRONG: list[dict[str, Any]] = [
+    {"seed": 1.5}, {"metrics": {"x": "a"}}, {"model": 3}, {"guidance": True}, {"config": [1]},
+    {"accelerators": ("reuse",)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: next(iter(wrong)))
+def test_a_provenance_that_is_not_read_again_is_not_written(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=f"this table: provenance.{next(iter(wrong))} = "):
+        plain(provenance=Provenance(**wrong)).save(tmp_path / "solver.json")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_nothing_is_written_that_is_not_read_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The bound of readers, 2 ** 18, made small: by one value more than the table has, and by one less."""
     table, path = full_table(past=2), tmp_path / "solver.json"
