@@ -49,6 +49,11 @@ def load_reference(
     probe = workers.together(lambda: extractor(fixed_picture(picture))[0])
     if source.is_dir():
         found = _of_folder(source, extractor, picture, keep, workers, probe)
+        if len(found) > 1 and bool((found == found[0]).all()):
+            raise ReferenceError(
+                f"the features {extractor.name} are the same for all {len(found)} pictures of {source}, and so would "
+                "be those of any samples: mend the extractor, or give other pictures"
+            )
         return Statistics(moments(found), len(found), some_rows(found, most), probe, picture)
     return workers.together(lambda: _of_file(source, extractor.name, picture, probe))
 

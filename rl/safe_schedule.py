@@ -197,8 +197,10 @@ class ScheduleTuner:
         """Plays a batch of runs by one plan and learns from them.
 
         Raises:
-            ValueError: for a sampler that doesn't ask for every decision in turn, or qualities that are no qualities.
+            ValueError: for no runs, a sampler that doesn't ask for every decision in turn, or qualities that are none.
         """
+        if runs < 1:
+            raise ValueError(f"runs = {runs} must be at least 1")
         mixture = self.plan()
         whole = generator.random(runs) < mixture.coin
         policies = np.stack([self.baseline, mixture.policy])

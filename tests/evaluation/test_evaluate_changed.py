@@ -12,6 +12,7 @@ from torch import Tensor
 
 import epd
 from epd.evaluation.extractors import FeatureError
+from epd.evaluation.stats_files import ReferenceError
 
 Score = Callable[[Tensor, Sequence[str]], Tensor]
 
@@ -47,10 +48,20 @@ def test_a_reward_that_is_random_goes_on(tmp_path: Path, caplog: pytest.LogCaptu
     assert "anew" not in caplog.text
 
 
-def test_features_of_no_width_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("width", "error", "message"),
+    [
+        (0, FeatureError, r"are of shape \(\d+, 0\).*return \(\d+, F\)"),
+        (4, ReferenceError, "are the same for all .* pictures of .*reference, and so would be those of any samples"),
+    ],
+)
+def test_features_that_tell_nothing_are_refused(
+    width: int, error: type[ValueError], message: str, tmp_path: Path
+) -> None:
+    """Their distances are 0: a perfect mark for every solver."""
     saved_pictures(tmp_path / "reference")
-    with pytest.raises(FeatureError, match=r"are of shape \(\d+, 0\).*return \(\d+, F\)"):
+    with pytest.raises(error, match=message):
         epd.evaluate(
-            picture_mixture(), {"ours": rough_table()}, lambda x: torch.ones(len(x), 0), tmp_path / "reference",
+            picture_mixture(), {"ours": rough_table()}, lambda x: torch.ones(len(x), width), tmp_path / "reference",
             tmp_path / "keep", 44,
         )  # fmt: skip

@@ -207,6 +207,7 @@ RUNS, FULL = np.ones((4, 3)), np.zeros((4, 3), int)
         (lambda: fresh(floor=math.nan), "floor = nan"),
         (lambda: fresh(np.ones((3, 2, 2))), "policy.* sums to 2"),
         (lambda: fresh(method="ucb"), "method = 'ucb'"),
+        (lambda: fresh().play(Sampler(0), 0, np.random.default_rng(0)), "runs = 0 must be at least 1"),
         (lambda: fresh(logged=KNOWN), "lack observed rewards"),
         (lambda: fresh().record(RUNS, FULL + 2, RUNS), "in 0 to 1"),
         (lambda: fresh().record(RUNS, RUNS, RUNS), "actions must be integers"),
