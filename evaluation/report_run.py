@@ -33,6 +33,7 @@ class Run:
         path: as it was given.
         config: of config.json: everything that the run's numbers depend on; empty where there is none.
         tuned: of tune.json; empty where there is none.
+        refined: of a refinement's report: False where its table is the given one. None: it is none, or does not say.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Run:
     comparison: Comparison | None
     config: Mapping[str, Any]
     tuned: Mapping[str, Any]
+    refined: object = None
 
     @property
     def model(self) -> str:
@@ -128,7 +130,8 @@ def read_run(path: Path) -> Run:
         hint = f"it has folders that hold one: {', '.join(within)}" if within else "give the folder of a finished run"
         raise ReportError(f"{path} holds none of {TABLE}, {COMPARISON}, compare/{COMPARISON}: {hint}")
     kind = "tune" if tuned else "refine" if (path / REFINE).exists() else "distill" if table else "compare"
-    return Run(path.resolve().name, kind, str(path), table, comparison, recorded_identity(path), tuned)
+    refined = _mapping(path / REFINE).get("refined")
+    return Run(path.resolve().name, kind, str(path), table, comparison, recorded_identity(path), tuned, refined)
 
 
 def _mapping(path: Path) -> Mapping[str, Any]:
@@ -222,7 +225,7 @@ def _own(run: Run) -> str:
     """What a run without a comparison measured itself."""
     assert run.table is not None, "a run without a comparison has a table"
     cost = f"{run.table.depth} calls, {run.table.nfe} evaluations a sample"
-    if run.config.get("table") == run.table.digest:  # a refinement, with the metrics of where its table comes from
+    if run.refined is False:  # its metrics are those of where it comes from
         return f"{cost}; it is the given table, as none was better beyond doubt, and no other solver stands beside it."
     found = run.table.provenance.metrics.items()
     measured = ", ".join(f"{MEASURED.get(name, name)} {value:.4g}" for name, value in found)

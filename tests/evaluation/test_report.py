@@ -79,7 +79,7 @@ def test_without_a_comparison_the_run_speaks_for_itself(tmp_path: Path, no_figur
 
 def test_a_refinement_that_found_nothing_better_measured_nothing_of_its_table(tmp_path: Path) -> None:
     path = run_folder(tmp_path / "mine")
-    (path / "config.json").write_text(json.dumps({"table": table().digest}))
+    (path / "report.json").write_text(json.dumps({"refined": False}))
     assert verdicts(read_run(path)) == [
         "5 calls, 8 evaluations a sample; it is the given table, as none was better beyond doubt, and no other solver "
         "stands beside it."
