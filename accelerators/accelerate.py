@@ -32,7 +32,6 @@ Target = TypeVar("Target")
 CONTROLNET = "controlnet"  # it answers a network, not a solver
 # By the pipeline, or by the first network of a model that has none.
 _gates: weakref.WeakKeyDictionary[Any, Gate] = weakref.WeakKeyDictionary()
-_measured: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # how many measurements are under way
 
 
 def accelerate(target: Target, *accelerators: Accelerator) -> Target:
@@ -59,7 +58,7 @@ def accelerate(target: Target, *accelerators: Accelerator) -> Target:
             what = f"the class {one.__name__}" if isinstance(one, type) else repr(one)
             raise TypeError(f"{what} is no accelerator: give one with its settings, such as epd.FirstBlock(0.2)")
     _require_together(accelerators)
-    _require_unmeasured(owner)
+    _require_unmeasured(_gates.get(owner))
     accelerators = tuple(sorted(accelerators, key=lambda a: label(a) in LAST))
     for name, network in networks.items():
         _require_open(name, network)
@@ -80,8 +79,9 @@ def accelerate(target: Target, *accelerators: Accelerator) -> Target:
 def decelerate(target: Target) -> Target:
     """Takes all accelerators out: no hook, no attribute is left. Nothing to do is fine, too."""
     owner = _parts(target)[0]
-    if owner in _gates:
-        _require_unmeasured(owner)
+    gate = _gates.get(owner)
+    if gate is not None and gate.accelerators:
+        _require_unmeasured(gate)
         _gates.pop(owner).remove()
     return target
 
@@ -118,7 +118,7 @@ def summary(target: object) -> Summary:
     owner, pipe, _ = _parts(target)
     shown = Summary(type(target).__name__) if pipe is None else enable.summary(pipe)
     gate = _gates.get(owner)
-    if gate is None:
+    if gate is None or not gate.accelerators:
         return shown
     lines = [f"accelerated: {', '.join(map(spelt, gate.accelerators))}"]
     scheduler = None if pipe is None else vars(pipe).get("scheduler")
@@ -139,19 +139,17 @@ def measure(target: object, counts: bool = True) -> Iterator[Measurement]:
         counts: FLOPs and bytes, too, which slows every operation; False for `seconds` that are true.
     """
     owner, pipe, networks = _parts(target)
-    gate, own = _gates.get(owner), None
+    gate = _gates.get(owner)
     if gate is None:
-        gate = own = Gate(networks, pipe, ())
+        gate = _gates[owner] = Gate(networks, pipe, ())
     measured = Measurement(counts=counts)
     gate.meters.append(measured)
-    _measured[owner] = _measured.get(owner, 0) + 1
     try:
         yield measured
     finally:
-        _measured[owner] -= 1
         gate.meters.remove(measured)
-        if own is not None:
-            own.remove()
+        if not gate.meters and not gate.accelerators:
+            _gates.pop(owner).remove()
 
 
 def _parts(target: object) -> tuple[Any, Any, Mapping[str, Module]]:
@@ -179,8 +177,8 @@ def _parts(target: object) -> tuple[Any, Any, Mapping[str, Module]]:
     return found.networks[0], None, named
 
 
-def _require_unmeasured(owner: object) -> None:
-    if _measured.get(owner, 0):
+def _require_unmeasured(gate: Gate | None) -> None:
+    if gate is not None and gate.meters:
         raise ValueError("epd.measure is under way here and would miss what changes: accelerate before or after it")
 
 

@@ -74,10 +74,14 @@ def _from_file(path: Path, option: str, failure: type[ValueError]) -> ModuleType
     return module
 
 
-def own_place(error: BaseException) -> str:
-    """The innermost line of a module of one's own that an error came through, as `path/file.py:12`; empty: none."""
+def own_failure(error: Exception) -> str:
+    """A sentence that names the innermost line of a module of one's own that an error came through; empty: none."""
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _files]
-    return f"{lines[-1].filename}:{lines[-1].lineno}" if lines else ""
+    return _told(f"{lines[-1].filename}:{lines[-1].lineno}", error) if lines else ""
+
+
+def _told(source: str, error: Exception) -> str:
+    return f"{source} fails: {in_words(error)}; -vv shows the traceback"
 
 
 @contextlib.contextmanager
@@ -88,7 +92,7 @@ def failures_of(source: str, failure: type[ValueError]) -> Iterator[None]:
     except (ValueError, ImportError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise failure(f"{source} fails: {in_words(error)}; -vv shows the traceback") from error
+        raise failure(_told(source, error)) from error
 
 
 def _importable(folder: Path) -> None:

@@ -115,8 +115,7 @@ def require_learnable(model: Model, config: DistillConfig) -> None:
         ValueError: where it cannot, naming the remedy.
     """
     learn = structure(config, model.path).learn
-    table = initial_table(config.model_copy(update={"schedule": USUAL[model.path]}), model)
-    _numbers(table, learn, config.optimizer)
+    _numbers(initial_table(config.model_copy(update={"schedule": USUAL[model.path]}), model), learn, config.optimizer)
 
 
 def _numbers(table: Table, learn: Sequence[str], optimizer: str) -> int:

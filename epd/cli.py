@@ -205,13 +205,11 @@ def _guarded(call: Callable[[], int], name: str, verbosity: int) -> int:
     except Exception as error:
         if _is_out_of_memory(error):
             return _complain(error, FAILED, verbosity, WITH_LESS.get(name, ""))
-        from .denoisers.checks import in_words
-        from .denoisers.own_function import own_place
+        from .denoisers.own_function import own_failure
 
-        place = own_place(error)
-        if not place:  # ours, which somebody has to mend
+        if not (text := own_failure(error)):  # ours, which somebody has to mend
             raise
-        told = RuntimeError(f"{place} fails: {in_words(error)}; -vv shows the traceback")
+        told = RuntimeError(text)
         told.__cause__ = error
         return _complain(told, FAILED, verbosity)
 

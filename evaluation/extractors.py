@@ -48,8 +48,10 @@ class Extractor:
     def _part(self, pictures: Tensor) -> Tensor:
         with failures_of(f"the features {self.name}", FeatureError):
             out: object = self.function(pictures.to(self.device))
-        rows = isinstance(out, Tensor) and out.ndim == 2 and len(out) == len(pictures) and out.shape[1] > 0
-        if not isinstance(out, Tensor) or not rows or not out.is_floating_point():
+        if (
+            not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(pictures) or out.shape[1] == 0
+            or not out.is_floating_point()
+        ):  # fmt: skip
             shown = f"shape {tuple(out.shape)}, {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
             raise FeatureError(
                 f"the features {self.name} are of {shown} for pictures {tuple(pictures.shape)}: return "
